@@ -1,0 +1,44 @@
+# make demo    the whole job on your machine: embedded teacher, no key, no network after the install
+# make test    everything: lint, types, fast and slow tests (make check: without the slow ones)
+# Both make .venv first where it is missing or out of date, and are safe to repeat.
+.DEFAULT_GOAL := help
+.PHONY: help venv demo check test lint clean
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+export TOKENIZERS_PARALLELISM := false
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
+	@echo "== installing into $(VENV) (about 2 GB, a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep ^torch constraints.txt)" -e '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-embedded.txt
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/potstill distill conf/demo.yaml
+
+lint: $(STAMP)
+	@echo "== ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+check: lint
+	@echo "== fast tests"
+	@$(BIN)/pytest -m "not slow"
+
+test: lint
+	@echo "== all tests (fast ones first, then Ray, DeepSpeed, MLflow and the embedded teacher for real)"
+	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m slow --durations=10
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

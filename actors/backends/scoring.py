@@ -1,0 +1,163 @@
+"""Log-probabilities of given continuations: what ``choose`` of the embedded teacher computes.
+
+A stage asks the same question about hundreds of texts, so most of every prompt is the same. That common
+beginning is read once and its keys and values are shared; then all choices of a text are scored in one
+pass, as a tree: every choice's tokens stand after the text, see the text and their own beginning, and
+not each other. Against one pass a choice this reads a sixth of the tokens at six classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.backends.attention import new_cache
+
+_MIN_SHARED = 16  # tokens; a shorter common beginning is not worth a group of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and the continuations to score, as token ids; no continuation is empty."""
+
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+
+
+def group_by_prefix(questions: Sequence[Question]) -> list[list[int]]:
+    """Indices of questions that share a beginning worth reading once, longest suffix last in each group."""
+    order = sorted(range(len(questions)), key=lambda i: questions[i].prompt)
+    groups: list[list[int]] = []
+    shared = 0
+    for i in order:
+        prompt = questions[i].prompt
+        if groups:
+            common = common_length([questions[groups[-1][0]].prompt[:shared], prompt]) if shared else 0
+            if len(groups[-1]) == 1:
+                common = common_length([questions[groups[-1][0]].prompt, prompt])
+            # Joining must not cost the group much of what it shares already.
+            if common >= _MIN_SHARED and 2 * common >= min(len(prompt), shared or len(prompt)):
+                groups[-1].append(i)
+                shared = common
+                continue
+        groups.append([i])
+        shared = 0
+    return [sorted(group, key=lambda i: len(questions[i].prompt)) for group in groups]
+
+
+def common_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Length of the longest common beginning."""
+    first, last = min(prompts), max(prompts)
+    for length, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return length
+    return min(len(first), len(last))
+
+
+def score(model: Any, questions: Sequence[Question], batch_size: int) -> list[list[float]]:
+    """Natural log-probability of every choice of every question, in order, over the full vocabulary."""
+    scores: list[list[float]] = [[] for _ in questions]
+    with torch.inference_mode():
+        for group in group_by_prefix(questions):
+            members = [questions[i] for i in group]
+            # At least one token of each prompt stays outside: its logits are the first choice tokens'.
+            shared = min(common_length([q.prompt for q in members]), min(len(q.prompt) for q in members) - 1)
+            prefix = _read_prefix(model, members[0].prompt[:shared])
+            for start in range(0, len(members), batch_size):
+                batch = members[start : start + batch_size]
+                for i, values in zip(
+                    group[start : start + batch_size], _score_batch(model, prefix, shared, batch), strict=True
+                ):
+                    scores[i] = values
+    return scores
+
+
+def _read_prefix(model: Any, tokens: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of the common beginning, a pair a layer, each (1, heads, tokens, width)."""
+    if not tokens:
+        return []
+    cache = new_cache(model)
+    model.base_model(input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _score_batch(
+    model: Any, prefix: list[tuple[Tensor, Tensor]], shared: int, batch: Sequence[Question]
+) -> list[list[float]]:
+    device = model.device
+    layouts = [_layout(q, shared) for q in batch]
+    width = max(len(layout.tokens) for layout in layouts)
+    rows = len(batch)
+    ids = torch.zeros((rows, width), dtype=torch.long)
+    positions = torch.zeros((rows, width), dtype=torch.long)
+    allowed = torch.zeros((rows, 1, width, shared + width), dtype=torch.bool)
+    allowed[..., :shared] = True
+    for r, layout in enumerate(layouts):
+        n = len(layout.tokens)
+        ids[r, :n] = torch.tensor(layout.tokens)
+        positions[r, :n] = torch.tensor(layout.positions)
+        allowed[r, 0, :n, shared : shared + n] = layout.visible
+        allowed[r, 0, n:, shared] = True  # padding sees one token, or its softmax would be over nothing
+    mask = torch.zeros(allowed.shape, dtype=model.dtype).masked_fill_(~allowed, torch.finfo(model.dtype).min)
+
+    cache = new_cache(model)
+    for layer, (keys, values) in zip(cache.layers, prefix, strict=False):
+        layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+    hidden = model.base_model(
+        input_ids=ids.to(device),
+        position_ids=positions.to(device),
+        attention_mask=mask.to(device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+    where = [
+        (r, position)
+        for r, layout in enumerate(layouts)
+        for position in sorted({p for steps in layout.steps for p, _ in steps})
+    ]
+    index = {place: i for i, place in enumerate(where)}
+    picked = hidden[
+        torch.tensor([r for r, _ in where], device=device), torch.tensor([p for _, p in where], device=device)
+    ]
+    logprobs = torch.log_softmax(model.get_output_embeddings()(picked).float(), dim=-1)
+    return [
+        [float(sum(logprobs[index[r, p], token] for p, token in steps)) for steps in layout.steps]
+        for r, layout in enumerate(layouts)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """One row: tokens after the shared beginning with positions and sight; ``steps[choice]`` = (place whose
+    logits are wanted, token wanted) of each token of a choice."""
+
+    tokens: list[int]
+    positions: list[int]
+    visible: Tensor
+    steps: list[list[tuple[int, int]]]
+
+
+def _layout(question: Question, shared: int) -> _Layout:
+    suffix = list(question.prompt[shared:])
+    n = len(suffix)
+    tokens, positions = list(suffix), list(range(shared, shared + n))
+    steps: list[list[tuple[int, int]]] = []
+    spans: list[tuple[int, int]] = []
+    for choice in question.choices:
+        start = len(tokens)
+        # The last token of a choice is only predicted, never read.
+        tokens += choice[:-1]
+        positions += range(shared + n, shared + n + len(choice) - 1)
+        spans.append((start, len(tokens)))
+        steps.append([(n - 1 if t == 0 else start + t - 1, token) for t, token in enumerate(choice)])
+    visible = torch.zeros((len(tokens), len(tokens)), dtype=torch.bool)
+    visible[:n, :n] = torch.ones((n, n), dtype=torch.bool).tril()
+    for start, stop in spans:
+        visible[start:stop, :n] = True
+        visible[start:stop, start:stop] = torch.ones((stop - start, stop - start), dtype=torch.bool).tril()
+    return _Layout(tokens, positions, visible, steps)

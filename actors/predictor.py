@@ -1,0 +1,112 @@
+"""Batch inference for Ray Data: every student's class probabilities for every text, in one pass.
+
+    dataset.map_batches(Predictor, fn_constructor_kwargs={"students": {"a": folder}}, batch_format="pyarrow",
+                        compute=ActorPoolStrategy(size=2))
+
+Texts are sorted by length within a batch and padded to the longest of a micro-batch, so large batches waste
+little; students that share a tokenizer share the tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actors import export
+from potstill import batches
+from potstill.errors import StageError
+
+PREFIX = "probs:"
+"""A student's column of probabilities is this and its name."""
+
+
+class Predictor:
+    """Loads exported students once; a call adds a column of class probabilities for each."""
+
+    def __init__(
+        self,
+        students: Mapping[str, str],
+        labels: Sequence[str],
+        device: str = "cpu",
+        max_length: int = 128,
+        micro_batch_tokens: int = 8192,
+        threads: int = 1,
+    ) -> None:
+        """Raises ``StageError`` where a folder can't be loaded or was trained for other classes."""
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging as chatter
+
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        self._device, self._max_length, self._tokens = device, max_length, micro_batch_tokens
+        self._models: dict[str, Any] = {}
+        self._tokenizer_of: dict[str, str] = {}
+        self._tokenizers: dict[str, Any] = {}
+        for name, folder in students.items():
+            local = export.fetch(folder)
+            try:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    local, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
+                tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise StageError(
+                    f"student {name!r} in {folder} can't be loaded: {' '.join(str(error).split())[:300]}"
+                ) from error
+            known = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
+            if known != tuple(labels):
+                raise StageError(f"student {name!r} was trained for classes {known}, not for {tuple(labels)}")
+            self._models[name] = model.eval().to(device)
+            key = _identity(tokenizer)
+            self._tokenizer_of[name] = key
+            self._tokenizers.setdefault(key, tokenizer)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A table with ``text`` comes back with a column ``probs:<student>`` (lists in label order) for each."""
+        texts = batch.column("text").to_pylist()
+        tokens = {key: self._tokenise(tokenizer, texts) for key, tokenizer in self._tokenizers.items()}
+        for name in self._models:
+            probs = self._probabilities(name, tokens[self._tokenizer_of[name]])
+            batch = batch.append_column(PREFIX + name, pa.array(probs.tolist(), type=pa.list_(pa.float64())))
+        return batch
+
+    def predict(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Class probabilities ``[texts, classes]`` by student, without Ray."""
+        table = self(pa.table({"text": pa.array(list(texts), type=pa.string())}))
+        return {name: np.array(table.column(PREFIX + name).to_pylist()) for name in self._models}
+
+    def _tokenise(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        longest = min(self._max_length, tokenizer.model_max_length)
+        ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        return ids
+
+    def _probabilities(self, name: str, ids: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        import torch
+
+        model, tokenizer = self._models[name], self._tokenizers[self._tokenizer_of[name]]
+        probs = np.zeros((len(ids), model.config.num_labels))
+        with torch.inference_mode():
+            for chosen in batches.length_sorted([len(row) for row in ids], self._tokens):
+                if not chosen:
+                    continue
+                inputs = tokenizer.pad({"input_ids": [list(ids[i]) for i in chosen]}, return_tensors="pt")
+                logits = model(**{key: value.to(self._device) for key, value in inputs.items()}).logits
+                # Double precision: rows should sum to 1 as closely as a distribution can.
+                probs[chosen] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
+        return probs
+
+
+def _identity(tokenizer: Any) -> str:
+    """Equal for tokenizers that give the same ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

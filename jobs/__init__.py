@@ -1,0 +1,1 @@
+"""What is submitted: one thin module a job (config -> preflight -> stages -> tracking)."""

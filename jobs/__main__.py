@@ -1,0 +1,175 @@
+"""The command line: ``potstill X`` and ``python -m jobs X`` are the same.
+
+Heavy imports wait until a command needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import actors
+import potstill
+from jobs import interrupt
+from potstill.config import Config, ConfigError, load
+from potstill.errors import InputError, PotstillError, Problem
+
+app = typer.Typer(
+    name="potstill",
+    help="Distil a large language model into a small text classifier on a Ray cluster.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ALL_STAGES = ("generate", "relabel", "finetune", "evaluate")
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML config, such as conf/demo.yaml")]
+RunOrConfig = Annotated[
+    str, typer.Argument(metavar="RUN|CONFIG", help="a run (its name or folder) or the config that it was started with")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="override a field of the config, such as augment.per_class=50; repeatable"
+    ),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's and DeepSpeed's own logs, and tracebacks")]
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Show requests, tokens and cost by stage, and what the ledger already holds. Nothing is spent."""
+    from jobs.plan import show
+
+    show(_load(config, overrides))
+
+
+@app.command()
+def distill(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """The whole job: generate, relabel, fine-tune, evaluate, register."""
+    from jobs.distill import distill as run
+
+    run(_load(config, overrides, ALL_STAGES), verbose)
+
+
+@app.command()
+def generate(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Stage 1: the teacher writes texts."""
+    from jobs.distill import run_stages
+
+    run_stages(_load(config, overrides, ["generate"]), ["generate"], verbose)
+
+
+@app.command()
+def relabel(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Stage 2: the teacher labels the texts of a run."""
+    _stage("relabel", run, overrides, verbose)
+
+
+@app.command()
+def finetune(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Stage 3: students are trained on the labelled texts of a run."""
+    _stage("finetune", run, overrides, verbose)
+
+
+@app.command()
+def evaluate(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Stage 4: the students of a run are scored on the test split, the distilled one is registered."""
+    _stage("evaluate", run, overrides, verbose)
+
+
+@app.command()
+def report(run: RunOrConfig, overrides: Overrides = None) -> None:
+    """Print the report of a finished run."""
+    from jobs.report import show
+
+    show(*_resolve(run, overrides))
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a registered model, such as trec6-student")],
+    version: Annotated[int | None, typer.Option(help="the version to promote; default: the challenger")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="promote even if its score is worse or can't be compared")
+    ] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="give the alias back to the champion before")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI; default as in a config")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a registered model's challenger the champion, if it is no worse."""
+    from jobs.promote import show
+
+    show(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri)
+
+
+def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> Config:
+    """A config whose paths are absolute. Where it is broken, the rest of it is checked as well: all is told at once."""
+    from jobs import paths
+
+    try:
+        return paths.make_absolute(load(path, overrides or ()))
+    except ConfigError as error:
+        from jobs import preflight
+
+        more = preflight.problems(paths.make_absolute(error.rest), stages) if error.rest and stages else []
+        raise InputError([*error.problems, *more]) from error
+
+
+def _stage(stage: str, run: str, overrides: list[str] | None, verbose: bool) -> None:
+    from jobs.distill import run_stages
+
+    run_stages(_resolve(run, overrides)[1], [stage], verbose)
+
+
+def _resolve(reference: str, overrides: list[str] | None) -> tuple[str, Config]:
+    """The run's name or the config's path as given, and the config behind it."""
+    if reference.endswith((".yaml", ".yml")):
+        return reference, _load(reference, overrides)
+    from jobs.runs import Run
+    from potstill.config import home
+
+    found = Run.find(reference, str(home() / "runs"))
+    if found is None:
+        raise InputError([Problem(reference, "is neither a config (.yaml) nor a run's folder or name")])
+    if overrides:
+        raise InputError([Problem("--set", "changes a config, not a finished run; give the config instead of the run")])
+    return reference, found[1]
+
+
+def _check_imports() -> list[str]:
+    """`jobs` and `actors` are common names: say so when somebody else's is in front of ours."""
+    here = Path(__file__).resolve().parent.parent
+    return [
+        f"the package {module.__name__!r} was imported from {Path(str(module.__file__)).parent}, not from {here}; "
+        "run from the repository's root, or take the other one off PYTHONPATH"
+        for module in (actors, potstill)
+        if Path(str(module.__file__)).resolve().parent.parent != here
+    ]
+
+
+def main() -> None:
+    """Entry point: errors of the user's making end with one line each and exit code 2, others with 1."""
+    verbose = any(argument in ("--verbose", "-v") for argument in sys.argv)
+    for line in _check_imports():
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    with interrupt.handled():
+        try:
+            app()
+        except PotstillError as error:
+            if verbose:
+                raise
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+            sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Put a stage's requests to the teacher pool: progress line, tables written, costs counted."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.teacher import TeacherPool
+from jobs.job import Job
+from jobs.terminal import StageLine
+from potstill.errors import StageError
+from potstill.rows import Request, Response, from_table
+
+MAX_ERROR_RATE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a stage asked and what that took; ``new_*`` is what the ledger did not have."""
+
+    requests: int = 0
+    new_requests: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    new_cost_usd: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+def ask(
+    job: Job, pool: TeacherPool, part: str, requests: Sequence[Request], line: StageLine
+) -> tuple[dict[str, Response], Usage]:
+    """Answers by request id, and what they took. Writes ``request/<part>`` and ``response/<part>``.
+
+    Requests of the same content are asked once. Raises ``StageError`` with the commonest error when more
+    than ``MAX_ERROR_RATE`` of the requests failed; single failures only lack in the result.
+    """
+    distinct = list({request.request_id: request for request in requests}.values())
+    job.run.write(Request, part, distinct)
+    start, tokens = time.monotonic(), 0
+    line.extend(len(distinct))
+
+    def on_batch(batch: pa.Table) -> None:
+        nonlocal tokens
+        tokens += pc.sum(batch["prompt_tokens"]).as_py() + pc.sum(batch["completion_tokens"]).as_py()
+        rate = tokens / max(time.monotonic() - start, 1e-3)
+        line.advance(batch.num_rows, note="from the ledger" if pc.all(batch["reused"]).as_py() else f"{rate:,.0f} tokens/s")
+
+    table = pool.ask(distinct, on_batch)
+    fresh = table.filter(pc.invert(table["reused"]))
+    usage = Usage(
+        requests=table.num_rows,
+        new_requests=fresh.num_rows,
+        failed=table.num_rows - table["error"].null_count,
+        prompt_tokens=pc.sum(table["prompt_tokens"]).as_py() or 0,
+        completion_tokens=pc.sum(table["completion_tokens"]).as_py() or 0,
+        new_cost_usd=pc.sum(fresh["cost_usd"]).as_py() or 0.0,
+        seconds=time.monotonic() - start,
+    )
+    job.run.write_table("response", part, table)
+    responses = from_table(table, Response)
+    _stop_on_errors(part, responses)
+    return {response.request_id: response for response in responses if response.error is None}, usage
+
+
+def _stop_on_errors(part: str, responses: Sequence[Response]) -> None:
+    errors = collections.Counter(response.error for response in responses if response.error is not None)
+    failed = sum(errors.values())
+    if failed > MAX_ERROR_RATE * len(responses):
+        commonest, count = errors.most_common(1)[0]
+        raise StageError(
+            f"{part}: {failed} of {len(responses)} requests failed; the commonest error ({count} times): {commonest}. "
+            "What was answered is in the ledger; the same command goes on from there."
+        )

@@ -1,0 +1,65 @@
+"""The whole job: config -> preflight -> generate -> relabel -> fine-tune -> evaluate -> registered model.
+
+    potstill distill conf/trec6.yaml --set augment.per_class=50
+
+Every stage reads the tables of the stage before and writes its own, so each is also a command, and a job
+that was stopped goes on where it was: the ledger holds what the teacher said, trained students are found
+by their digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from actors.ledger import Ledger
+from actors.teacher import TeacherPool
+from jobs import cluster, plan, preflight
+from jobs.job import Job
+from jobs.terminal import Terminal
+from jobs.tracking import open_tracker
+from potstill.config import Config
+
+STAGES = ("generate", "relabel", "finetune", "evaluate")
+
+
+def distill(config: Config, verbose: bool = False) -> None:
+    """Run all stages."""
+    run_stages(config, STAGES, verbose, command="distill")
+
+
+def run_stages(config: Config, stages: Sequence[str], verbose: bool = False, command: str | None = None) -> None:
+    """Run some stages of a job, in order. Raises ``InputError`` before anything is asked or started."""
+    terminal = Terminal()
+    job = preflight.prepare(config, stages, terminal, verbose)
+    if "generate" in stages:
+        plan.print_plan(job, plan.plan(job))
+    with cluster.connect(verbose):
+        preflight.check_cluster(job, stages)
+        job.run.write_config(config)
+        with open_tracker(
+            config,
+            command=command or "+".join(stages),
+            task_name=job.task.name,
+            run_dir=job.run.path,
+            run_digest=job.run.digest,
+            warn=terminal.warn,
+        ) as tracker:
+            tracker.tags({"potstill.run": job.run.name})
+            _run(replace(job, tracker=tracker), stages)
+
+
+def _run(job: Job, stages: Sequence[str]) -> None:
+    from jobs import evaluate, finetune, generate, relabel
+
+    # The pool's processes hold the CPUs or GPUs that training needs, so it is closed before.
+    if {"generate", "relabel"} & set(stages):
+        with TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri)) as pool:
+            if "generate" in stages:
+                generate.generate(job, pool)
+            if "relabel" in stages:
+                relabel.relabel(job, pool)
+    if "finetune" in stages:
+        finetune.finetune(job)
+    if "evaluate" in stages:
+        evaluate.evaluate(job)

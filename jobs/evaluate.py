@@ -1,0 +1,145 @@
+"""Stage 4: the students are scored on the real test split; the distilled one goes to the registry.
+
+    potstill evaluate RUN
+
+The distilled student is held against the *stronger* of two seeds-only baselines: the same fine-tuning on
+the seeds, and logistic regression on frozen sentence embeddings of the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jobs import evaluation, figures, registry, report
+from jobs.embedding import embed
+from jobs.finetune import DISTILLED, SEEDS_ONLY
+from jobs.job import Job
+from jobs.registry import StudentVersion
+from potstill import baselines
+from potstill.draws import digest
+from potstill.rows import Example, Prediction, to_table
+from potstill.scores import Scores, compare, score
+
+REGRESSION = "seeds_regression"
+
+
+def evaluate(job: Job) -> None:
+    """Run the stage; writes ``prediction/*`` and ``report.json``, logs to MLflow, registers the student."""
+    with job.terminal.stage("evaluate") as line, job.tracker.stage("evaluate") as record:
+        students = job.run.read_json("finetune")
+        line.note(f"{len(job.data.test)} test texts")
+        folders = {name: student["export"] for name, student in students.items()}
+        predictions = evaluation.predict(
+            folders, job.data.test, job.labels, max_length=job.config.student.max_length, verbose=job.verbose
+        )
+        predictions[REGRESSION] = regression(job)
+        for name, rows in predictions.items():
+            job.run.write(Prediction, name, rows)
+        result = summarise(job, predictions)
+        job.run.write_json("report", result.as_json())
+        for name, scores in result.scores.items():
+            record.metrics({f"{name}/accuracy": scores.accuracy.value, f"{name}/macro_f1": scores.macro_f1.value})
+        line.summary = f"{len(job.data.test)} test texts, {len(predictions)} students"
+    _log(job, result, predictions)
+    version = _register(job, result, students[DISTILLED])
+    report.print_report(job, result)
+    report.print_places(job, students[DISTILLED]["export"], version)
+
+
+def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> report.Report:
+    """All scores, and the difference of the distilled student to the stronger baseline."""
+    seed, resamples = job.config.seed, job.config.evaluate.resamples
+    scores = {name: score(rows, job.labels, seed, resamples) for name, rows in predictions.items()}
+    baseline = stronger(scores)
+    difference = compare(predictions[baseline], predictions[DISTILLED], job.labels, seed, resamples)
+    return report.Report(job.run.name, scores, baseline, difference)
+
+
+def stronger(scores: Mapping[str, Scores]) -> str:
+    """The seeds-only baseline with the higher macro-F1 on the test split."""
+    return max(
+        (name for name in (SEEDS_ONLY, REGRESSION) if name in scores), key=lambda name: scores[name].macro_f1.value
+    )
+
+
+def regression(job: Job) -> list[Prediction]:
+    """Predictions of logistic regression on the seeds' frozen embeddings."""
+    seeds, test = embed([row.text for row in job.data.seeds], [row.text for row in job.data.test])
+    probabilities = baselines.fit_predict(seeds, [row.label for row in job.data.seeds], test, job.labels)
+    return baselines.as_predictions(job.data.test, probabilities, job.labels)
+
+
+def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Prediction]]) -> None:
+    tracker, distilled = job.tracker, result.scores[DISTILLED]
+    baseline = result.scores[result.baseline]
+    tracker.metrics(
+        {
+            "accuracy": distilled.accuracy.value,
+            "macro_f1": distilled.macro_f1.value,
+            "macro_f1_low": distilled.macro_f1.low,
+            "macro_f1_high": distilled.macro_f1.high,
+            "baseline_macro_f1": baseline.macro_f1.value,
+            "gain_macro_f1": result.difference.macro_f1.value,
+        }
+    )
+    examples = job.run.read(Example, "relabelled")
+    tracker.dataset(
+        f"{job.run.name}/examples",
+        to_table(examples, Example),
+        digest([job.run.name, "examples"], size=8),
+        "training",
+        job.run.path,
+    )
+    tracker.dataset(f"{job.task.name}/test", to_table(predictions[DISTILLED], Prediction), job.data.digest(), "test")
+    tracker.table("examples", to_table(examples, Example))
+    tracker.table("predictions", to_table(predictions[DISTILLED], Prediction))
+    tracker.figure("confusion", figures.confusion_figure(distilled.confusion, job.labels))
+    tracker.figure(
+        "f1_by_class",
+        figures.class_scores_figure(
+            job.labels,
+            [one.f1 for one in baseline.per_class],
+            [one.f1 for one in distilled.per_class],
+            result.baseline.replace("_", " "),
+        ),
+    )
+    bins = figures.alpha_bins([e.alpha for e in examples], [e.label != e.target_label for e in examples])
+    if bins:
+        tracker.figure("relabelled_by_alpha", figures.relabelling_figure(bins))
+    tracker.text("report.md", report.as_markdown(job, result))
+
+
+def _register(job: Job, result: report.Report, student: Mapping[str, str]) -> StudentVersion | None:
+    """Register the distilled student, in a Ray task: the driver imports no torch."""
+    import ray
+
+    distilled = result.scores[DISTILLED]
+
+    def in_a_task(**arguments: object) -> StudentVersion:
+        task = ray.remote(registry.register_student).options(num_cpus=1, max_retries=0)
+        try:
+            return ray.get(task.remote(**arguments))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+    return job.tracker.register(
+        in_a_task,
+        name=job.config.tracking.register_as or f"{job.task.name}-student",
+        folder=student["export"],
+        run_digest=job.run.digest,
+        task=job.task.name,
+        labels=job.labels,
+        scores={
+            "macro_f1": distilled.macro_f1.value,
+            "macro_f1_low": distilled.macro_f1.low,
+            "macro_f1_high": distilled.macro_f1.high,
+            "accuracy": distilled.accuracy.value,
+            "baseline_macro_f1": result.scores[result.baseline].macro_f1.value,
+        },
+        test_digest=job.data.digest(),
+        student_digest=student["digest"],
+        teacher=job.config.teacher.model,
+        input_example=[job.data.seeds[0].text, job.data.seeds[-1].text],
+        max_length=job.config.student.max_length,
+        lineage={"run": job.run.name},
+    )

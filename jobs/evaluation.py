@@ -1,0 +1,120 @@
+"""Predictions of exported students on a cluster, as batch inference over Ray Data.
+
+    predictions = evaluation.predict({"distilled": folder}, data.test, task.labels)
+    scores.score(predictions["distilled"], task.labels)
+
+All students answer in one pass over the texts. What the predictions are worth is ``potstill/scores.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from fsspec.core import url_to_fs
+
+from actors.predictor import PREFIX, Predictor
+from potstill.errors import StageError
+from potstill.rows import Prediction
+from potstill.task import LabelledText
+
+CPU_ACTORS = 2
+
+
+def predict(
+    students: Mapping[str, str],
+    texts: Sequence[LabelledText],
+    labels: Sequence[str],
+    *,
+    batch_size: int = 512,
+    max_length: int = 128,
+    verbose: bool = False,
+) -> dict[str, list[Prediction]]:
+    """Every student's predictions, in the order of ``texts``.
+
+    ``students`` maps names to exported folders (any fsspec path). One actor a GPU, else up to two on CPU; a
+    small test split is asked of fewer. Raises ``StageError`` where a folder can't be loaded.
+    """
+    import ray
+
+    if not texts or not students:
+        return {name: [] for name in students}
+    for name, folder in students.items():
+        _check(name, folder, labels)
+    arguments = {"students": dict(students), "labels": list(labels), "max_length": max_length}
+    for last_try in (False, True):
+        try:
+            answered = _ask(texts, arguments, batch_size, verbose)
+            break
+        except ray.exceptions.RayError as error:
+            # A lost node, most likely. The pass is short and changes nothing, so it is simply asked again.
+            if last_try:
+                reason = [line.strip() for line in str(error).splitlines() if line.strip()]
+                raise StageError(f"prediction broke off: {reason[-1] if reason else type(error).__name__}") from error
+    return {
+        name: [_prediction(text, row[PREFIX + name], labels) for text, row in zip(texts, answered, strict=True)]
+        for name in students
+    }
+
+
+def _ask(
+    texts: Sequence[LabelledText], arguments: dict[str, Any], batch_size: int, verbose: bool
+) -> list[dict[str, Any]]:
+    """One pass over the texts: a row for each, in their order."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.util.annotations import RayDeprecationWarning
+
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = verbose
+    try:
+        resources = ray.cluster_resources()
+        on_gpu = resources.get("GPU", 0) >= 1
+        most = int(resources["GPU"]) if on_gpu else min(CPU_ACTORS, max(1, int(resources.get("CPU", 1))))
+        actors = max(1, min(most, len(texts) // batch_size))
+        options: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
+        if not on_gpu:
+            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
+        # Order is not kept by the pool: the position travels with the text.
+        table = pa.table({"position": range(len(texts)), "text": [row.text for row in texts]})
+        # Cut here: a repartition would need a CPU of its own, and the pool may hold all there are.
+        blocks = [table.slice(start, batch_size) for start in range(0, len(texts), batch_size)]
+        with warnings.catch_warnings():
+            # Every way to say max_restarts is deprecated since 2.60; there is no other yet.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            asked = ray.data.from_arrow(blocks).map_batches(
+                Predictor,
+                fn_constructor_kwargs={**arguments, "device": "cuda" if on_gpu else "cpu"},
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=actors),
+                # Of an actor that may restart, Ray writes to the terminal that its arguments could get lost.
+                ray_remote_args_fn=lambda: {"max_restarts": 0},
+                **options,
+            )
+        answered: list[dict[str, Any]] = asked.take_all()
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+    return sorted(answered, key=lambda row: row["position"])
+
+
+def _check(name: str, folder: str, labels: Sequence[str]) -> None:
+    """Raise ``StageError`` unless ``folder`` holds a student of these classes: said here, before actors start."""
+    filesystem, root = url_to_fs(folder)
+    try:
+        with filesystem.open(f"{root}/config.json", "r") as file:
+            names = json.load(file).get("id2label", {})
+    except (OSError, ValueError) as error:
+        raise StageError(f"student {name!r}: {folder} is not a transformers folder ({error})") from error
+    known = tuple(names.get(str(i)) for i in range(len(names)))
+    if known != tuple(labels):
+        raise StageError(f"student {name!r} was trained for classes {known}, not for {tuple(labels)}")
+
+
+def _prediction(text: LabelledText, probs: Sequence[float], labels: Sequence[str]) -> Prediction:
+    best = max(range(len(labels)), key=lambda i: probs[i])
+    return Prediction(text.example_id, text.label, tuple(float(p) for p in probs), labels[best])

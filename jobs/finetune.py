@@ -1,0 +1,104 @@
+"""Stage 3: students are trained, all in one Ray Train fit.
+
+    potstill finetune RUN
+
+``distilled`` learns from the seeds and the kept texts. Beside it, for comparison: ``seeds_only`` (the same
+recipe), ``generated`` (the first texts of every class as they came, no selection, no relabelling) and
+``real_equal`` (as many real texts a class as ``distilled`` has synthetic ones). Only the last sees real
+labels beyond the seeds, and nothing flows from it to the others.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+from jobs import training
+from jobs.job import Job
+from potstill import draws
+from potstill.arms import Arm, from_examples, from_texts
+from potstill.errors import StageError
+from potstill.rows import Example
+from potstill.task import LabelledText
+
+DISTILLED, SEEDS_ONLY, GENERATED, REAL_EQUAL = "distilled", "seeds_only", "generated", "real_equal"
+
+
+def finetune(job: Job) -> training.TrainingResult:
+    """Run the stage; writes ``finetune.json`` (where every student is)."""
+    with job.terminal.stage("finetune") as line, job.tracker.stage("finetune") as record:
+        arms = plan_arms(job)
+        line.note(f"{len(arms)} students: {', '.join(arm.name for arm in arms)}")
+        result = training.train(arms, job.config.student, job.labels, job.config.storage, verbose=job.verbose)
+        job.run.write_json(
+            "finetune",
+            {
+                name: {"export": one.export, "digest": one.digest, "reused": one.reused, "seconds": one.seconds}
+                for name, one in result.students.items()
+            },
+        )
+        for name, one in result.students.items():
+            record.curves({f"{name}/loss": [step.loss for step in one.records]})
+            record.metrics({f"{name}/seconds": one.seconds, f"{name}/examples_per_s": one.examples_per_s})
+        reused = len(result.students) - result.trained
+        line.summary = f"{result.trained} students trained on {result.workers} workers"
+        if reused:
+            line.summary += f", {reused} of the same digest reused" if result.trained else ""
+            line.summary = line.summary if result.trained else f"{reused} trained students of the same digest reused"
+    return result
+
+
+def plan_arms(job: Job) -> list[Arm]:
+    """The students that the config asks for. Raises ``StageError`` if no text was kept."""
+    config, labels = job.config, job.labels
+    relabelled = job.run.read(Example, "relabelled")
+    kept = [example for example in relabelled if example.kept]
+    if not kept:
+        raise StageError("finetune: no text was kept; `potstill report` says why they were dropped")
+    lineage = {"run": job.run.name, "task": job.task.name, "teacher": config.teacher.model}
+    counts = collections.Counter(example.label for example in kept)
+    seeds = from_texts(job.data.seeds, labels, weight=config.student.seed_weight)
+
+    def arm(name: str, rows: Sequence[training.TrainingRow]) -> Arm:
+        return Arm(name, tuple(rows), seed=config.student.seed, lineage={**lineage, "arm": name})
+
+    arms = [arm(DISTILLED, [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)])]
+    if SEEDS_ONLY in config.evaluate.compare:
+        arms.append(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels)))
+    if GENERATED in config.evaluate.compare:
+        arms.append(
+            arm(
+                GENERATED,
+                [
+                    *seeds,
+                    *from_examples(
+                        _first(job.run.read(Example, "generated"), config.augment.per_class), labels, soft=False
+                    ),
+                ],
+            )
+        )
+    if REAL_EQUAL in config.evaluate.compare and job.data.train:
+        arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(_real(job, counts), labels)]))
+    return arms
+
+
+def _first(examples: Sequence[Example], per_class: int) -> list[Example]:
+    """The first texts of every class that the filters let through, in the order of the plan."""
+    taken: collections.Counter[str] = collections.Counter()
+    first = []
+    for example in examples:
+        if example.kept and taken[example.label] < per_class:
+            taken[example.label] += 1
+            first.append(example)
+    return first
+
+
+def _real(job: Job, counts: collections.Counter[str]) -> list[LabelledText]:
+    """As many real texts of every class as were kept synthetic ones (all, where there are fewer)."""
+    return [
+        row
+        for label in job.labels
+        for row in draws.sample(
+            [row for row in job.data.train if row.label == label], counts[label], job.config.seed, "real", label
+        )
+    ]

@@ -1,0 +1,155 @@
+"""Stage 1: the teacher writes texts, filters drop what must not reach the student.
+
+    potstill generate conf/trec6.yaml
+
+Texts are counted after the filters: classes that fall short are asked for more, at most
+``augment.max_rounds`` times, and what is still missing is reported. The n-th draw of a class is the same
+whatever else is asked, so a later round only goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.backends.embedded import identify
+from actors.teacher import TeacherPool
+from jobs.asking import Usage, ask
+from jobs.job import Job
+from jobs.runs import as_json
+from potstill import filters, strategies
+from potstill.errors import StageError
+from potstill.parsing import parse_reply
+from potstill.renderers import choose_renderer, texts_per_reply, to_requests
+from potstill.rows import Example, Request, Response, Sampling, example_id
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateReport:
+    """What came out of generation; ``missing`` is by class, against what over-generation asked for."""
+
+    usage: Usage
+    rounds: int
+    texts: int
+    kept: int
+    dropped: dict[str, int]
+    missing: dict[str, int]
+
+
+def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> list[Request]:
+    """The requests for the draws [start, stop) of every class."""
+    config, identity = job.config, identify(job.config.teacher)
+    augment = config.augment
+    drafts = strategies.plan(job.task, job.data.seeds, augment, config.seed, counts)
+    return to_requests(
+        drafts,
+        stage="generate",
+        task=job.task.name,
+        strategy=augment.strategy,
+        renderer=choose_renderer(config.teacher.renderer, identity),
+        identity=identity,
+        sampling=Sampling(augment.temperature, augment.top_p, augment.max_tokens),
+    )
+
+
+def next_counts(job: Job, examples: Sequence[Example], drawn: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """The draws to ask for next, by class that is short of texts; ``drawn`` is how many each has had."""
+    augment, teacher = job.config.augment, job.config.teacher
+    kept = collections.Counter(example.target_label for example in examples if example.kept)
+    texts = {label: kept[label] for label in job.task.labels}
+    expected = texts_per_reply(choose_renderer(teacher.renderer, identify(teacher)), augment.texts_per_reply)
+    return strategies.next_counts(job.task.labels, strategies.texts_wanted(augment), texts, drawn, expected)
+
+
+def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport]:
+    """Run the stage; writes ``example/generated``. Raises ``StageError`` if a class got no text at all."""
+    examples: list[Example] = []
+    usage, rounds = Usage(), 0
+    drawn: dict[str, int] = {}
+    counts = next_counts(job, examples, drawn)
+    with job.terminal.stage("generate") as line, job.tracker.stage("generate") as record:
+        while counts and rounds < job.config.augment.max_rounds:
+            rounds += 1
+            requests = plan_requests(job, counts)
+            responses, used = ask(job, pool, f"generate-{rounds}", requests, line)
+            usage += used
+            examples = _filter(job, examples + _parse(job, requests, responses))
+            drawn |= {label: stop for label, (_, stop) in counts.items()}
+            counts = next_counts(job, examples, drawn)
+        report = _report(job, examples, usage, rounds)
+        job.run.write(Example, "generated", examples)
+        job.run.write_json("generate", as_json(report))
+        record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
+        line.summary = f"{report.kept} texts kept of {report.texts} in {usage.requests} replies" + _dropped(
+            report.dropped
+        )
+    empty = [label for label in job.task.labels if not any(e.kept and e.target_label == label for e in examples)]
+    if empty:
+        raise StageError(
+            f"generate: no usable text for class {', '.join(map(repr, empty))}; see {job.run.path}/response"
+        )
+    if report.missing:
+        short = ", ".join(f"{label} {count}" for label, count in report.missing.items())
+        job.terminal.warn(
+            f"after {rounds} rounds still short of {strategies.texts_wanted(job.config.augment)} texts a class: {short}"
+        )
+    return examples, report
+
+
+def usage_metrics(usage: Usage) -> dict[str, float]:
+    """Usage under the names that MLflow shows."""
+    return {
+        "requests": usage.requests,
+        "requests_new": usage.new_requests,
+        "requests_failed": usage.failed,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost_usd_new": usage.new_cost_usd,
+        "teacher_seconds": usage.seconds,
+    }
+
+
+def _texts(job: Job, response: Response | None) -> list[str]:
+    if response is None:
+        return []
+    names = [*job.task.labels, *map(job.task.prompt_name, job.task.labels)]
+    return parse_reply(response.text, finish_reason=response.finish_reason, class_names=names)
+
+
+def _parse(job: Job, requests: Sequence[Request], responses: Mapping[str, Response]) -> list[Example]:
+    """Every utterance of every reply, in the order of the plan."""
+    examples = []
+    for request in requests:
+        response = responses.get(request.request_id)
+        for text in _texts(job, response):
+            assert request.target_label is not None
+            examples.append(
+                Example(
+                    example_id=example_id(text, "generated", request.request_id),
+                    text=text,
+                    label=request.target_label,
+                    strategy=request.strategy,
+                    request_id=request.request_id,
+                    target_label=request.target_label,
+                    mix_label=request.mix_label,
+                    alpha=request.alpha,
+                )
+            )
+    return examples
+
+
+def _filter(job: Job, examples: Sequence[Example]) -> list[Example]:
+    return filters.drop(examples, [seed.text for seed in job.data.seeds], [row.text for row in job.data.test])
+
+
+def _report(job: Job, examples: Sequence[Example], usage: Usage, rounds: int) -> GenerateReport:
+    kept = collections.Counter(example.target_label for example in examples if example.kept)
+    wanted = strategies.texts_wanted(job.config.augment)
+    missing = {label: wanted - kept[label] for label in job.task.labels if kept[label] < wanted}
+    dropped = collections.Counter(example.dropped_because for example in examples if example.dropped_because)
+    return GenerateReport(usage, rounds, len(examples), sum(kept.values()), dict(dropped.most_common()), missing)
+
+
+def _dropped(dropped: Mapping[str, int]) -> str:
+    return f" (dropped: {', '.join(f'{reason} {count}' for reason, count in dropped.items())})" if dropped else ""

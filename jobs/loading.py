@@ -1,0 +1,227 @@
+"""Read a task and its real texts, split by the data seed, and say everything that is wrong with them.
+
+Seeds are drawn by keyed draws, so the same data seed gives the same seeds on every machine; validation
+is carved from train, never from test.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from fsspec.core import url_to_fs
+
+from potstill import draws
+from potstill.config import Config
+from potstill.errors import InputError, Problem
+from potstill.filters import normalise
+from potstill.rows import example_id
+from potstill.task import DataSource, LabelledText, Task, TaskData, find, read
+
+VALIDATION_SHARE = 0.1
+
+
+def load(config: Config) -> tuple[Task, TaskData]:
+    """The task and its data. Raises ``InputError`` with every problem of the data at once."""
+    path = find(config.task.preset)
+    task = read(path)
+    problems: list[Problem] = []
+    found = _read_splits(task, path, config.task.data_dir, problems)
+    splits = {split: _check(task, split, where, rows, problems) for split, (where, rows) in found.items()}
+    # One line says why a split gave nothing; what follows from that is not said again.
+    named = {problem.where for problem in problems}
+    broken = {split for split, (where, _) in found.items() if where in named and not splits[split]}
+    data = _split(task, config, splits, broken, problems, where=str(path))
+    if problems:
+        raise InputError(problems)
+    return task, data
+
+
+def _split(
+    task: Task,
+    config: Config,
+    splits: dict[str, list[LabelledText]],
+    broken: set[str],
+    problems: list[Problem],
+    where: str,
+) -> TaskData:
+    train, test = splits.get("train", []), splits.get("test", [])
+    if not test and "test" not in broken:
+        problems.append(Problem(where, "the task has no test split with labels; evaluation needs one"))
+    in_test = {normalise(row.text) for row in test}
+    if task.seeds:
+        seeds = [LabelledText(example_id(seed.text, "seed"), seed.text, seed.label) for seed in task.seeds]
+        seeds = [row for label in task.labels for row in _of(seeds, label)[: config.task.seeds_per_class]]
+    else:
+        candidates = _distinct(row for row in train if normalise(row.text) not in in_test)
+        seeds = [
+            row
+            for label in task.labels
+            for row in draws.sample(_of(candidates, label), config.task.seeds_per_class, config.seed, "seeds", label)
+        ]
+    counts = collections.Counter(row.label for row in seeds)
+    for label in task.labels:
+        if counts[label] < config.task.seeds_per_class and (task.seeds or "train" not in broken):
+            problems.append(
+                Problem(
+                    where,
+                    f"class {label!r} has {counts[label]} labelled example(s), task.seeds_per_class asks for "
+                    f"{config.task.seeds_per_class}; add some under `seeds:` or to the train split, or lower it",
+                )
+            )
+    shown = {normalise(row.text) for row in seeds}
+    rest = [row for row in train if normalise(row.text) not in shown]
+    validation = splits.get("validation")
+    if validation is None:
+        order = draws.shuffle(rest, config.seed, "validation")
+        cut = round(len(order) * VALIDATION_SHARE)
+        validation, rest = order[:cut], order[cut:]
+    if config.task.max_test is not None:
+        test = draws.sample(test, config.task.max_test, config.seed, "test")
+    return TaskData(tuple(seeds), tuple(rest), tuple(validation), tuple(test))
+
+
+def _of(rows: Iterable[LabelledText], label: str) -> list[LabelledText]:
+    return [row for row in rows if row.label == label]
+
+
+def _distinct(rows: Iterable[LabelledText]) -> list[LabelledText]:
+    """Rows whose text occurs with one label only, each text once."""
+    rows = list(rows)
+    labels: dict[str, set[str]] = collections.defaultdict(set)
+    for row in rows:
+        labels[normalise(row.text)].add(row.label)
+    first = {normalise(row.text): row for row in reversed(rows)}
+    return [row for row in rows if first[normalise(row.text)] is row and len(labels[normalise(row.text)]) == 1]
+
+
+def _check(
+    task: Task, split: str, where: str, rows: Sequence[tuple[Any, Any]], problems: list[Problem]
+) -> list[LabelledText]:
+    """Good rows of a split; what is wrong with the others goes to ``problems``, one line a kind."""
+    good: list[LabelledText] = []
+    bad: dict[str, list[int]] = collections.defaultdict(list)
+    unknown: collections.Counter[str] = collections.Counter()
+    for number, (text, label) in enumerate(rows):
+        if not isinstance(text, str):
+            bad[f"text is no string but {type(text).__name__}"].append(number)
+        elif not text.strip():
+            bad["text is empty"].append(number)
+        elif label is None or label == "":
+            bad["label is missing"].append(number)
+        else:
+            name = str(label) if str(label) in task.classes else task.data.label_map.get(str(label))
+            if name is None:
+                unknown[str(label)] += 1
+            else:
+                good.append(LabelledText(example_id(text, f"{split}-{number}"), text, name))
+    for reason, numbers in bad.items():
+        problems.append(Problem(where, f"{reason} in {len(numbers)} row(s), the first is row {numbers[0]}"))
+    if unknown:
+        shown = ", ".join(f"{label!r} ({count})" for label, count in unknown.most_common(5))
+        problems.append(
+            Problem(where, f"labels not among the classes {', '.join(task.labels[:10])}: {shown}; add data.label_map")
+        )
+    return good
+
+
+def _read_splits(
+    task: Task, path: Path, data_dir: str | None, problems: list[Problem]
+) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
+    """Every split's place and its raw (text, label) pairs; a file that can't be used is a problem and an empty split."""
+    if data_dir is not None:
+        folder = f"{data_dir.rstrip('/')}/{task.name}"
+        plain = DataSource(files={"train": "train.parquet", "test": "test.parquet"})
+        places = {split: f"{folder}/{split}.parquet" for split in ("train", "test", "validation")}
+        if not _exists(places["test"]):
+            raise InputError([Problem(f"task.data_dir = {data_dir!r}", f"has no {places['test']}")])
+        return _read_files({split: place for split, place in places.items() if _exists(place)}, plain, problems)
+    if task.data.hub is not None:
+        return _read_hub(task)
+    base = path if path.is_dir() else path.parent
+    files = {
+        split: name if "://" in name or Path(name).is_absolute() else str(base / name)
+        for split, name in (task.data.files or {}).items()
+    }
+    return _read_files(files, task.data, problems)
+
+
+def _read_files(
+    places: dict[str, str], source: DataSource, problems: list[Problem]
+) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
+    splits = {}
+    for split, place in places.items():
+        try:
+            splits[split] = (place, _read_file(place, source))
+        except InputError as error:
+            problems += error.problems
+            splits[split] = (place, [])
+    return splits
+
+
+def _exists(place: str) -> bool:
+    filesystem, inner = url_to_fs(place)
+    return bool(filesystem.exists(inner))
+
+
+def _read_file(place: str, source: DataSource) -> list[tuple[Any, Any]]:
+    try:
+        with fsspec.open(place, "rb") as file:
+            records = _records(place, file.read())
+    except FileNotFoundError:
+        raise InputError([Problem(place, "no such file; point task.data_dir or data.files to the data")]) from None
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise InputError([Problem(place, f"can't be read: {str(error).splitlines()[0]}")]) from error
+    return _pairs(records, source, place)
+
+
+def _records(place: str, content: bytes) -> list[Any]:
+    if place.endswith(".parquet"):
+        return pyarrow.parquet.read_table(pa.BufferReader(content)).to_pylist()
+    if place.endswith((".csv", ".tsv")):
+        options = pyarrow.csv.ParseOptions(delimiter="\t" if place.endswith(".tsv") else ",", newlines_in_values=True)
+        return pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=options).to_pylist()
+    if place.endswith((".jsonl", ".ndjson")):
+        # Not Arrow's reader: a column of mixed types is for it the whole file's problem, here one row's.
+        return [json.loads(line) for line in content.splitlines() if line.strip()]
+    raise InputError([Problem(place, "is none of .parquet, .csv, .tsv, .jsonl")])
+
+
+def _pairs(records: list[Any], source: DataSource, place: str) -> list[tuple[Any, Any]]:
+    columns = sorted({name for record in records for name in (record if isinstance(record, dict) else {})})
+    missing = [name for name in (source.text_column, source.label_column) if records and name not in columns]
+    if missing:
+        raise InputError([Problem(place, f"has no column {' and no '.join(map(repr, missing))}, only {columns}")])
+    return [(record.get(source.text_column), record.get(source.label_column)) for record in records]
+
+
+def _read_hub(task: Task) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
+    import datasets
+
+    hub = task.data.hub
+    assert hub is not None
+    splits = {}
+    for split, name in hub.splits.items():
+        where = f"{hub.dataset}[{name}]"
+        try:
+            table = datasets.load_dataset(hub.dataset, hub.config, split=name, revision=hub.revision)
+        except Exception as error:
+            # The hub's client raises anything from OSError to its own kinds; each means: no data from there.
+            note = "" if hub.verified else " (this id was never verified)"
+            raise InputError(
+                [
+                    Problem(
+                        where,
+                        f"can't be loaded{note}: {str(error).splitlines()[0]}; or set task.data_dir to local copies",
+                    )
+                ]
+            ) from error
+        splits[split] = (where, _pairs(table.to_list(), task.data, where))
+    return splits

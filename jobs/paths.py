@@ -1,0 +1,82 @@
+"""Paths of a config, made independent of where its parts run.
+
+A relative path means the folder in which the command is typed; Ray's workers have others. A submitted job's
+folder is a copy of the repository under a name that changes with every edit, so nothing may be kept there:
+the next job would not find it, and would pay for the same answers again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from potstill.config import Config, Section
+from potstill.errors import Problem
+
+_PACKAGE = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_[^/]+")
+_SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)(.*)$")
+
+
+def make_absolute(config: Config, base: Path | None = None) -> Config:
+    """``config`` with every relative path resolved against ``base`` (default: the current directory)."""
+    base = base or Path.cwd()
+
+    def changed(section: Section, **changes: Callable[[str, Path], str]) -> dict[str, str]:
+        values = {name: getattr(section, name) for name in changes}
+        return {name: changes[name](value, base) for name, value in values.items() if value is not None}
+
+    return config.model_copy(
+        update={
+            "storage": _absolute(config.storage, base),
+            "task": config.task.model_copy(update=changed(config.task, data_dir=_absolute)),
+            "ledger": config.ledger.model_copy(update=changed(config.ledger, uri=_absolute_uri)),
+            "teacher": config.teacher.model_copy(update=changed(config.teacher, model=_absolute_if_there)),
+            "student": config.student.model_copy(update=changed(config.student, model=_absolute_if_there)),
+            "tracking": config.tracking.model_copy(
+                update=changed(config.tracking, uri=_absolute_uri, artifacts=_absolute)
+            ),
+        }
+    )
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Places inside a submitted job's copy of the repository that must outlive it."""
+    places = {
+        "storage": config.storage,
+        "ledger.uri": config.ledger.uri,
+        "tracking.uri": config.tracking.uri,
+        "tracking.artifacts": config.tracking.artifacts or "",
+    }
+    for name, place in places.items():
+        if _PACKAGE.search(place):
+            yield Problem(
+                f"{name} = {place!r}",
+                "is inside this submitted job's copy of the repository and lost after the next edit; "
+                "give an absolute path or a URL that all nodes share",
+            )
+
+
+def is_local(place: str) -> bool:
+    """Whether a path is of one machine's file system as far as its name tells (it may be a network mount)."""
+    return "://" not in place or place.startswith("file://")
+
+
+def _absolute(place: str, base: Path) -> str:
+    if "://" in place or place.startswith("memory:"):
+        return place
+    # Not resolved: a link that is turned elsewhere later is meant to be followed then.
+    return str(base / Path(place).expanduser())
+
+
+def _absolute_uri(uri: str, base: Path) -> str:
+    match = _SQLITE.match(uri)
+    if match is None or match[2].startswith((":memory:", "file:")):
+        return uri
+    return f"{match[1]}{_absolute(match[2], base)}{match[3]}"
+
+
+def _absolute_if_there(model: str, base: Path) -> str:
+    """A model may be a name too (a hub id, the packaged one), so it is a path if it looks like one or is there."""
+    path = base / Path(model).expanduser()
+    return str(path) if model.startswith(("./", "../", "~")) or (model and path.exists()) else model

@@ -1,0 +1,152 @@
+"""Everything that can be found wrong before work starts, told at once."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec.core
+
+from actors.backends.embedded import identify
+from actors.ledger_store import LedgerStore
+from jobs import cluster, loading, mlflow_server, paths, training
+from jobs.job import Job
+from jobs.job import prepare as read_task
+from jobs.terminal import Terminal
+from potstill import encoders
+from potstill.config import Config
+from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
+
+NODE_ANSWERS_S = 60.0
+
+
+def prepare(config: Config, stages: Sequence[str], terminal: Terminal, verbose: bool = False) -> Job:
+    """The job's context, where nothing is wrong as far as shows without a cluster. Raises ``InputError`` with all."""
+    prepared: Job | None = None
+    found: list[Problem] = []
+    storage = _storage(config.storage)
+    try:
+        if storage:
+            loading.load(config)
+        else:
+            prepared = read_task(config, terminal, verbose)
+    except InputError as error:
+        found += error.problems
+    found += [*storage, *_surroundings(config, stages, prepared.task.name if prepared else None)]
+    if found or prepared is None:
+        raise InputError(found)
+    return prepared
+
+
+def check(job: Job, stages: Sequence[str] = ("generate", "relabel", "finetune")) -> None:
+    """The same for a job whose task has been read. Raises ``InputError`` with all problems."""
+    found = [*_storage(job.config.storage), *_surroundings(job.config, stages, job.task.name)]
+    if found:
+        raise InputError(found)
+
+
+def problems(config: Config, stages: Sequence[str]) -> list[Problem]:
+    """What ``prepare`` would complain about."""
+    try:
+        prepare(config, stages, Terminal())
+    except InputError as error:
+        return list(error.problems)
+    return []
+
+
+def check_cluster(job: Job, stages: Sequence[str]) -> None:
+    """What the cluster must have. Asking for what is not there would wait for ever. Raises ``InputError``."""
+    found = [*_resources(job.config, stages, cluster.resources()), *_unshared(job.config.storage)]
+    if found:
+        raise InputError(found)
+
+
+def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> list[Problem]:
+    """Everything but task and storage: places, MLflow, ledger, models."""
+    found = [*paths.problems(config), *mlflow_server.problems(config.tracking, config.tracking.experiment or task)]
+    try:
+        LedgerStore(config.ledger.uri).close()
+    except LedgerError as error:
+        found.append(_problem("ledger", error))
+    return found + _models(config, stages)
+
+
+def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
+    """Teacher and student, and what a local cluster can't have."""
+    found: list[Problem] = []
+    if {"generate", "relabel"} & set(stages):
+        try:
+            identify(config.teacher)
+        except TeacherError as error:
+            found.append(_problem("teacher", error))
+    bound = cluster.upper_bound()
+    if bound is not None:
+        return found + _resources(config, stages, bound)
+    return found + (encoders.problems(config.student.model) if "finetune" in stages else [])
+
+
+def _resources(config: Config, stages: Sequence[str], resources: dict[str, float]) -> list[Problem]:
+    found: list[Problem] = []
+    if {"generate", "relabel"} & set(stages):
+        actors = config.teacher.actors
+        have = int(resources.get("GPU", 0)) or int(resources.get("CPU", 0))
+        if actors > have:
+            kind = "GPU" if resources.get("GPU") else "CPU"
+            message = f"the cluster has {have} {kind}s; set it to 0 (one each) or at most {have}"
+            found.append(Problem(f"teacher.actors = {actors}", message))
+    if "finetune" in stages:
+        found += training.problems(config.student, resources)
+    return found
+
+
+def _storage(storage: str) -> list[Problem]:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(storage)
+        filesystem.makedirs(root, exist_ok=True)
+        probe = f"{root}/.potstill-write-test"
+        filesystem.touch(probe)
+        filesystem.rm(probe)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [Problem(f"storage = {storage!r}", f"can't be written: {reason}; choose a folder that you may write")]
+    return []
+
+
+def _unshared(storage: str) -> list[Problem]:
+    """A folder of one machine is no place for runs of several: each node is asked whether it sees a file in it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2 or not paths.is_local(storage):
+        return []
+    filesystem, root = fsspec.core.url_to_fs(storage)
+    probe = f"{root}/.potstill-node-test-{uuid.uuid4().hex[:8]}"
+    filesystem.touch(probe)
+    try:
+        sees = ray.remote(num_cpus=0)(_sees)
+        strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        asked = [sees.options(scheduling_strategy=strategy).remote(probe) for strategy in strategies]
+        answers: list[Any] = ray.get(asked, timeout=NODE_ANSWERS_S)
+    except ray.exceptions.RayError as error:
+        reason = str(error).splitlines()[0]
+        return [Problem(f"storage = {storage!r}", f"could not be looked for on all nodes: {reason}")]
+    finally:
+        filesystem.rm(probe)
+    blind = [str(node["NodeManagerAddress"]) for node, answer in zip(nodes, answers, strict=True) if not answer]
+    if not blind:
+        return []
+    message = f"is not shared by the nodes {', '.join(blind)}; choose a network folder or a URL such as s3://"
+    return [Problem(f"storage = {storage!r}", message)]
+
+
+def _sees(path: str) -> bool:
+    return os.path.exists(path)
+
+
+def _problem(where: str, error: PotstillError) -> Problem:
+    """An error that says itself which field it is about, as a problem."""
+    field, colon, message = str(error).partition(": ")
+    return Problem(field, message) if colon and field.startswith(where) else Problem(where, str(error))

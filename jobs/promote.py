@@ -1,0 +1,336 @@
+"""potstill promote NAME [--version N] [--force] [--rollback]: move alias ``champion`` in the model registry.
+
+Both versions' scores are shown side by side. A challenger with a lower macro-F1 than the champion on the
+same test texts is refused, and so is one that was tested on others, since the numbers then say nothing;
+``--force`` promotes it all the same. Every promotion remembers the champion before it (a tag of the
+registered model), so ``--rollback`` undoes the last one, and again the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from jobs.mlflow_server import (
+    OFF,
+    RefusedError,
+    absolute_uri,
+    client,
+    mlflow_errors,
+    optional,
+    problems,
+    redact,
+    short_requests,
+)
+from jobs.registry import CHALLENGER, CHAMPION
+from potstill.config import TrackingConfig
+from potstill.errors import InputError, PotstillError, Problem
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from rich.console import Console
+    from rich.table import Table
+
+HISTORY_TAG = "potstill.former_champions"
+_HISTORY_LENGTH = 50
+
+
+class PromotionRefusedError(PotstillError):
+    """The challenger is worse than the champion, or can't be compared with it; ``--force`` overrules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a version's tags say of it. Fractions of 1; ``None`` where a tag is missing or unreadable."""
+
+    version: str
+    macro_f1: float | None
+    macro_f1_low: float | None
+    macro_f1_high: float | None
+    accuracy: float | None
+    test_digest: str | None
+    run_digest: str | None
+    teacher: str | None
+    created: str
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> Scores:
+        """Read a version's tags."""
+        tags: Mapping[str, str] = version.tags
+        created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        return cls(
+            version=str(version.version),
+            macro_f1=_number(tags.get("macro_f1")),
+            macro_f1_low=_number(tags.get("macro_f1_low")),
+            macro_f1_high=_number(tags.get("macro_f1_high")),
+            accuracy=_number(tags.get("accuracy")),
+            test_digest=tags.get("test_digest"),
+            run_digest=tags.get("run_digest"),
+            teacher=tags.get("teacher"),
+            created=created.strftime("%Y-%m-%d %H:%M UTC"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteResult:
+    """What ``promote`` did. ``champion`` is the version that holds the alias now (``None``: nobody does)."""
+
+    name: str
+    champion: str | None
+    previous: str | None
+    message: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the alias moved."""
+        return self.champion != self.previous
+
+
+def promote(
+    name: str,
+    version: str | int | None = None,
+    *,
+    force: bool = False,
+    rollback: bool = False,
+    tracking_uri: str | None = None,
+    console: Console | None = None,
+) -> PromoteResult:
+    """Make ``version`` (default: the challenger) of ``name`` the champion, or undo the last promotion.
+
+    ``tracking_uri`` defaults to the config's default. The table of scores is printed on ``console`` before
+    the decision. Raises ``InputError`` for a model, version or history that isn't there or a server that
+    can't be reached, ``PromotionRefusedError`` for a challenger that is worse or can't be compared.
+    """
+    tracking = TrackingConfig.model_validate({"uri": absolute_uri(tracking_uri)} if tracking_uri else {})
+    if rollback and version is not None:
+        raise InputError([Problem("--rollback", "takes no --version: it goes back to the champion before")])
+    if tracking.uri == OFF:
+        raise InputError([Problem("tracking.uri = 'none'", "there is no model registry without tracking")])
+    found = problems(tracking)
+    if found:
+        raise InputError(found)
+    try:
+        with short_requests(), mlflow_errors():
+            registry = client(tracking.uri)
+            model = _model(registry, name, tracking.uri)
+            champion = _by_alias(registry, model, CHAMPION)
+            if rollback:
+                return _roll_back(registry, model, champion, console)
+            challenger = (
+                _by_number(registry, model, str(version)) if version is not None else _challenger(registry, model)
+            )
+            return _promote(registry, model, champion, challenger, force, console)
+    except RefusedError as error:
+        raise InputError([Problem(f"model {name!r}", f"MLflow refused: {error}")]) from error
+
+
+def show(
+    name: str,
+    version: str | int | None = None,
+    *,
+    force: bool = False,
+    rollback: bool = False,
+    tracking_uri: str | None = None,
+) -> PromoteResult:
+    """The command: ``promote`` with its table and its outcome printed."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    result = promote(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri, console=console)
+    console.print(result.message, markup=False, soft_wrap=True)
+    return result
+
+
+def comparison(champion: Scores | None, candidate: Scores | None, candidate_role: str = CHALLENGER) -> Table:
+    """The two versions side by side as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None, show_lines=False)
+    table.add_column("")
+    columns = [(CHAMPION, champion), (candidate_role, candidate)]
+    for role, scores in columns:
+        table.add_column(f"{role} (version {scores.version})" if scores else f"{role} (none)", justify="right")
+    if champion and candidate:
+        table.add_column("difference", justify="right")
+    for label, shown, value in (
+        ("macro-F1", _macro_f1, lambda scores: scores.macro_f1),
+        ("accuracy", lambda scores: _percent(scores.accuracy), lambda scores: scores.accuracy),
+        ("test texts", lambda scores: scores.test_digest or "-", None),
+        ("run digest", lambda scores: scores.run_digest or "-", None),
+        ("teacher", lambda scores: scores.teacher or "-", None),
+        ("created", lambda scores: scores.created, None),
+    ):
+        cells = [shown(scores) if scores else "-" for _, scores in columns]
+        if champion and candidate:
+            cells.append(_difference(value(champion), value(candidate)) if value else "")
+        table.add_row(label, *(Text(cell) for cell in cells))
+    return table
+
+
+def objection(champion: Scores, challenger: Scores) -> str | None:
+    """Why ``challenger`` should not replace ``champion``; ``None`` if it may."""
+    if challenger.macro_f1 is None or champion.macro_f1 is None:
+        missing = challenger if challenger.macro_f1 is None else champion
+        return f"version {missing.version} has no macro_f1 tag, so the two can't be compared"
+    if challenger.test_digest is None or challenger.test_digest != champion.test_digest:
+        both = f"versions {champion.version} and {challenger.version}"
+        return f"{both} were tested on different texts, so their scores can't be compared"
+    if challenger.macro_f1 < champion.macro_f1:
+        within = champion.macro_f1_low is not None and challenger.macro_f1 >= champion.macro_f1_low
+        note = ", though within the champion's interval" if within else ""
+        numbers = f"macro-F1 {_percent(challenger.macro_f1)} against {_percent(champion.macro_f1)}"
+        return f"version {challenger.version} is worse: {numbers}{note}"
+    return None
+
+
+def _promote(
+    registry: MlflowClient,
+    model: RegisteredModel,
+    champion: ModelVersion | None,
+    challenger: ModelVersion,
+    force: bool,
+    console: Console | None,
+) -> PromoteResult:
+    name, new = str(model.name), str(challenger.version)
+    before, after = (Scores.of(champion) if champion else None), Scores.of(challenger)
+    if console:
+        console.print(
+            comparison(before, after, CHALLENGER if new == str(model.aliases.get(CHALLENGER)) else "candidate")
+        )
+    if before and before.version == new:
+        return PromoteResult(name, new, new, f"version {new} of {name} is the champion already")
+    reason = objection(before, after) if before else None
+    if reason and not force:
+        raise PromotionRefusedError(f"{name} not promoted: {reason}; --force promotes it all the same")
+    # First the memory, then the move: a crash between them leaves an entry that rollback knows to skip.
+    _remember(registry, name, [*_history(model), before.version if before else None])
+    registry.set_registered_model_alias(name, CHAMPION, new)
+    instead = f" instead of version {before.version}" if before else ""
+    forced = f" (forced: {reason})" if reason else ""
+    return PromoteResult(
+        name, new, before.version if before else None, f"version {new} of {name} is now the champion{instead}{forced}"
+    )
+
+
+def _roll_back(
+    registry: MlflowClient, model: RegisteredModel, champion: ModelVersion | None, console: Console | None
+) -> PromoteResult:
+    name = str(model.name)
+    now = str(champion.version) if champion else None
+    history = _history(model)
+    existing = {str(version.version): version for version in _versions(registry, name)}
+    while history:
+        target = history.pop()
+        if target == now or (target is not None and target not in existing):
+            continue  # a promotion that was cut off half-way, or a version deleted since
+        if console:
+            console.print(
+                comparison(
+                    Scores.of(champion) if champion else None, Scores.of(existing[target]) if target else None, "before"
+                )
+            )
+        if target is None:
+            registry.delete_registered_model_alias(name, CHAMPION)
+            message = f"{name} has no champion again: version {now} was its first"
+        else:
+            registry.set_registered_model_alias(name, CHAMPION, target)
+            message = f"version {target} of {name} is the champion again" + (
+                f" instead of version {now}" if now else ""
+            )
+        _remember(registry, name, history)
+        return PromoteResult(name, target, now, message)
+    raise InputError([Problem(f"model {name!r}", "no promotion is left to roll back")])
+
+
+def _model(registry: MlflowClient, name: str, uri: str) -> RegisteredModel:
+    model = optional(lambda: registry.get_registered_model(name))
+    if model is None:
+        known = (
+            ", ".join(sorted(model.name for model in registry.search_registered_models(max_results=20))) or "none yet"
+        )
+        raise InputError(
+            [Problem(f"model {name!r}", f"no such registered model at {redact(uri)}; registered: {known}")]
+        )
+    return model
+
+
+def _by_alias(registry: MlflowClient, model: RegisteredModel, alias: str) -> ModelVersion | None:
+    number = model.aliases.get(alias)
+    return None if number is None else optional(lambda: registry.get_model_version(model.name, str(number)))
+
+
+def _by_number(registry: MlflowClient, model: RegisteredModel, number: str) -> ModelVersion:
+    found = optional(lambda: registry.get_model_version(model.name, number))
+    if found is None:
+        raise InputError(
+            [Problem(f"--version {number}", f"{model.name} has no such version; it has {_listing(registry, model)}")]
+        )
+    return found
+
+
+def _challenger(registry: MlflowClient, model: RegisteredModel) -> ModelVersion:
+    found = _by_alias(registry, model, CHALLENGER)
+    if found is None:
+        raise InputError(
+            [
+                Problem(
+                    f"model {model.name!r}",
+                    f"has no challenger; name one with --version; it has {_listing(registry, model)}",
+                )
+            ]
+        )
+    return found
+
+
+def _versions(registry: MlflowClient, name: str) -> list[ModelVersion]:
+    quoted = name.replace("'", "''")
+    return sorted(registry.search_model_versions(f"name = '{quoted}'"), key=lambda version: int(version.version))
+
+
+def _listing(registry: MlflowClient, model: RegisteredModel) -> str:
+    aliases = {str(number): alias for alias, number in model.aliases.items()}
+    shown = [
+        f"{number} ({aliases[number]})" if number in aliases else number
+        for number in (str(v.version) for v in _versions(registry, model.name))
+    ]
+    return f"versions {', '.join(shown[-20:])}" if shown else "no versions"
+
+
+def _history(model: RegisteredModel) -> list[str | None]:
+    try:
+        history = json.loads(model.tags.get(HISTORY_TAG, "[]"))
+    except ValueError:
+        return []
+    return history if isinstance(history, list) else []
+
+
+def _remember(registry: MlflowClient, name: str, history: Sequence[str | None]) -> None:
+    registry.set_registered_model_tag(name, HISTORY_TAG, json.dumps(list(history)[-_HISTORY_LENGTH:]))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _macro_f1(scores: Scores) -> str:
+    if scores.macro_f1_low is None or scores.macro_f1_high is None:
+        return _percent(scores.macro_f1)
+    return f"{_percent(scores.macro_f1)} [{100 * scores.macro_f1_low:.1f}, {100 * scores.macro_f1_high:.1f}]"
+
+
+def _difference(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{100 * (after - before):+.1f}"

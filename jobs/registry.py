@@ -1,0 +1,253 @@
+"""Registering a student: the exported transformers folder becomes a model version with alias ``challenger``.
+
+    model = mlflow.pyfunc.load_model("models:/trec6-student@challenger")
+    model.predict(["Where is the Danube?", "Who wrote Hamlet?"])["label"]      # class names; "score": their probability
+
+``register_student`` is a plain function for a Ray task or a subprocess: it needs transformers, which the
+driver does not import. It costs 5 s, most of it imports, and a copy of the folder (90 MB for MiniLM).
+The model carries its own short loader (``jobs/served_student.py``, whose docstring says why), so that
+neither potstill nor anything but MLflow, torch and transformers is needed where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors
+from potstill.errors import StageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+PINNED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+_LOADER = Path(__file__).with_name("served_student.py")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentVersion:
+    """A version in the model registry. ``created`` is false where the run digest was registered before."""
+
+    name: str
+    version: str
+    model_uri: str
+    created: bool
+
+    @property
+    def alias_uri(self) -> str:
+        """The address that always means the newest evaluated student."""
+        return f"models:/{self.name}@{CHALLENGER}"
+
+
+def register_student(
+    *,
+    name: str,
+    folder: str | Path,
+    tracking_uri: str,
+    run_id: str,
+    run_digest: str,
+    task: str,
+    labels: Sequence[str],
+    scores: Mapping[str, float],
+    test_digest: str,
+    student_digest: str,
+    teacher: str,
+    input_example: Sequence[str],
+    max_length: int = 128,
+    lineage: Mapping[str, str] | None = None,
+) -> StudentVersion:
+    """Log the student in ``folder`` under ``run_id`` and register it as ``name``, once per ``run_digest``.
+
+    ``scores`` become tags of the version and are what ``promote`` compares: ``macro_f1``, ``macro_f1_low``,
+    ``macro_f1_high`` (bounds of its interval), ``accuracy``, all fractions of 1, and any others. ``lineage``
+    is more tags (base model, data digests, git commit). ``max_length`` in tokens; longer texts are cut, as
+    they were in evaluation.
+
+    Where a version with this run digest exists it is returned, and ``challenger`` points to it again.
+    Raises ``StageError`` if the folder is no student with these classes, ``TrackingError`` for an outage.
+    """
+    folder = Path(folder)
+    _check_folder(folder, labels)
+    facts = {
+        "task": task,
+        "run_digest": run_digest,
+        "test_digest": test_digest,
+        "student_digest": student_digest,
+        "teacher": teacher,
+    }
+    tags = {
+        **{key: str(value) for key, value in (lineage or {}).items()},
+        **{key: repr(float(value)) for key, value in scores.items()},
+        **facts,
+    }
+    try:
+        with _tracking_to(tracking_uri), mlflow_errors():
+            registry = client(tracking_uri)
+            known = find_version(registry, name, run_digest)
+            if known is None:
+                model_uri = _log(registry, folder, run_id, labels, input_example, max_length, tags)
+                known = _create_version(registry, name, model_uri, run_id, tags)
+                created = True
+            else:
+                created = False
+            registry.set_registered_model_alias(name, CHALLENGER, known.version)
+    except RefusedError as error:
+        raise StageError(f"MLflow refused the student {name!r}: {error}") from error
+    return StudentVersion(name, str(known.version), f"models:/{name}/{known.version}", created)
+
+
+def find_version(registry: MlflowClient, name: str, run_digest: str) -> ModelVersion | None:
+    """The oldest usable version of ``name`` with the run digest, or ``None``."""
+    versions = registry.search_model_versions(f"name = '{_quoted(name)}' and tags.run_digest = '{run_digest}'")
+    usable = [found for found in versions if found.status == "READY"]
+    return min(usable, key=lambda found: int(found.version), default=None)
+
+
+def predict_signature() -> ModelSignature:
+    """One unnamed text in; class name and its probability out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")]),
+    )
+
+
+def pinned_requirements() -> list[str]:
+    """What the model needs where it is loaded, at the versions it was made with.
+
+    Local parts of a version (``+cpu``) are left out: no index has them under that name.
+    """
+    pins = []
+    for package in PINNED:
+        try:
+            pins.append(f"{package}=={version(package).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return pins
+
+
+def _check_folder(folder: Path, labels: Sequence[str]) -> None:
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("id2label", {})
+    except (OSError, ValueError) as error:
+        raise StageError(f"{folder} holds no exported student: {error}") from error
+    found = [names[key] for key in sorted(names, key=int)]
+    if found != list(labels):
+        raise StageError(f"{folder}/config.json: id2label = {found}, but the task's classes are {list(labels)}")
+    if not any(
+        (folder / file).exists()
+        for file in ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
+    ):
+        raise StageError(f"{folder} holds no tokenizer: save it beside the model")
+
+
+def _log(
+    registry: MlflowClient,
+    folder: Path,
+    run_id: str,
+    labels: Sequence[str],
+    input_example: Sequence[str],
+    max_length: int,
+    tags: Mapping[str, str],
+) -> str:
+    """Log the model and give its ``models:/m-...`` address.
+
+    The weights are loaded once, on the CPU: MLflow 3.17 can't log a folder by its path with transformers 5.
+    """
+    from mlflow.models import Model
+    from transformers import pipeline
+
+    import jobs.served_flavor as flavor
+
+    # Made by hand, since MLflow puts a model without an active run into the Default experiment, whose artifacts
+    # lie under the working directory; and an active run would be ended by leaving it.
+    run = registry.get_run(run_id)
+    made = registry.create_logged_model(
+        run.info.experiment_id, "student", run_id, dict(tags), model_type="transformers"
+    )
+    info = Model.log(
+        artifact_path=None,
+        model_id=made.model_id,
+        flavor=flavor,
+        run_id=run_id,
+        transformers_model=pipeline("text-classification", model=str(folder), tokenizer=str(folder), device="cpu"),
+        task="text-classification",
+        signature=predict_signature(),
+        input_example=list(input_example[:3]),
+        pip_requirements=pinned_requirements(),
+        code_paths=[str(_LOADER)],
+        model_config={"max_length": max_length, "batch_size": 32},
+        metadata={"classes": list(labels), "potstill": dict(tags)},
+        model_card=_model_card(tags, labels),
+    )
+    return str(info.model_uri)
+
+
+def _model_card(tags: Mapping[str, str], labels: Sequence[str]) -> Any:
+    """A card of our own: MLflow would else ask the hub for one, by the folder's name."""
+    from huggingface_hub import ModelCard
+
+    facts = "\n".join(f"- {key}: {value}" for key, value in sorted(tags.items()))
+    classes = ", ".join(f"`{label}`" for label in labels)
+    head = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n"
+    body = f"# {tags['task']} student\n\nA text classifier distilled by potstill.\n\nClasses: {classes}\n\n{facts}\n"
+    return ModelCard(head + body)
+
+
+def _create_version(
+    registry: MlflowClient, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Register the model. The tags come with the version, so that none ever stands there without its digest."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.create_registered_model(
+            name, description="Text classifiers distilled by potstill, one version a run digest."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = registry.create_model_version(
+        name, source=model_uri, run_id=run_id, tags=dict(tags), model_id=model_uri.removeprefix("models:/")
+    )
+    deadline = time.monotonic() + 60
+    while made.status == "PENDING_REGISTRATION":
+        if time.monotonic() > deadline:
+            raise TrackingError(f"version {made.version} of {name} is still pending after 60 s")
+        time.sleep(1)
+        made = registry.get_model_version(name, made.version)
+    return made
+
+
+@contextmanager
+def _tracking_to(uri: str) -> Iterator[None]:
+    """MLflow's process-wide settings for the calls inside, put back afterwards: a Ray worker serves other tasks too."""
+    import mlflow
+
+    names = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {key: os.environ.pop(key) for key in names if key in os.environ}
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(absolute_uri(uri))
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(previous)
+        for key in names:
+            os.environ.pop(key, None)
+        os.environ.update(before)
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "''")

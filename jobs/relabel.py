@@ -1,0 +1,126 @@
+"""Stage 2: the teacher says what class its texts are of; evidence decides which of them the student sees.
+
+    potstill relabel RUN
+
+The teacher is asked the same about the labelled seeds (each left out of its own prompt), so the run can say
+how far it is to be trusted; where relabelling everything would do harm, it is not done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.backends.embedded import identify
+from actors.teacher import TeacherPool
+from jobs.asking import Usage, ask
+from jobs.embedding import embed
+from jobs.generate import usage_metrics
+from jobs.job import Job
+from jobs.runs import as_json
+from potstill import relabelling
+from potstill.renderers import choose_renderer
+from potstill.resolution import RelabelReport, Resolution, resolve
+from potstill.rows import Example, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Rows of unit length for the stage's texts, the seeds and what stands for each class."""
+
+    texts: np.ndarray
+    seeds: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Relabelled:
+    """What the stage leaves in ``relabel.json``."""
+
+    usage: Usage
+    report: RelabelReport
+
+
+def relabel(job: Job, pool: TeacherPool) -> Resolution:
+    """Run the stage; writes ``example/relabelled`` (every text, also those that were dropped)."""
+    generated = job.run.read(Example, "generated")
+    standing = [example for example in generated if example.kept]
+    with job.terminal.stage("relabel") as line, job.tracker.stage("relabel") as record:
+        line.note("embedding")
+        vectors = _embed(job, standing)
+        requests, seed_requests = plan_requests(job, standing, vectors) if job.config.relabel.enabled else ([], [])
+        responses, usage = ask(job, pool, "relabel", [*seed_requests, *requests], line)
+        resolution = resolve(
+            job.task,
+            job.data.seeds,
+            standing,
+            requests,
+            responses,
+            seed_requests,
+            responses,
+            vectors.texts,
+            vectors.seeds,
+            vectors.classes,
+            job.config.augment,
+            job.config.relabel,
+        )
+        report = resolution.report
+        resolved = {example.example_id: example for example in resolution.examples}
+        job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])
+        job.run.write_json("relabel", as_json(Relabelled(usage, report)))
+        record.metrics({**usage_metrics(usage), **_metrics(report)})
+        line.summary = _summary(report)
+    for warning in report.warnings:
+        job.terminal.warn(warning)
+    short = [f"{label} {count}" for label, count in report.kept_per_class if count < job.config.augment.per_class]
+    if short:
+        wanted = job.config.augment.per_class
+        job.terminal.warn(
+            f"fewer than augment.per_class = {wanted} texts kept: {', '.join(short)}; raise augment.over_generate"
+        )
+    return resolution
+
+
+def plan_requests(job: Job, examples: Sequence[Example], vectors: Embeddings) -> tuple[list[Request], list[Request]]:
+    """The questions about the texts, and the same about the seeds."""
+    config, identity = job.config, identify(job.config.teacher)
+    renderer = choose_renderer(config.teacher.renderer, identity)
+    common = (vectors.seeds, vectors.classes, config.relabel, identity, renderer, config.seed)
+    texts = [example.text for example in examples]
+    return (
+        relabelling.plan_relabel(job.task, job.data.seeds, texts, vectors.texts, *common),
+        relabelling.plan_seed_check(job.task, job.data.seeds, *common),
+    )
+
+
+def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
+    return Embeddings(
+        *embed(
+            [example.text for example in examples],
+            [seed.text for seed in job.data.seeds],
+            relabelling.class_texts(job.task),
+        )
+    )
+
+
+def _metrics(report: RelabelReport) -> dict[str, float]:
+    return {
+        "texts_kept": report.kept,
+        "share_contradicted": report.share_contradicted,
+        "share_changed": report.share_changed,
+        "share_applied": report.share_applied,
+        **({"teacher_accuracy_on_seeds": report.seed_accuracy} if report.seed_accuracy is not None else {}),
+    }
+
+
+def _summary(report: RelabelReport) -> str:
+    words = [f"{report.kept} of {report.texts} texts kept"]
+    if report.seed_accuracy is not None:
+        words.append(f"teacher right on {report.seed_accuracy:.0%} of the seeds")
+    words.append(f"{report.share_contradicted:.0%} contradicted, {report.share_changed:.0%} changed")
+    if report.changes:
+        source, target, count = max(report.changes, key=lambda change: change[2])
+        words.append(f"mostly {source} -> {target} ({count})")
+    return "; ".join(words)

@@ -1,0 +1,172 @@
+"""What came out of a run, for the terminal, for Markdown and for MLflow.
+
+potstill report RUN
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.job import Job, prepare
+from jobs.registry import StudentVersion
+from jobs.runs import Run
+from jobs.terminal import Terminal
+from potstill.config import Config
+from potstill.scores import ClassScores, Difference, Interval, Scores
+
+ROWS = {
+    "seeds_only": "seeds only, fine-tuned",
+    "seeds_regression": "seeds only, regression on embeddings",
+    "generated": "generated, not relabelled",
+    "distilled": "distilled",
+    "real_equal": "as many real texts",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two."""
+
+    run: str
+    scores: Mapping[str, Scores]
+    baseline: str
+    difference: Difference
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON data; ``from_json`` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """A report that a run's ``report.json`` holds."""
+        difference = data["difference"]
+        return cls(
+            data["run"],
+            {name: _scores(scores) for name, scores in data["scores"].items()},
+            data["baseline"],
+            Difference(Interval(**difference["accuracy"]), Interval(**difference["macro_f1"]), difference["p_value"]),
+        )
+
+
+def _scores(data: Mapping[str, Any]) -> Scores:
+    return Scores(
+        **{
+            **data,
+            "accuracy": Interval(**data["accuracy"]),
+            "macro_f1": Interval(**data["macro_f1"]),
+            "per_class": tuple(ClassScores(**one) for one in data["per_class"]),
+            "confusion": tuple(tuple(row) for row in data["confusion"]),
+        }
+    )
+
+
+def show(reference: str, config: Config) -> None:
+    """Print the report of a run that is named by its folder, its name or its config."""
+    terminal = Terminal()
+    job = prepare(config, terminal)
+    found = Run.find(reference, config.storage)
+    run = found[0] if found else job.run
+    job = Job(config, job.task, job.data, run, terminal, job.tracker)
+    result = Report.from_json(run.read_json("report"))
+    print_stages(job)
+    print_report(job, result)
+    print_classes(job, result)
+
+
+def print_report(job: Job, result: Report) -> None:
+    """The closing table: every student's scores, and what distilling gained."""
+    job.terminal.say()
+    job.terminal.table(
+        f"{job.task.name}: {len(job.data.test)} test texts", ["student", "macro-F1", "accuracy"], score_rows(result)
+    )
+    job.terminal.say()
+    job.terminal.say(verdict(result))
+
+
+def score_rows(result: Report) -> list[tuple[str, str, str]]:
+    """One row a student: name, macro-F1 with its 95 % interval, accuracy."""
+    return [
+        (label, str(result.scores[name].macro_f1), f"{result.scores[name].accuracy.value:.3f}")
+        for name, label in ROWS.items()
+        if name in result.scores
+    ]
+
+
+def verdict(result: Report) -> str:
+    """The difference to the stronger baseline in words."""
+    gain = result.difference.macro_f1
+    sure = "more" if gain.low > 0 else "less" if gain.high < 0 else None
+    words = (
+        f"distilled is {abs(gain.value):.3f} macro-F1 {'above' if gain.value >= 0 else 'below'} the stronger baseline"
+    )
+    interval = f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}]"
+    certainty = "" if sure else "; the interval holds 0, so it may be chance"
+    return f"{words} ({ROWS[result.baseline]}); {interval}{certainty}"
+
+
+def print_stages(job: Job) -> None:
+    """What generation and relabelling did, from the run's own records."""
+    made, checked = job.run.read_json("generate"), job.run.read_json("relabel")
+    job.terminal.table(
+        f"run {job.run.name}",
+        ["", ""],
+        [(name.replace("_", " "), str(value)) for name, value in {**_flat(made), **_flat(checked)}.items()],
+    )
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if isinstance(value, int | float | str)}
+
+
+def print_classes(job: Job, result: Report) -> None:
+    """Scores by class of the distilled student."""
+    rows = [
+        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
+        for one in result.scores["distilled"].per_class
+    ]
+    job.terminal.say()
+    job.terminal.table("distilled, by class", ["class", "precision", "recall", "F1", "test texts"], rows)
+
+
+def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
+    """Where things are, and what to try next."""
+    say = job.terminal.say
+    say()
+    say(f"student   {export}")
+    if version is not None:
+        state = "registered now" if version.created else "registered before"
+        say(f"registry  {version.alias_uri} (version {version.version}, {state})")
+    say(f"run       {job.run.path}")
+    say(f"MLflow    {job.tracker.where}")
+    new = sum(job.run.read_json(stage)["usage"]["new_requests"] for stage in ("generate", "relabel"))
+    say(f"teacher   new requests: {new}")
+    say()
+    name = version.name if version else f"{job.task.name}-student"
+    say(f"next      potstill report {job.run.name}   |   potstill promote {name}")
+
+
+def as_markdown(job: Job, result: Report) -> str:
+    """The report as Markdown, for MLflow."""
+
+    def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        lines = [columns, ["---"] * len(columns), *rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+    classes = [
+        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
+        for one in result.scores["distilled"].per_class
+    ]
+    return (
+        "\n\n".join(
+            [
+                f"# {job.task.name}: run {result.run}",
+                f"{len(job.data.test)} test texts. {verdict(result)}.",
+                table(["student", "macro-F1 (95 % interval)", "accuracy"], score_rows(result)),
+                "## Distilled, by class",
+                table(["class", "precision", "recall", "F1", "test texts"], classes),
+            ]
+        )
+        + "\n"
+    )

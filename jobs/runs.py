@@ -1,0 +1,122 @@
+"""A run's folder: ``<storage>/<run>/<table>/<part>.parquet`` and a few JSON files beside them.
+
+A run is named by its task and the digest of everything that decides its result, so the same config
+comes back to the same folder, and a stage command finds the tables of the stage before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from fsspec.core import url_to_fs
+
+from potstill.config import Config, parse
+from potstill.draws import digest
+from potstill.errors import InputError, Problem
+from potstill.rows import Row, from_table, to_table
+from potstill.task import Task, TaskData
+
+
+def name_run(config: Config, task: Task, data: TaskData) -> str:
+    """``<task>-<digest>``: the same config on the same classes, seeds and test texts is the same run."""
+    classes = {label: spec.model_dump() for label, spec in task.classes.items()}
+    return f"{task.name}-{digest([config.digest(), classes, data.digest()], size=5)}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reads and writes the files of one run; ``storage`` is any fsspec path."""
+
+    storage: str
+    name: str
+    _fs: fsspec.AbstractFileSystem = field(init=False, repr=False, compare=False)
+    _root: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        filesystem, root = url_to_fs(self.storage)
+        object.__setattr__(self, "_fs", filesystem)
+        object.__setattr__(self, "_root", f"{root.rstrip('/')}/{self.name}")
+
+    @property
+    def digest(self) -> str:
+        """The digest in the run's name."""
+        return self.name.rsplit("-", 1)[1]
+
+    @property
+    def path(self) -> str:
+        """Where the run is, as an fsspec path."""
+        return self._root
+
+    def place(self, relative: str) -> str:
+        """The path of a file of the run, its folder made."""
+        full = f"{self._root}/{relative}"
+        self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+        return full
+
+    def write(self, kind: type[Row], part: str, rows: Sequence[Row]) -> None:
+        """Write ``<table>/<part>.parquet``, replacing an earlier one whole."""
+        self.write_table(kind.__name__.lower(), part, to_table(rows, kind))
+
+    def write_table(self, table: str, part: str, content: pa.Table) -> None:
+        """Write an Arrow table, replacing an earlier one whole."""
+        place = self.place(f"{table}/{part}.parquet")
+        with self._fs.open(f"{place}.new", "wb") as file:
+            pq.write_table(content, file, compression="zstd")
+        self._fs.mv(f"{place}.new", place)
+
+    def read(self, kind: type[Row], part: str) -> list[Row]:
+        """Rows of an earlier stage. Raises ``InputError`` naming the stage that has to run first."""
+        return from_table(self.read_table(kind.__name__.lower(), part), kind)
+
+    def read_table(self, table: str, part: str) -> pa.Table:
+        """An Arrow table of an earlier stage. Raises ``InputError`` if it is not there."""
+        place = f"{self._root}/{table}/{part}.parquet"
+        try:
+            with self._fs.open(place, "rb") as file:
+                return pq.read_table(pa.BufferReader(file.read()))
+        except FileNotFoundError:
+            raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``<name>.json``."""
+        with self._fs.open(self.place(f"{name}.json"), "w") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+
+    def read_json(self, name: str) -> Any:
+        """Read ``<name>.json``. Raises ``InputError`` if it is not there."""
+        place = f"{self._root}/{name}.json"
+        try:
+            with self._fs.open(place, "r") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
+
+    def write_config(self, config: Config) -> None:
+        """Keep the whole config, defaults filled in, as ready-to-run YAML."""
+        with self._fs.open(self.place("config.yaml"), "w") as file:
+            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+
+    @staticmethod
+    def find(reference: str, storage: str) -> tuple[Run, Config] | None:
+        """The run that a folder or a run's name means, with its config; ``None`` if there is none."""
+        for place in (reference.rstrip("/"), f"{storage.rstrip('/')}/{reference}"):
+            filesystem, inner = url_to_fs(place)
+            if filesystem.isfile(f"{inner}/config.yaml"):
+                with filesystem.open(f"{inner}/config.yaml", "r") as file:
+                    config = parse(yaml.safe_load(file), where=f"{inner}/config.yaml")
+                parent, name = inner.rsplit("/", 1)
+                protocol = "" if "://" not in place else place.split("://", 1)[0] + "://"
+                return Run(protocol + parent, name), config
+        return None
+
+
+def as_json(value: Any) -> Any:
+    """A frozen report dataclass as plain JSON data."""
+    return json.loads(json.dumps(asdict(value)))

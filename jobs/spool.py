@@ -1,0 +1,291 @@
+"""What is logged to MLflow, as entries; and the folder that keeps them while MLflow can't be reached.
+
+    python -m jobs.tracking RUN_DIR        # send what an earlier run could not
+
+An entry is small (artifacts are files beside it) and names its run by a handle of our own, so a run that
+MLflow has not heard of yet can be written about. Entries keep their order and their times. A session
+folder holds ``entries.jsonl``, ``artifacts/`` and ``session.json`` (URI, experiment, handle -> run id, how many
+entries are sent); it is made at the first failure and gone when all is sent. What was sent but not yet
+counted when a process died is sent again, which MLflow takes as the same values once more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, mlflow_errors, redact, short_requests
+from potstill.config import home
+from potstill.draws import digest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Kind = Literal["start", "params", "metrics", "tags", "artifact", "dataset", "end"]
+HANDLE_TAG = "potstill.handle"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing to log: ``kind``, the handle of its run, and what the kind needs as JSON values."""
+
+    kind: Kind
+    run: str
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Session:
+    """One job's conversation with MLflow: where to, and which of its runs MLflow knows by which id."""
+
+    uri: str
+    experiment_id: str
+    runs: dict[str, str] = field(default_factory=dict)
+
+
+def spool_folder(run_dir: str | Path) -> Path:
+    """Where a run's entries wait: in its folder, or in one of POTSTILL_HOME where that is remote."""
+    text = str(run_dir).removeprefix("file://")
+    return (
+        home() / "tracking-spool" / digest(text, size=8)
+        if "://" in text
+        else Path(text).expanduser().absolute() / "tracking-spool"
+    )
+
+
+class Sender:
+    """Sends entries to MLflow, one call each. Raises ``TrackingError`` (outage) or ``RefusedError``."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._client: MlflowClient | None = None
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, made when first needed: opening a database can fail like any other call."""
+        if self._client is None:
+            from jobs.mlflow_server import client
+
+            self._client = client(self.session.uri)
+        return self._client
+
+    def send(self, entry: Entry, again: bool = False) -> None:
+        """Log ``entry``. ``again``: it was tried before, and may have arrived although no answer did."""
+        with short_requests(), mlflow_errors():
+            if entry.kind == "start":
+                self._start(entry, again)
+                return
+            run_id = self.session.runs.get(entry.run)
+            if run_id is None:
+                raise RefusedError("its run could not be made")
+            self._log(entry.kind, run_id, entry.values)
+
+    def _start(self, entry: Entry, again: bool) -> None:
+        if again:
+            known = self.client.search_runs(
+                [self.session.experiment_id], f"tags.`{HANDLE_TAG}` = '{entry.run}'", max_results=1
+            )
+            if known:
+                self.session.runs[entry.run] = known[0].info.run_id
+                return
+        tags = {**entry.values["tags"], HANDLE_TAG: entry.run}
+        parent = entry.values.get("parent")
+        if parent is not None:
+            if parent not in self.session.runs:
+                raise RefusedError("its parent run could not be made")
+            tags["mlflow.parentRunId"] = self.session.runs[parent]
+        run = self.client.create_run(
+            self.session.experiment_id, start_time=entry.values["time_ms"], tags=tags, run_name=entry.values["name"]
+        )
+        self.session.runs[entry.run] = run.info.run_id
+
+    def _log(self, kind: Kind, run_id: str, values: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+        if kind == "params":
+            self.client.log_batch(run_id, params=[Param(key, value) for key, value in values["params"]])
+        elif kind == "tags":
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values["tags"]])
+        elif kind == "metrics":
+            self.client.log_batch(
+                run_id, metrics=[Metric(key, value, time_ms, step) for key, value, time_ms, step in values["metrics"]]
+            )
+        elif kind == "artifact":
+            self.client.log_artifact(run_id, values["file"], values["folder"])
+        elif kind == "dataset":
+            dataset = Dataset(
+                name=values["name"],
+                digest=values["digest"],
+                source_type="local",
+                source=values["source"],
+                schema=values["schema"],
+                profile=values["profile"],
+            )
+            self.client.log_inputs(
+                run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", values["context"])])]
+            )
+        elif kind == "end":
+            if values.get("error"):
+                self.client.set_tag(run_id, "potstill.error", values["error"])
+            self.client.set_terminated(run_id, status=values["status"], end_time=values["time_ms"])
+
+
+class Spool:
+    """The queue of entries still to be sent, in memory and in a session folder. Owned by one process at a time."""
+
+    def __init__(self, folder: Path, session: Session) -> None:
+        self.folder = folder
+        self.session = session
+        self._waiting: deque[Entry] = deque()
+        self._sent = 0
+        self._lock: IO[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @classmethod
+    def new(cls, run_dir: str | Path, session: Session) -> Spool:
+        """An empty queue for a session that begins; nothing is written yet."""
+        return cls(spool_folder(run_dir) / uuid.uuid4().hex[:12], session)
+
+    @classmethod
+    def load(cls, folder: Path) -> Spool | None:
+        """The queue that a session left behind; ``None`` if its process still lives or nothing readable is there."""
+        try:
+            state = json.loads((folder / "session.json").read_text())
+            lines = (folder / "entries.jsonl").read_text().splitlines()
+        except (OSError, ValueError):
+            return None
+        sent = state.pop("sent")
+        spool = cls(folder, Session(**state))
+        if not spool._own():
+            return None
+        # The last line may be cut off where the disk was full or the process was killed.
+        spool._waiting.extend(entry for line in lines[sent:] if (entry := _parse(line)) is not None)
+        spool._sent = sent
+        return spool
+
+    def append(self, entry: Entry) -> None:
+        """Keep ``entry``; an artifact's file is moved here. Raises ``OSError`` where the disk refuses."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._own()
+        if entry.kind == "artifact":
+            kept = self.folder / "artifacts" / uuid.uuid4().hex[:12]
+            kept.mkdir(parents=True)
+            moved = shutil.move(entry.values["file"], kept)
+            entry = Entry(entry.kind, entry.run, {**entry.values, "file": str(moved)})
+        with (self.folder / "entries.jsonl").open("a") as lines:
+            lines.write(json.dumps(asdict(entry)) + "\n")
+        self._waiting.append(entry)
+        if len(self._waiting) == 1:
+            self._save()
+
+    def drain(self, send: Callable[[Entry], None]) -> Iterator[tuple[Entry, RefusedError]]:
+        """Send what waits, in order; yields what MLflow refused. Raises ``TrackingError`` where it can't be reached."""
+        try:
+            while self._waiting:
+                entry = self._waiting[0]
+                try:
+                    send(entry)
+                except RefusedError as error:
+                    yield entry, error
+                self._waiting.popleft()
+                self._sent += 1
+                if entry.kind == "artifact":
+                    shutil.rmtree(Path(entry.values["file"]).parent, ignore_errors=True)
+        finally:
+            if self._waiting:
+                self._save()
+            else:
+                self._discard()
+
+    def release(self) -> None:
+        """Let another process send what waits."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _own(self) -> bool:
+        if self._lock is None:
+            lock = (self.folder / "lock").open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                return False
+            self._lock = lock
+        return True
+
+    def _save(self) -> None:
+        # A password in the URI stays out of the file; the next run of the job brings the URI with it.
+        state = {**asdict(self.session), "uri": redact(self.session.uri), "sent": self._sent}
+        draft = self.folder / "session.json.new"
+        draft.write_text(json.dumps(state))
+        draft.replace(self.folder / "session.json")
+
+    def _discard(self) -> None:
+        self.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._sent = 0
+        with suppress(OSError):  # other sessions wait there
+            self.folder.parent.rmdir()
+
+
+def _parse(line: str) -> Entry | None:
+    try:
+        return Entry(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What became of the entries that earlier runs left: counts, and a line for each that can never be sent."""
+
+    sent: int = 0
+    waiting: int = 0
+    refused: tuple[str, ...] = ()
+
+
+def replay(run_dir: str | Path, uri: str | None = None) -> Replay:
+    """Send what earlier runs in ``run_dir`` could not log; runs get their own times and places.
+
+    ``uri`` is needed where the tracking URI holds a password, which is not written down, or where the
+    server has moved. Never raises for an outage: what can't be sent stays, and is counted as ``waiting``.
+    """
+    sent = waiting = 0
+    refused: list[str] = []
+    folder = spool_folder(run_dir)
+    for session_folder in sorted(folder.iterdir()) if folder.is_dir() else []:
+        spool = Spool.load(session_folder)
+        if spool is None:
+            continue
+        if uri is not None:
+            spool.session.uri = absolute_uri(uri)
+        before = len(spool)
+        session_refused: list[str] = []
+        if not waiting:  # a server that could not be reached a moment ago would cost another time-out
+            with suppress(TrackingError):  # what could not be sent is counted below
+                for entry, error in spool.drain(partial(Sender(spool.session).send, again=True)):
+                    session_refused.append(describe(entry, error))
+        spool.release()
+        sent += before - len(spool) - len(session_refused)
+        waiting += len(spool)
+        refused.extend(session_refused)
+    return Replay(sent, waiting, tuple(refused))
+
+
+def describe(entry: Entry, error: Exception) -> str:
+    """A refused entry on one line."""
+    values = entry.values
+    name = values.get("name") or (Path(values["file"]).name if "file" in values else "")
+    return f"{entry.kind} {name}".strip() + f": {error}"

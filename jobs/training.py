@@ -1,0 +1,306 @@
+"""Training on the cluster: one Ray Train fit for all arms that have no export yet.
+
+    with cluster.connect():
+        result = training.train([training.Arm("distilled", rows)], config.student, task.labels, storage)
+        result.students["distilled"].export  # a plain transformers folder
+
+A fit takes 15-27 s to start on two cores, so a job hands over all its students at once. The driver imports
+no torch: process group and training live on the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actors import export, student
+from potstill import arms as arms_
+from potstill import encoders
+from potstill.arms import Arm, TrainingRow, from_examples, from_texts, repeat
+from potstill.config import StudentConfig
+from potstill.draws import digest
+from potstill.errors import InputError, Problem, StageError
+
+if TYPE_CHECKING:
+    from ray.train.backend import Backend, BackendConfig
+
+__all__ = [
+    "Arm",
+    "StepRecord",
+    "TrainedStudent",
+    "TrainingResult",
+    "TrainingRow",
+    "choose_workers",
+    "from_examples",
+    "from_texts",
+    "problems",
+    "repeat",
+    "train",
+]
+
+CPU_WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """The loss of one optimiser step (from 1): weighted mean over its global batch."""
+
+    arm: str
+    step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedStudent:
+    """One arm's student. ``export`` is a transformers folder; ``seconds`` of training alone, without start,
+    loading and export; ``reused`` where an export of the same digest was there already."""
+
+    name: str
+    digest: str
+    export: str
+    records: tuple[StepRecord, ...]
+    examples: int
+    tokens: int
+    padded_tokens: int
+    truncated: int
+    seconds: float
+    best_step: int
+    validation: tuple[Mapping[str, float], ...]
+    reused: bool
+
+    @property
+    def examples_per_s(self) -> float:
+        """Examples a second of training, over all workers."""
+        return self.examples / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed tokens that were padding."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training job gave. ``seconds`` of the whole call; ``log_dir`` is None where nothing was trained."""
+
+    students: dict[str, TrainedStudent]
+    seconds: float
+    workers: int
+    log_dir: str | None
+
+    @property
+    def records(self) -> list[StepRecord]:
+        """All steps of all arms."""
+        return [record for one in self.students.values() for record in one.records]
+
+    @property
+    def trained(self) -> int:
+        """Arms that were trained now, not reused."""
+        return sum(not one.reused for one in self.students.values())
+
+
+def choose_workers(config: StudentConfig, cluster_resources: Mapping[str, float]) -> tuple[int, bool]:
+    """How many training processes, and whether on GPUs: as configured, else one a GPU, else two on CPU
+    where the cluster has two."""
+    gpus, cpus = int(cluster_resources.get("GPU", 0)), int(cluster_resources.get("CPU", 0))
+    if config.workers == 0:
+        return (gpus, True) if gpus else (max(1, min(CPU_WORKERS, cpus)), False)
+    return config.workers, gpus > 0
+
+
+def problems(config: StudentConfig, cluster_resources: Mapping[str, float]) -> list[Problem]:
+    """What would make a fit fail or wait for ever, before it starts: too few CPUs or GPUs, an unusable model."""
+    found = encoders.problems(config.model)
+    workers, on_gpu = choose_workers(config, cluster_resources)
+    kind = "GPU" if on_gpu else "CPU"
+    have = int(cluster_resources.get(kind, 0))
+    if workers > have:
+        message = f"needs {workers} {kind}s and the cluster has {have}; lower it, or 0 takes what is there"
+        found.append(Problem(f"student.workers = {config.workers}", message))
+    if config.precision == "bfloat16" and config.zero_stage == 3 and not on_gpu:
+        found.append(Problem("student.precision = 'bfloat16'", "with zero_stage 3 needs GPUs; use float32 on CPU"))
+    return found
+
+
+def train(
+    arms: Sequence[Arm],
+    config: StudentConfig,
+    labels: Sequence[str],
+    storage: str,
+    *,
+    reuse: bool = True,
+    verbose: bool = False,
+) -> TrainingResult:
+    """Train all ``arms`` in one fit and export each to ``<storage>/students/<digest>/model``.
+
+    ``storage`` is any fsspec path that all nodes share. Arms with an export of the same digest are reused
+    (``reuse=False`` trains them afresh). Needs a connected ``ray``. Raises ``InputError`` before anything
+    starts, ``StageError`` where training broke off; a lost worker is replaced ``config.max_failures`` times.
+    """
+    import ray
+
+    started = time.monotonic()
+    storage = storage.rstrip("/") if "://" in storage else os.path.abspath(storage)
+    resources = ray.cluster_resources()
+    found = arms_.problems(arms, labels) + problems(config, resources)
+    if found:
+        raise InputError(found)
+    jobs = _prepare(arms, config, labels, storage, reuse)
+    missing = {job.digest: job for job in jobs if not reuse or export.read_report(job.folder) is None}
+    workers, on_gpu = choose_workers(config, resources)
+    log_dir = None
+    if missing:
+        fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), "cuda" if on_gpu else "cpu")
+        name = f"{digest([job.digest for job in missing.values()], size=5)}-{uuid.uuid4().hex[:8]}"
+        log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
+        _fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
+    students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
+    return TrainingResult(students, time.monotonic() - started, workers, log_dir)
+
+
+def _prepare(
+    arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str], storage: str, reuse: bool
+) -> list[student.ArmJob]:
+    """Name every arm's folder by its digest and put the rows of new ones there."""
+    weights = encoders.weights_digest(config.model)
+    jobs = []
+    for arm in arms:
+        key = arms_.arm_digest(arm, config, labels, weights)
+        job = student.ArmJob(arm.name, key, arm.seed, f"{storage}/students/{key}", dict(arm.lineage))
+        if not reuse:
+            export.discard(job.folder)
+        if export.read_report(job.folder) is None:
+            export.write_rows(job.folder, arm.rows, arm.validation)
+        jobs.append(job)
+    return jobs
+
+
+def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_dir: str | None, verbose: bool) -> None:
+    """One Ray Train fit. Its name is new each time: the same (storage, name) would silently resume."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    class Trainer(DataParallelTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's handler would swallow Ctrl-C, in later stages too; the job has one (``jobs/interrupt.py``)."""
+
+    on_gpu = job.device == "cuda"
+    variables = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "DS_LOG_LEVEL": "warning"}
+    if not on_gpu:
+        variables |= {"OMP_NUM_THREADS": str(job.threads), "DS_ACCELERATOR": "cpu"}
+    trainer = Trainer(
+        student.run_worker,
+        train_loop_config={"job": job.to_json(), "log_dir": log_dir},
+        backend_config=_torch_backend_config(),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(
+                max_failures=job.student.max_failures, controller_failure_limit=1, max_preemption_failures=100
+            ),
+            worker_runtime_env={"env_vars": variables},
+            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+        ),
+    )
+    try:
+        with _environment({"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise StageError(f"training broke off: {_explain(error)}{_see(log_dir)}") from error
+    returned = result.return_value
+    if not isinstance(returned, dict):
+        raise StageError(f"training ended without a result{_see(log_dir)}")
+    if returned.get("problems"):
+        raise InputError(Problem(where, message) for where, message in returned["problems"])
+    if "error" in returned:
+        raise StageError(returned["error"])
+
+
+def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:
+    report = export.read_report(job.folder)
+    if report is None:
+        raise StageError(
+            f"training of {job.name!r} ended, but {job.folder} is not complete; do all nodes share storage?"
+        )
+    steps = enumerate(zip(report["losses"], report["learning_rates"], strict=True), start=1)
+    return TrainedStudent(
+        name=job.name,
+        digest=job.digest,
+        export=export.model_folder(job.folder),
+        records=tuple(StepRecord(job.name, step, loss, rate) for step, (loss, rate) in steps),
+        examples=report["examples"],
+        tokens=report["tokens"],
+        padded_tokens=report["padded_tokens"],
+        truncated=report["truncated"],
+        seconds=report["seconds"],
+        best_step=report["best_step"],
+        validation=tuple(report["validation"]),
+        reused=reused,
+    )
+
+
+def _torch_backend_config() -> BackendConfig:
+    """Ray Train's own torch backend, imported where it works: ``TorchTrainer`` would import torch here."""
+    from ray.train.backend import Backend, BackendConfig
+
+    class LateTorchBackend(Backend):
+        share_cuda_visible_devices = True
+
+        def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+            ours().on_start(worker_group, config())
+
+        def on_training_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+            ours().on_training_start(worker_group, config())
+
+        def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+            ours().on_shutdown(worker_group, config())
+
+    class LateTorchConfig(BackendConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return LateTorchBackend
+
+    def config() -> Any:
+        from ray.train.torch import TorchConfig
+
+        return TorchConfig()
+
+    def ours() -> Any:
+        return config().backend_cls()
+
+    return LateTorchConfig()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that Ray Train reads in the driver, and put the old ones back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _explain(error: Exception) -> str:
+    """The last line that says something of the first worker's error."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__
+
+
+def _see(log_dir: str | None) -> str:
+    return f"; the workers' logs are in {log_dir}" if log_dir else ""

@@ -1,0 +1,128 @@
+"""Arms: the students of one training job. Each is a named set of weighted rows and a training seed.
+
+A fit costs 15-27 s to start, so a job trains all its arms (baseline, distilled, repeats) in one. What an
+arm becomes is decided by its rows, its seed and the student's config: their digest names its export, and
+an arm that has one already is not trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from potstill.config import StudentConfig
+from potstill.draws import digest
+from potstill.errors import Problem
+from potstill.rows import Example
+from potstill.task import LabelledText
+
+RECIPE = 2
+"""Raised when the training loop changes what the same rows and config become."""
+
+_WITHOUT_EFFECT = ("workers", "micro_batch_tokens", "max_failures", "seed", "seed_weight", "offload_optimizer")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A text, its distribution over the classes (in label order, summing to 1) and its weight in the loss."""
+
+    text: str
+    label_probs: tuple[float, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One student to train. ``seed``: order, dropout, head. ``validation`` (real texts the setting allows)
+    turns on early stopping; ``lineage`` goes into the model card and decides nothing."""
+
+    name: str
+    rows: tuple[TrainingRow, ...]
+    seed: int = 0
+    validation: tuple[TrainingRow, ...] = ()
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+
+ROW_SCHEMA = pa.schema([("text", pa.string()), ("label_probs", pa.list_(pa.float64())), ("weight", pa.float64())])
+
+
+def from_texts(texts: Iterable[LabelledText], labels: Sequence[str], weight: float = 1.0) -> list[TrainingRow]:
+    """Labelled texts as rows: all probability on the one class. ``KeyError`` for a label not in ``labels``."""
+    one_hot = {label: tuple(float(label == other) for other in labels) for label in labels}
+    return [TrainingRow(row.text, one_hot[row.label], weight) for row in texts]
+
+
+def from_examples(
+    examples: Iterable[Example], labels: Sequence[str], soft: bool = True, weight: float = 1.0
+) -> list[TrainingRow]:
+    """Kept examples as rows: their distribution where they have one and ``soft``, else the one class."""
+    one_hot = {label: tuple(float(label == other) for other in labels) for label in labels}
+    return [
+        TrainingRow(row.text, tuple(row.label_probs) if soft and row.label_probs else one_hot[row.label], weight)
+        for row in examples
+        if row.kept
+    ]
+
+
+def repeat(arm: Arm, repeats: int) -> list[Arm]:
+    """The same arm under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ..."""
+    return [arm if i == 0 else replace(arm, name=f"{arm.name}-seed{i}", seed=arm.seed + i) for i in range(repeats)]
+
+
+def to_table(rows: Sequence[TrainingRow]) -> pa.Table:
+    """Rows as an Arrow table of ``ROW_SCHEMA``."""
+    columns = [[row.text for row in rows], [list(row.label_probs) for row in rows], [row.weight for row in rows]]
+    return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[TrainingRow]:
+    """The rows of a table written by ``to_table``."""
+    return [TrainingRow(row["text"], tuple(row["label_probs"]), row["weight"]) for row in table.to_pylist()]
+
+
+def arm_digest(arm: Arm, student: StudentConfig, labels: Sequence[str], weights_digest: str) -> str:
+    """Hash of what decides the student: rows, seed, config, classes and the starting weights.
+
+    Neither the arm's name nor how many processes train it is part of it.
+    """
+    config = {name: value for name, value in student.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    rows = [[[row.text, list(row.label_probs), row.weight] for row in part] for part in (arm.rows, arm.validation)]
+    return digest([RECIPE, rows, arm.seed, config, list(labels), weights_digest], size=8)
+
+
+def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
+    """Everything about the arms that training can't work with, before it starts."""
+    found = []
+    names = [arm.name for arm in arms]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        found.append(Problem(f"arm {name!r}", "stands twice in one training job"))
+    if len(labels) < 2:
+        found.append(Problem("labels", f"{len(labels)} class is nothing to tell apart; at least 2 are needed"))
+    for arm in arms:
+        where = f"arm {arm.name!r}"
+        if not arm.rows:
+            found.append(Problem(where, "has no texts to learn from"))
+        for number, row in enumerate((*arm.rows, *arm.validation)):
+            complaint = _complain(row, len(labels))
+            if complaint:
+                found.append(Problem(f"{where}, row {number}", complaint))
+                break
+        else:
+            top = {max(range(len(row.label_probs)), key=row.label_probs.__getitem__) for row in arm.rows}
+            if arm.rows and len(top) < 2:
+                found.append(Problem(where, "all its texts are of one class; a classifier needs at least 2"))
+    return found
+
+
+def _complain(row: TrainingRow, classes: int) -> str | None:
+    if not isinstance(row.text, str) or not row.text.strip():
+        return f"its text is {row.text!r}; it must be a string that is not empty"
+    if len(row.label_probs) != classes:
+        return f"has {len(row.label_probs)} probabilities for {classes} classes"
+    if not all(0.0 <= p <= 1.0 for p in row.label_probs) or abs(sum(row.label_probs) - 1.0) > 1e-3:
+        return f"its probabilities {row.label_probs} are not a distribution"
+    if not 0.0 < row.weight < float("inf"):
+        return f"its weight {row.weight} must be above 0 and finite"
+    return None

@@ -1,0 +1,400 @@
+"""The config: one frozen pydantic model, read from YAML, overridden with ``--set a.b=c``.
+
+    potstill distill conf/trec6.yaml --set augment.per_class=50
+
+Unknown fields are refused. Secrets never stand here, only the names of environment variables.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from potstill.draws import digest
+from potstill.errors import InputError, Problem
+
+
+def home() -> Path:
+    """Where ledger, runs and MLflow's database live unless the config says otherwise."""
+    return Path(os.environ.get("POTSTILL_HOME", "~/.potstill")).expanduser().absolute()
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and a field that does not exist is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class TaskRef(Section):
+    """Which task, and where its data is. ``task: trec6`` is short for ``task: {preset: trec6}``."""
+
+    preset: str = Field(
+        description="name of a preset in tasks/, a path to a task YAML, or a folder with {train,test}.parquet and classes.json"
+    )
+    data_dir: str | None = Field(
+        None, description="read <data_dir>/<name>/{train,test[,validation]}.parquet instead of the preset's own data"
+    )
+    seeds_per_class: int = Field(
+        2, ge=1, le=64, description="labelled examples a class that the teacher and the student may see"
+    )
+    max_test: int | None = Field(
+        None, ge=10, description="evaluate on at most this many test texts, drawn by the data seed"
+    )
+
+
+class LedgerConfig(Section):
+    """Where every paid answer is kept."""
+
+    uri: str = Field("", description="SQLAlchemy URL; default sqlite:///<POTSTILL_HOME>/ledger.db")
+
+    @model_validator(mode="after")
+    def _default(self) -> LedgerConfig:
+        if not self.uri:
+            object.__setattr__(self, "uri", f"sqlite:///{home()}/ledger.db")
+        elif self.uri.startswith("sqlite:///~"):
+            object.__setattr__(self, "uri", "sqlite:///" + str(Path(self.uri.removeprefix("sqlite:///")).expanduser()))
+        return self
+
+
+class EmbeddedTeacher(Section):
+    """A language model in the job's own processes: no key, no network."""
+
+    kind: Literal["embedded"] = "embedded"
+    model: str = Field(
+        "smollm2-135m-instruct", description="the packaged model, or the path of a transformers folder or a GGUF file"
+    )
+    actors: int = Field(0, ge=0, description="teacher processes; 0 = one a CPU core or GPU of the cluster")
+    threads: int = Field(1, ge=1, description="CPU threads a process; more than one a core is many times slower")
+    batch_size: int = Field(64, ge=1, le=1024, description="texts written together")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the processor computes in it, else float32"
+    )
+    renderer: Literal["auto", "list", "chat"] = Field(
+        "auto", description="how prompts are put: list continuation for small models, chat for others"
+    )
+
+
+class Alpha(Section):
+    """The mixup ratio: how much of a text belongs to its own class, drawn as low + (high - low) * Beta(a, b)."""
+
+    low: float = Field(0.5, ge=0.5, le=1.0, description="smallest share of the text's own class")
+    high: float = Field(1.0, ge=0.5, le=1.0, description="largest share of the text's own class")
+    beta: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (5.0, 2.0), description="parameters of the Beta distribution"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Alpha:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not be above high ({self.high})")
+        return self
+
+
+class AugmentConfig(Section):
+    """What the teacher is asked to write."""
+
+    strategy: Literal["promptmix", "few_shot", "zero_shot"] = Field("promptmix", description="how prompts are made")
+    shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
+    per_class: int = Field(100, ge=1, le=100_000, description="texts a class to keep, after all filters")
+    over_generate: float = Field(
+        3.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
+    )
+    classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes shown together")
+    alpha: Alpha = Alpha()
+    temperature: float = Field(0.8, gt=0.0, le=2.0, description="sampling temperature of the teacher")
+    top_p: float = Field(0.95, gt=0.0, le=1.0, description="nucleus sampling: share of probability kept")
+    max_tokens: int = Field(64, ge=8, le=4096, description="longest text, in tokens")
+    texts_per_reply: int = Field(
+        3, ge=1, le=50, description="texts a chat prompt asks for; a list prompt is continued by one text"
+    )
+    contexts: bool = Field(True, description="promptmix: vary style, length and topic where the task lists some")
+    max_rounds: int = Field(3, ge=1, le=20, description="rounds of asking again for classes that fell short")
+
+
+class RelabelConfig(Section):
+    """What the teacher is asked about its own texts afterwards."""
+
+    enabled: bool = Field(True, description="ask the teacher for the class of every text it wrote")
+    votes: int = Field(
+        2,
+        ge=1,
+        le=16,
+        description="times a text is asked about, each with the seeds in another order; the votes are averaged",
+    )
+    channel: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="also ask how likely the text is under each class's writing prompt; auto: local teachers, up to 4 classes",
+    )
+    neighbours: int = Field(
+        6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
+    )
+    soft: bool = Field(True, description="train on the distribution over classes instead of the one class")
+    min_confidence: float | Literal["auto"] = Field(
+        "auto", description="apply a change of label only above this; auto: found from the labelled seeds"
+    )
+    target_prior: float = Field(
+        0.5, ge=0.0, le=1.0, description="prior probability that a text belongs to the class it was written for"
+    )
+
+
+class StudentConfig(Section):
+    """The model that is trained, and how."""
+
+    model: str = Field("embedded", description="embedded (MiniLM), a local transformers folder or a hub id")
+    epochs: int = Field(5, ge=1, le=1000, description="passes over the texts")
+    min_steps: int = Field(
+        150, ge=1, le=100_000, description="at least this many optimiser steps, however few texts there are"
+    )
+    learning_rate: float | Literal["auto"] = Field(
+        "auto", description="peak learning rate; auto: 1e-4 for students under 50 M parameters, else 4e-5"
+    )
+    weight_decay: float = Field(0.01, ge=0.0, le=1.0, description="AdamW's weight decay (not on biases and norms)")
+    warmup_ratio: float = Field(0.1, ge=0.0, le=1.0, description="share of the steps that warm up")
+    batch_size: int = Field(32, ge=1, le=65_536, description="global batch, in examples")
+    max_length: int = Field(128, ge=8, le=8192, description="longest text, in tokens")
+    seed_weight: float = Field(5.0, gt=0.0, le=1000.0, description="weight of a real seed against one synthetic text")
+    workers: int = Field(0, ge=0, le=1024, description="training processes; 0 = one a GPU, or 2 on CPU")
+    zero_stage: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on GPUs that have it, else float32"
+    )
+    seed: int = Field(0, ge=0, description="training seed: order, dropout and the new head's weights")
+    pooling: Literal["auto", "native"] = Field(
+        "auto",
+        description="auto: sentence encoders keep their mean pooling and start from a regression on it; native: the architecture's own head, untrained",
+    )
+    schedule: Literal["linear", "cosine"] = Field("linear", description="how the learning rate falls after the warm-up")
+    clip_norm: float = Field(1.0, ge=0.0, le=1000.0, description="gradients are clipped to this norm; 0 = not clipped")
+    dropout: float | None = Field(
+        None, ge=0.0, lt=1.0, description="dropout of the student; null: as its own config says"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of each target spread evenly over all classes"
+    )
+    soft_weight: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="share of the target that is the distribution; the rest is its most probable class",
+    )
+    soft_temperature: float = Field(
+        1.0, gt=0.0, le=100.0, description="flattens (above 1) or sharpens (below 1) the label distributions"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: every class weighs the same in the loss"
+    )
+    micro_batch_tokens: int | Literal["auto"] = Field(
+        "auto", description="padded tokens a process computes at once; auto: 4096 on CPU, 65536 on GPU"
+    )
+    patience: int = Field(
+        2,
+        ge=1,
+        le=1000,
+        description="epochs without improvement before stopping; only where an arm has validation texts",
+    )
+    offload_optimizer: bool = Field(
+        False, description="keep the optimizer's state in main memory (needs zero_stage of 1 or more)"
+    )
+    deepspeed: dict[str, Any] = Field(
+        {}, description="further DeepSpeed settings, as in its JSON; what the fields above decide can't stand here"
+    )
+    max_failures: int = Field(2, ge=0, le=100, description="lost workers survived in one fit")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudentConfig:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage of 1 or more")
+        if isinstance(self.micro_batch_tokens, int) and self.micro_batch_tokens < 8:
+            raise ValueError(f"micro_batch_tokens ({self.micro_batch_tokens}) must be at least 8")
+        ours = {
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "optimizer",
+            "scheduler",
+        }
+        ours |= {"gradient_clipping", "bf16", "fp16", "torch_autocast"}
+        taken = sorted(ours & set(self.deepspeed)) + (
+            ["zero_optimization.stage"] if "stage" in self.deepspeed.get("zero_optimization", {}) else []
+        )
+        if taken:
+            raise ValueError(f"deepspeed: {', '.join(taken)} is decided by student's own fields; set those instead")
+        return self
+
+
+class EvaluateConfig(Section):
+    """What the distilled student is held against."""
+
+    compare: tuple[Literal["seeds_only", "generated", "real_equal"], ...] = Field(
+        ("seeds_only", "real_equal"),
+        description="further students: on the seeds alone, on the texts without relabelling, on as many real texts",
+    )
+    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples behind the 95 % intervals")
+
+
+class TrackingConfig(Section):
+    """MLflow: where runs are logged and what the model is called in the registry."""
+
+    uri: str = Field("", description="MLflow tracking URI; default sqlite:///<POTSTILL_HOME>/mlflow.db")
+    experiment: str | None = Field(None, description="experiment name; default: the task's name")
+    register_as: str | None = Field(None, description="registered model name; default: <task>-student")
+    artifacts: str | None = Field(
+        None, description="artifact location of a new experiment; default <POTSTILL_HOME>/mlartifacts for SQLite"
+    )
+
+    @model_validator(mode="after")
+    def _default(self) -> TrackingConfig:
+        if not self.uri:
+            object.__setattr__(self, "uri", f"sqlite:///{home()}/mlflow.db")
+        elif self.uri.startswith("sqlite:///~"):
+            object.__setattr__(self, "uri", "sqlite:///" + str(Path(self.uri.removeprefix("sqlite:///")).expanduser()))
+        return self
+
+
+class Config(Section):
+    """Everything a job needs to know."""
+
+    task: TaskRef
+    seed: int = Field(0, ge=0, description="data seed: which seeds and exemplars, which requests")
+    storage: str = Field(
+        "", description="folder of the runs, any fsspec path that all nodes share; default <POTSTILL_HOME>/runs"
+    )
+    ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    teacher: EmbeddedTeacher = EmbeddedTeacher()
+    augment: AugmentConfig = AugmentConfig()
+    relabel: RelabelConfig = RelabelConfig()
+    student: StudentConfig = StudentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_shorthand(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("task"), str):
+            return {**data, "task": {"preset": data["task"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Config:
+        if not self.storage:
+            object.__setattr__(self, "storage", str(home() / "runs"))
+        if self.augment.strategy != "zero_shot" and self.augment.shots > self.task.seeds_per_class:
+            raise ValueError(
+                f"augment.shots = {self.augment.shots} is more than task.seeds_per_class = {self.task.seeds_per_class}; lower the one or raise the other"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Hash of what decides the result: not where things are stored or how many processes work."""
+        content = self.model_dump(mode="json")
+        for name in ("storage", "ledger", "tracking"):
+            content.pop(name)
+        for name in ("actors", "threads", "batch_size"):
+            content["teacher"].pop(name)
+        content["task"].pop("data_dir")
+        return digest(content, size=6)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config and apply ``a.b=c`` overrides. Raises ``InputError`` with every problem."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError([Problem(str(path), "no such file; ready-made configs are in conf/")]) from None
+    except OSError as error:
+        raise InputError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
+    if not isinstance(content, dict):
+        raise InputError([Problem(str(path), "must hold a mapping of fields, such as `task: trec6`")])
+    return parse(override(content, overrides), where=str(path))
+
+
+def parse(content: dict[str, Any], where: str = "config") -> Config:
+    """Validate a mapping. Raises ``ConfigError`` naming ``where``, field, value and what is allowed."""
+    problems: list[Problem] = []
+    rest: Any = content
+    config: Config | None = None
+    # What is wrong in one field hides what is wrong between others, so those are looked at without it.
+    while config is None and rest is not None:
+        try:
+            config = Config.model_validate(rest)
+        except ValidationError as error:
+            problems += explain(error, where)
+            rest = _without(rest, [item["loc"] for item in error.errors()])
+    if problems or config is None:
+        raise ConfigError(problems, config)
+    return config
+
+
+class ConfigError(InputError):
+    """A config that can't be used; ``rest`` is it without the wrong fields, so that one can look what else is wrong."""
+
+    def __init__(self, problems: Sequence[Problem], rest: Config | None = None) -> None:
+        super().__init__(problems)
+        self.rest = rest
+
+
+def _without(content: dict[str, Any], places: Sequence[tuple[int | str, ...]]) -> dict[str, Any] | None:
+    """``content`` without what stands at ``places``; ``None`` where nothing of them stands in it."""
+    rest = copy.deepcopy(content)
+    for place in places:
+        # A complaint about the whole config is one about shots and seeds.
+        for path in [place] if place else [("augment", "shots"), ("task", "seeds_per_class")]:
+            target: Any = rest
+            *parents, name = path
+            while parents and isinstance(target.get(parents[0]), dict):
+                target = target[parents.pop(0)]
+            if place or not parents:  # below a value that is no section, the whole value is wrong
+                target.pop(parents[0] if parents else name, None)
+    return rest if rest != content else None
+
+
+def explain(error: ValidationError, where: str) -> list[Problem]:
+    """pydantic's complaints as problems: field = value, and what is allowed."""
+    problems = []
+    for item in error.errors():
+        location = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            message = "no such field"
+        elif item["type"] == "missing":
+            message = "is required"
+        else:
+            shown = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
+            message = item["msg"].removeprefix("Value error, ")
+            location += shown
+        problems.append(Problem(f"{where}: {location}" if location else where, message))
+    return problems
+
+
+def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``content`` with ``a.b=c`` overrides applied, values read as YAML. Raises ``InputError``."""
+    content = copy.deepcopy(content)
+    problems: list[Problem] = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            problems.append(Problem(f"--set {text}", "must look like field.name=value"))
+            continue
+        target = content
+        *parents, last = name.split(".")
+        for parent in parents:
+            below = target.get(parent)
+            if isinstance(below, str) and parent == "task":
+                below = {"preset": below}
+            target[parent] = below if isinstance(below, dict) else {}
+            target = target[parent]
+        try:
+            target[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            target[last] = value
+    if problems:
+        raise InputError(problems)
+    return content

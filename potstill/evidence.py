@@ -1,0 +1,165 @@
+"""What is known of a text's class: the teacher's votes, its place among the embeddings, and what it was written for.
+
+Each source is calibrated over the whole stage, and they are multiplied: as if independent, which they nearly
+are, since one reads words and one measures distance. In probes with a 135M teacher, either source alone did
+harm on some task; their product did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from potstill.calibration import calibrate, normalise
+from potstill.relabelling import VOTE
+from potstill.rows import Request, Response
+from potstill.task import Task
+
+_TINY = 1e-6  # floor of a probability: no source alone may rule a class out
+_SHARPNESS = 20.0  # turns a cosine into a logit: 0.1 more cosine is 7 times the odds
+_CHANNEL_TEMPERATURE = 4.0
+_SELF_TRAINING = 4
+_ROUNDS = 20  # of calibration: enough to bring the means of the probabilities to the prior
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Raw log-probabilities. ``votes``: of the class names, (n_texts, votes, n_classes). ``channel``: of the text
+    under each class's writing prompt, (n_texts, n_classes), None where not asked for. NaN: not offered or not answered."""
+
+    votes: np.ndarray
+    channel: np.ndarray | None
+
+
+def read_answers(task: Task, requests: Sequence[Request], responses: Mapping[str, Response], n_texts: int) -> Answers:
+    """The answers to ``plan_relabel``'s requests about ``n_texts`` texts. Failed requests leave NaN."""
+    names = {task.prompt_name(label): column for column, label in enumerate(task.labels)}
+    labels = {label: column for column, label in enumerate(task.labels)}
+    per_text = len(requests) // n_texts if n_texts else 0
+    if per_text * n_texts != len(requests):
+        raise ValueError(f"{len(requests)} requests don't belong to {n_texts} texts")
+    n_votes = sum(request.strategy == VOTE for request in requests[:per_text])
+    votes = np.full((n_texts, n_votes, len(labels)), np.nan)
+    channel = np.full((n_texts, len(labels)), np.nan) if per_text > n_votes else None
+    for i, request in enumerate(requests):
+        response = responses.get(request.request_id)
+        if response is None or response.error or len(response.choice_logprobs) != len(request.choices):
+            continue
+        for choice, logprob in zip(request.choices, response.choice_logprobs, strict=True):
+            if logprob is None:
+                continue
+            if request.strategy == VOTE:
+                votes[i // per_text, i % per_text, names[choice]] = logprob
+            elif channel is not None and request.target_label is not None:
+                channel[i // per_text, labels[request.target_label]] = logprob
+    return Answers(votes, channel)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Distributions over the classes, each (n_texts, n_classes). ``teacher``: votes and channel, without the
+    target; ``prototypes``: by distance; ``posterior``: both and the target. ``warnings`` of the calibrations."""
+
+    teacher: np.ndarray
+    prototypes: np.ndarray
+    posterior: np.ndarray
+    warnings: tuple[str, ...]
+
+
+def weigh(
+    answers: Answers,
+    text_embeddings: np.ndarray,
+    seed_embeddings: np.ndarray,
+    seed_columns: np.ndarray,
+    class_embeddings: np.ndarray,
+    target_columns: np.ndarray,
+    target_share: float,
+) -> Evidence:
+    """All that is known of each text's class. ``seed_columns``, ``target_columns``: class indices; embeddings: unit rows."""
+    n_classes = len(class_embeddings)
+    teacher, warnings = teacher_probs(answers)
+    target = target_prior(target_columns, n_classes, target_share)
+    believed = combine(teacher, target)
+    # Self-training: prototypes move to the texts believed to belong to them. 4 rounds took the area under
+    # the curve of real texts from 0.74 to 0.84 (SUBJ) and from 0.88 to 0.93 (SMS).
+    for _ in range(_SELF_TRAINING):
+        prototypes = prototype_probs(text_embeddings, seed_embeddings, seed_columns, class_embeddings, believed)
+        believed = combine(teacher, prototypes, target)
+    return Evidence(teacher, prototypes, believed, tuple(warnings))
+
+
+def teacher_probs(answers: Answers) -> tuple[np.ndarray, list[str]]:
+    """The teacher's view of each text, (n_texts, n_classes), and the calibrations' warnings.
+
+    Each vote is calibrated alone, and their geometric mean taken; so is the channel score, with its
+    log-likelihoods flattened, since a text's tokens are far from independent. NaN where nobody answered.
+    """
+    parts: list[np.ndarray] = []
+    warnings: list[str] = []
+    if answers.votes.shape[1]:
+        total, counted = np.zeros(answers.votes[:, 0].shape), np.zeros(len(answers.votes))
+        for vote in range(answers.votes.shape[1]):
+            probs = _calibrated(answers.votes[:, vote], f"vote {vote + 1}", warnings)
+            answered = np.isfinite(probs).all(1)
+            total[answered] += np.log(np.maximum(probs[answered], _TINY))
+            counted += answered
+        parts.append(np.where(counted[:, None] > 0, normalise(total / np.maximum(counted, 1)[:, None]), np.nan))
+    if answers.channel is not None:
+        parts.append(_calibrated(answers.channel / _CHANNEL_TEMPERATURE, "channel", warnings))
+    if not parts:
+        return np.full((len(answers.votes), answers.votes.shape[2]), np.nan), warnings
+    combined = combine(*parts)
+    combined[~np.isfinite(np.stack(parts)).all(2).any(0)] = np.nan
+    return combined, warnings
+
+
+def _calibrated(logprobs: np.ndarray, name: str, warnings: list[str]) -> np.ndarray:
+    answered = np.isfinite(logprobs).any(1)
+    probs = np.full(logprobs.shape, np.nan)
+    if answered.any():
+        calibration = calibrate(logprobs[answered], rounds=_ROUNDS)
+        probs[answered] = calibration.probs
+        warnings += [f"{name}: {warning}" for warning in calibration.warnings]
+    return probs
+
+
+def prototype_probs(
+    text_embeddings: np.ndarray,
+    seed_embeddings: np.ndarray,
+    seed_columns: np.ndarray,
+    class_embeddings: np.ndarray,
+    weights: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+) -> np.ndarray:
+    """Probability of each class by distance to its prototype, (n_texts, n_classes).
+
+    A prototype is the mean of the class's own embedding, its seeds, and, where ``weights`` (n_texts,
+    n_classes) are given, of the texts themselves as far as they are believed to belong to it.
+    """
+    n_classes = len(class_embeddings)
+    prototypes = np.array(class_embeddings, dtype=float)
+    for column in range(n_classes):
+        own = seed_embeddings[seed_columns == column]
+        prototypes[column] = (class_embeddings[column] + 2.0 * own.sum(0)) / (1 + 2.0 * len(own))
+        if weights is not None and weights[:, column].sum() > 0:
+            mean = weights[:, column] @ text_embeddings / weights[:, column].sum()
+            prototypes[column] = 0.5 * prototypes[column] + 0.5 * mean
+    prototypes /= np.maximum(np.linalg.norm(prototypes, axis=1, keepdims=True), 1e-9)
+    return calibrate(text_embeddings @ prototypes.T * _SHARPNESS, prior, rounds=_ROUNDS).probs
+
+
+def target_prior(target_columns: np.ndarray, n_classes: int, share: float) -> np.ndarray:
+    """(n_texts, n_classes): ``share`` for the class a text was written for, the rest spread evenly."""
+    prior = np.full((len(target_columns), n_classes), (1.0 - share) / max(n_classes - 1, 1))
+    prior[np.arange(len(target_columns)), target_columns] = share
+    return prior
+
+
+def combine(*sources: np.ndarray) -> np.ndarray:
+    """The normalised product of distributions (n_texts, n_classes); a row of NaN says nothing."""
+    total = np.zeros_like(sources[0])
+    for source in sources:
+        total = total + np.where(np.isfinite(source), np.log(np.maximum(source, _TINY)), 0.0)
+    return normalise(total)

@@ -1,0 +1,57 @@
+"""How generation prompts are planned. A strategy is one module with a ``plan``; naming it here registers it.
+
+    drafts = plan(task, seeds, augment, seed, counts={"human": (0, 50), "location": (0, 50)})
+
+For every label the draws with index in [start, stop): a later round asks for the next range, and the plan
+for 50 draws is a prefix of the plan for 100. What a draw asks depends on (class, partner, alpha,
+occurrence), not on its index, so trials of a search share requests wherever their prompts are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from potstill.config import AugmentConfig
+from potstill.errors import InputError, Problem
+from potstill.prompts import Draft
+from potstill.strategies import few_shot, promptmix, zero_shot
+from potstill.task import LabelledText, Task
+
+Plan = Callable[[Task, Sequence[LabelledText], AugmentConfig, int, Mapping[str, tuple[int, int]]], list[Draft]]
+
+STRATEGIES: dict[str, Plan] = {"promptmix": promptmix.plan, "few_shot": few_shot.plan, "zero_shot": zero_shot.plan}
+
+
+def plan(
+    task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
+) -> list[Draft]:
+    """The drafts of the configured strategy. Raises ``InputError`` for a strategy nobody registered."""
+    if augment.strategy not in STRATEGIES:
+        raise InputError(
+            [Problem("augment.strategy", f"{augment.strategy!r} is not known; known: {', '.join(sorted(STRATEGIES))}")]
+        )
+    return STRATEGIES[augment.strategy](task, seeds, augment, seed, counts)
+
+
+def texts_wanted(augment: AugmentConfig) -> int:
+    """Texts a class to have before selection."""
+    return math.ceil(augment.per_class * augment.over_generate)
+
+
+def next_counts(
+    labels: Sequence[str], wanted: int, texts: Mapping[str, int], drawn: Mapping[str, int], texts_per_reply: float
+) -> dict[str, tuple[int, int]]:
+    """The draws to ask for next, per label that is still short of ``wanted`` texts; empty when none is.
+
+    ``texts``: usable texts so far, ``drawn``: requests planned so far. The first round believes
+    ``texts_per_reply``, later ones the yield seen for the label (at least one text in ten replies).
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for label in labels:
+        have, asked = texts.get(label, 0), drawn.get(label, 0)
+        if have >= wanted:
+            continue
+        expected = max(have / asked, 0.1) if asked else texts_per_reply
+        counts[label] = (asked, asked + max(1, math.ceil((wanted - have) / expected)))
+    return counts

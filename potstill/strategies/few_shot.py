@@ -1,0 +1,37 @@
+"""Few-shot generation (Li et al. 2023): some seeds of the class, a context, and "like these, not copies".
+
+With ``shots`` seeds drawn anew for every request, and the class alone in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from potstill.config import AugmentConfig
+from potstill.prompts import Draft, WritePrompt, card
+from potstill.strategies.contexts import draw_context
+from potstill.strategies.exemplars import draw_exemplars
+from potstill.task import LabelledText, Task
+
+
+def plan(
+    task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
+) -> list[Draft]:
+    """Drafts with index in [start, stop) of each label of ``counts``, in label order."""
+    drafts = []
+    for label in task.labels:
+        for i in range(*counts.get(label, (0, 0))):
+            exemplars = draw_exemplars(seeds, label, augment.shots, seed, i)
+            context = draw_context(task, label, seed, i)
+            prompt = WritePrompt(
+                task=task.description,
+                text_kind=task.text_kind,
+                source=task.source,
+                cards=(card(task, label, exemplars),),
+                style=context.style,
+                length=context.length,
+                topic=context.topic,
+                count=augment.texts_per_reply,
+            )
+            drafts.append(Draft(prompt, i, label, exemplar_ids=tuple(example.example_id for example in exemplars)))
+    return drafts

@@ -1,0 +1,222 @@
+"""What is to be classified: classes, descriptions, seeds, and where the texts are.
+
+A task YAML is parsed here; reading its data is ``jobs/loading.py``, since that may touch a network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from potstill.config import Section, explain
+from potstill.draws import digest
+from potstill.errors import InputError, Problem
+
+PRESETS = Path(__file__).resolve().parent.parent / "tasks"
+
+
+class ClassSpec(Section):
+    """One class. ``prompt_name`` is how prompts spell it where the id reads badly."""
+
+    description: str = Field(min_length=3, description="one sentence: which texts belong to the class")
+    prompt_name: str | None = None
+
+
+class Contexts(Section):
+    """Generation contexts (Li et al. 2023, sec. 3.2): style, length and topic vary from request to request."""
+
+    styles: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    class_topics: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class HubData(Section):
+    """A Parquet data set on a hub. ``verified`` says whether the id could be reached when it was written."""
+
+    dataset: str
+    config: str | None = None
+    revision: str | None = None
+    splits: dict[str, str]
+    verified: bool = False
+
+
+class DataSource(Section):
+    """Where the splits are: files beside the YAML (or URLs), or a hub data set."""
+
+    files: dict[str, str] | None = None
+    hub: HubData | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    label_map: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        if (self.files is None) == (self.hub is None):
+            raise ValueError("needs exactly one of `files` and `hub`")
+        return self
+
+
+class Seed(Section):
+    """One labelled example that the teacher and the student may see."""
+
+    text: str = Field(min_length=1)
+    label: str
+
+
+class Task(Section):
+    """A classification task, as its YAML describes it. The order of ``classes`` is the label order."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    description: str = Field(min_length=3)
+    text_kind: str = "text"
+    source: str = "short texts"
+    language: str = "en"
+    licence: str = "not stated"
+    classes: dict[str, ClassSpec] = Field(min_length=2)
+    contexts: Contexts = Contexts()
+    data: DataSource
+    seeds: tuple[Seed, ...] = ()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _plain_descriptions(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(name): {"description": spec} if isinstance(spec, str) else spec for name, spec in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        complaints = []
+        folded: dict[str, str] = {}
+        for name in self.classes:
+            other = folded.setdefault(name.casefold().strip(), name)
+            if other != name:
+                complaints.append(f"classes {other!r} and {name!r} differ only in case or spacing")
+        for where, labels in {
+            "seeds": [seed.label for seed in self.seeds],
+            "data.label_map": list(self.data.label_map.values()),
+            "contexts.class_topics": list(self.contexts.class_topics),
+        }.items():
+            unknown = sorted(set(labels) - set(self.classes))
+            if unknown:
+                complaints.append(
+                    f"{where} names {', '.join(map(repr, unknown))}, not among the classes {', '.join(map(repr, self.classes))}"
+                )
+        if complaints:
+            raise ValueError("; ".join(complaints))
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return tuple(self.classes)
+
+    def prompt_name(self, label: str) -> str:
+        """How prompts spell a class."""
+        return self.classes[label].prompt_name or label.replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A real text with its class; ``example_id`` is stable across runs."""
+
+    example_id: str
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """The real texts of a task after the data seed has split them.
+
+    ``seeds``: all that the teacher and the distilled student may see. ``train``: the rest of the real
+    training texts, used only for the equal-size comparison. ``validation``: the task's own, or carved
+    from train. ``test``: for the final scores and for decontamination (texts only).
+    """
+
+    seeds: tuple[LabelledText, ...]
+    train: tuple[LabelledText, ...]
+    validation: tuple[LabelledText, ...]
+    test: tuple[LabelledText, ...]
+
+    def digest(self) -> str:
+        """Hash of seeds and test texts with their labels."""
+        return digest([[(row.text, row.label) for row in rows] for rows in (self.seeds, self.test)], size=8)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a repeated key silently win; a class that stands twice is an error here."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=deep)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def find(preset: str) -> Path:
+    """The YAML (or layout folder) that ``preset`` names. Raises ``InputError`` with the known names."""
+    for candidate in (Path(preset).expanduser(), PRESETS / f"{preset}.yaml", PRESETS / preset / f"{preset}.yaml"):
+        if candidate.is_file() or (candidate / "classes.json").is_file():
+            return candidate.absolute()
+    known = ", ".join(sorted(path.stem for path in [*PRESETS.glob("*.yaml"), *PRESETS.glob("*/*.yaml")]))
+    raise InputError(
+        [
+            Problem(
+                f"task.preset = {preset!r}",
+                f"no such task; known: {known}; or give the path of a task YAML or of a folder with classes.json",
+            )
+        ]
+    )
+
+
+def read(path: Path) -> Task:
+    """Parse a task YAML, or make a task of a layout folder. Raises ``InputError``."""
+    if path.is_dir():
+        return _read_folder(path)
+    try:
+        content = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError([Problem(str(path), f"can't be read as YAML: {' '.join(str(error).split())}")]) from error
+    return _validate(content, str(path))
+
+
+def _read_folder(path: Path) -> Task:
+    pairs: Sequence[tuple[str, str]] = json.loads((path / "classes.json").read_text(), object_pairs_hook=list)
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError([Problem(str(path / "classes.json"), f"{', '.join(map(repr, twice))} stands twice")])
+    files = {
+        split: f"{split}.parquet" for split in ("train", "test", "validation") if (path / f"{split}.parquet").is_file()
+    }
+    content = {
+        "name": path.name,
+        "description": f"Texts of {path.name}, by class.",
+        "classes": dict(pairs),
+        "data": {"files": files},
+    }
+    return _validate(content, str(path))
+
+
+def _validate(content: Any, where: str) -> Task:
+    if not isinstance(content, dict):
+        raise InputError([Problem(where, "must hold a mapping with name, classes and data")])
+    try:
+        return Task.model_validate(content)
+    except ValidationError as error:
+        raise InputError(explain(error, where)) from error

@@ -1,0 +1,69 @@
+"""Scoring choices as a tree must equal scoring each choice alone; grouping must lose nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from actors.backends.attention import use_grouped_attention
+from actors.backends.scoring import Question, common_length, group_by_prefix, score
+
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(tuple)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    made = LlamaForCausalLM(config).eval()
+    use_grouped_attention(made)
+    return made
+
+
+def _naive(model: LlamaForCausalLM, prompt: tuple[int, ...], choice: tuple[int, ...]) -> float:
+    with torch.inference_mode():
+        logprobs = torch.log_softmax(model(torch.tensor([prompt + choice])).logits[0], -1)
+    return sum(float(logprobs[len(prompt) + i - 1, token]) for i, token in enumerate(choice))
+
+
+def test_tree_equals_one_pass_a_choice(model: LlamaForCausalLM) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, 64, (n,), generator=generator).tolist())
+
+    shared = draw(30)
+    questions = [Question(shared + draw(n), (draw(1), draw(3), draw(2))) for n in (1, 4, 9, 5, 2)]
+    questions.append(Question(draw(7), (draw(6),)))  # shares nothing
+    questions.append(Question(shared, (draw(2), draw(2))))  # nothing beyond the shared beginning
+    for question, values in zip(questions, score(model, questions, batch_size=3), strict=True):
+        assert values == pytest.approx(
+            [_naive(model, question.prompt, choice) for choice in question.choices], abs=1e-4
+        )
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=12))
+@settings(deadline=None)
+def test_every_question_is_in_exactly_one_group(prompts: list[tuple[int, ...]]) -> None:
+    groups = group_by_prefix([Question(prompt, ((1,),)) for prompt in prompts])
+    assert sorted(i for group in groups for i in group) == list(range(len(prompts)))
+    for group in groups:
+        assert len(group) == 1 or common_length([prompts[i] for i in group]) >= 16
+
+
+@given(TOKENS, TOKENS, TOKENS)
+def test_common_length(first: tuple[int, ...], second: tuple[int, ...], beginning: tuple[int, ...]) -> None:
+    length = common_length([beginning + first, beginning + second])
+    assert length >= len(beginning)
+    assert (beginning + first)[:length] == (beginning + second)[:length]

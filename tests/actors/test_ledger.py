@@ -1,0 +1,95 @@
+"""The ledger behind its named actor: shared, replaced when it dies, gone when idle."""
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+
+from actors.ledger import Ledger
+from potstill.errors import LedgerError
+from potstill.rows import Message, Request, Response, Sampling
+
+pytestmark = pytest.mark.slow
+
+MESSAGES = (Message("prompt", "hi"),)
+REQUESTS = [
+    Request("generate", "t", "s", "list", "embedded", "m", None, MESSAGES, Sampling(), occurrence=i) for i in range(20)
+]
+IDS = [request.request_id for request in REQUESTS]
+
+
+def answers(requests):
+    return [Response(request.request_id, f"text {request.occurrence}") for request in requests]
+
+
+@pytest.fixture
+def uri(ray_cluster, tmp_path):
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+def process_id(ledger):
+    """The process that owns the ledger now."""
+    ledger.count_known([])
+    return ray.get(ledger._actor.__ray_call__.remote(lambda actor: os.getpid()))
+
+
+def test_two_handles_share_one_actor(uri):
+    one, two = Ledger(uri), Ledger(uri)
+    assert set(one.take(IDS, "one").mine) == set(IDS)
+    assert set(two.take(IDS, "two").others) == set(IDS)
+    one.commit(REQUESTS, answers(REQUESTS))
+    assert {response.text for response in two.take(IDS, "two").known} == {f"text {i}" for i in range(20)}
+    assert one._actor._actor_id == two._actor._actor_id
+
+
+def test_a_handle_works_in_other_processes(ray_cluster, uri):
+    ledger = Ledger(uri)
+    ledger.commit(REQUESTS[:3], answers(REQUESTS[:3]))
+    count = ray_cluster.remote(num_cpus=0)(lambda handle: handle.count_known(IDS))
+    assert ray_cluster.get(count.remote(ledger)) == 3
+
+
+def test_a_killed_actor_is_replaced_and_nothing_is_lost(uri):
+    ledger = Ledger(uri)
+    ledger.commit(REQUESTS[:5], answers(REQUESTS[:5]))
+    first = process_id(ledger)
+    os.kill(first, signal.SIGKILL)
+    taken = ledger.take(IDS, "one")
+    assert {response.request_id for response in taken.known} == set(IDS[:5])
+    assert set(taken.mine) == set(IDS[5:])
+    assert process_id(ledger) != first
+
+
+def test_an_idle_actor_ends_and_comes_back(uri):
+    ledger = Ledger(uri, idle_s=1.0)
+    ledger.commit(REQUESTS[:2], answers(REQUESTS[:2]))
+    first = process_id(ledger)
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{first}") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not os.path.exists(f"/proc/{first}")
+    assert ledger.count_known(IDS) == 2
+
+
+def test_what_is_no_ledger_is_named_in_one_line(ray_cluster, tmp_path):
+    (tmp_path / "notes.txt").write_text("just some text that is long enough to be no database header at all")
+    with pytest.raises(LedgerError) as caught:
+        Ledger(f"sqlite:///{tmp_path}/notes.txt").count_known(IDS)
+    text = str(caught.value)
+    assert text.startswith("ledger.uri = ")
+    assert "notes.txt': can't be opened as a ledger: file is not a database" in text
+    assert "\n" not in text
+
+
+def test_a_ledger_that_breaks_in_use_says_so(uri, tmp_path):
+    ledger = Ledger(uri)
+    ledger.take(IDS, "one")
+    owner = process_id(ledger)
+    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "ledger.db").write_bytes(b"spilled coffee " * 1000)
+    os.kill(owner, signal.SIGKILL)
+    with pytest.raises(LedgerError, match=r"ledger.uri = .*can't be opened as a ledger: file is not a database"):
+        ledger.commit(REQUESTS, answers(REQUESTS))

@@ -1,0 +1,110 @@
+"""The teacher pool with the real embedded model and a real ledger."""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+
+import pytest
+import ray
+
+from actors.backends.embedded import identify
+from actors.ledger import Ledger
+from actors.teacher import TeacherPool
+from potstill.config import EmbeddedTeacher
+from potstill.errors import TeacherError
+from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONFIG = EmbeddedTeacher(actors=1, batch_size=4)
+
+
+def requests(count, start=0, **changes):
+    identity = identify(CONFIG)
+    return [
+        Request(
+            changes.get("stage", "generate"),
+            "t",
+            "s",
+            "list",
+            identity.provider,
+            identity.model,
+            identity.weights_digest,
+            (Message("prompt", "Questions about places:\n1. Where is Paris?\n2."),),
+            Sampling(1.0, 0.95, changes.get("max_tokens", 12)),
+            occurrence=start + i,
+        )
+        for i in range(count)
+    ]
+
+
+def committed(path):
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        return {name for (name,) in connection.execute("select request_id from responses")}
+
+
+@pytest.fixture
+def path(tmp_path, ray_cluster):
+    return tmp_path / "ledger.db"
+
+
+def test_answers_are_committed_before_they_are_seen_and_asked_once(path):
+    wanted = requests(10)
+    seen = []
+
+    def on_batch(batch):
+        seen.append(batch.num_rows)
+        assert set(batch["request_id"].to_pylist()) <= committed(path)
+
+    with TeacherPool(CONFIG, Ledger(f"sqlite:///{path}")) as pool:
+        first = pool.ask(wanted, on_batch)
+        again = pool.ask(wanted + requests(2, start=10))
+    assert sum(seen) == 10
+    assert sum(first["reused"].to_pylist()) == 0
+    assert sum(again["reused"].to_pylist()) == 10
+    texts = [{r.request_id: r.text for r in from_table(table, Response)} for table in (first, again)]
+    assert texts[0].items() <= texts[1].items()
+    assert all(texts[0].values())
+
+
+def test_a_teacher_that_dies_in_mid_ask_costs_only_what_it_had_not_committed(path):
+    """One process, killed after its first answers: it comes back, knows those, and goes on with its own claims."""
+    wanted = requests(16, start=100, max_tokens=40)
+    done_before = set()
+
+    with TeacherPool(CONFIG, Ledger(f"sqlite:///{path}")) as pool:
+        pool.start()
+        process = ray.get(pool.actors[0].__ray_call__.remote(lambda actor: os.getpid()))
+
+        def kill():
+            while not (path.exists() and committed(path)):
+                time.sleep(0.05)
+            done_before.update(committed(path))
+            os.kill(process, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        started = time.monotonic()
+        answers = from_table(pool.ask(wanted), Response)
+        seconds = time.monotonic() - started
+        killer.join()
+    assert {answer.request_id for answer in answers} == {request.request_id for request in wanted}
+    assert all(answer.error is None for answer in answers)
+    assert 0 < len(done_before) < len(wanted)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("select count(*) from responses").fetchone() == (len(wanted),)
+        assert connection.execute("select count(*) from claims").fetchone() == (0,)
+    # A lease of somebody else would have held it up for a minute.
+    assert seconds < 55
+
+
+def test_a_model_that_is_not_there_is_named_in_one_line(path):
+    with (
+        pytest.raises(TeacherError) as caught,
+        TeacherPool(CONFIG.model_copy(update={"model": "/no/such/model"}), Ledger(f"sqlite:///{path}")) as pool,
+    ):
+        pool.start()
+    assert str(caught.value).startswith("teacher.model = '/no/such/model'")
+    assert "\n" not in str(caught.value)

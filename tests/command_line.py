@@ -1,0 +1,31 @@
+"""How tests start ``potstill`` as a user would: from the repository's root, with a home of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+MAILROOM = ROOT / "tests/fixtures/tasks/mailroom"
+
+
+def write_config(path: Path, content: Mapping[str, Any]) -> str:
+    """A config file, and its path for a command line."""
+    path.write_text(yaml.safe_dump(dict(content)))
+    return str(path)
+
+
+def command(*arguments: str) -> list[str]:
+    """``potstill ...`` with this interpreter."""
+    return [sys.executable, "-m", "jobs", *arguments]
+
+
+def environment(potstill_home: Path, **more: str) -> dict[str, str]:
+    """This process's environment with another home and no cluster to join."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "POTSTILL_HOME": str(potstill_home), "COLUMNS": "120", **more}

@@ -1,0 +1,42 @@
+"""Fixtures that cost seconds are shared: one Ray for all tests in this process, one copy of the teacher's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.config import home
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the teacher's dequantised weights are: the user's place, where it is filled, since that takes 25 s."""
+    mine = home() / "models"
+    return mine if mine.is_dir() else tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def potstill_home(tmp_path: Path, models: Path) -> Path:
+    """A new POTSTILL_HOME with nothing in it but the teacher's weights."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "models").symlink_to(models)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A local Ray of two CPUs, quiet, for every test of the session that needs one in its own process."""
+    from jobs import cluster
+
+    folder = tmp_path_factory.mktemp("ray") / "home"
+    folder.mkdir()
+    (folder / "models").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POTSTILL_HOME", str(folder))  # which Ray's workers inherit
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with cluster.connect(num_cpus=2) as ray:
+            yield ray

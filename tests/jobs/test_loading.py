@@ -1,0 +1,127 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.loading import load
+from potstill.config import parse
+from potstill.errors import InputError
+from potstill.filters import normalise
+
+LABELS = {"cat": "About a cat.", "dog": "About a dog."}
+
+
+def rows(count, split):
+    return [(f"{split} message {i} about my {label}", label) for i in range(count) for label in LABELS]
+
+
+def folder(tmp_path, name="pets", **splits):
+    place = tmp_path / name
+    place.mkdir(exist_ok=True)
+    (place / "classes.json").write_text(json.dumps(LABELS))
+    for split, content in {"train": rows(10, "train"), "test": rows(5, "test"), **splits}.items():
+        pq.write_table(
+            pa.table({"text": [t for t, _ in content], "label": [lab for _, lab in content]}),
+            place / f"{split}.parquet",
+        )
+    return place
+
+
+def config(path, **task):
+    return parse({"task": {"preset": str(path), **task}})
+
+
+def test_a_layout_folder_is_a_task(tmp_path):
+    task, data = load(config(folder(tmp_path)))
+    assert task.name == "pets"
+    assert [seed.label for seed in data.seeds] == ["cat", "cat", "dog", "dog"]
+    assert len(data.test) == 10
+    assert len(data.train) + len(data.validation) + len(data.seeds) == 20
+    texts = [normalise(row.text) for part in (data.seeds, data.train, data.validation, data.test) for row in part]
+    assert len(set(texts)) == len(texts)
+
+
+def test_more_seeds_keep_the_first_ones(tmp_path):
+    path = folder(tmp_path)
+    few, many = load(config(path))[1].seeds, load(config(path, seeds_per_class=4))[1].seeds
+    assert set(few) < set(many)
+    other = load(parse({"task": str(path), "seed": 1}))[1].seeds
+    assert set(few) != set(other)
+
+
+def test_an_official_validation_split_is_used(tmp_path):
+    _, data = load(config(folder(tmp_path, validation=rows(2, "validation"))))
+    assert {row.text.split()[0] for row in data.validation} == {"validation"}
+    assert len(data.train) == 16
+
+
+def test_seeds_are_never_test_texts(tmp_path):
+    test = rows(9, "train")
+    for seed in range(3):
+        path = folder(tmp_path, test=test)
+        _, data = load(
+            parse({"task": {"preset": str(path), "seeds_per_class": 1}, "augment": {"shots": 1}, "seed": seed})
+        )
+        assert {row.text for row in data.seeds} == {"train message 9 about my cat", "train message 9 about my dog"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": [("a cat", "cat"), ("my cat", "cat")]}, "class 'dog' has 0 labelled example(s)"),
+        ({"test": [("", "cat"), ("x y", "dog")]}, "text is empty in 1 row(s), the first is row 0"),
+        ({"test": [(1, "cat"), (2, "dog")]}, "text is no string but int in 2 row(s)"),
+        ({"test": [("a b", None), ("x y", "dog")]}, "label is missing in 1 row(s)"),
+        ({"test": [("a b", "fish"), ("x y", "dog")]}, "labels not among the classes cat, dog: 'fish' (1)"),
+        ({"test": []}, "no test split"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, splits, expected):
+    with pytest.raises(InputError) as caught:
+        load(config(folder(tmp_path, **splits)))
+    assert expected in str(caught.value)
+
+
+def test_all_problems_come_at_once(tmp_path):
+    path = folder(tmp_path, train=[("a", "cat"), ("b", "fish")], test=[("", "cat")])
+    with pytest.raises(InputError) as caught:
+        load(config(path))
+    assert len(caught.value.problems) == 4
+
+
+def test_files_of_other_kinds(tmp_path):
+    (tmp_path / "train.csv").write_text('body,tag\n"hello, cat",0\nold cat,0\nbig dog,1\n"my\ndog",1\n')
+    (tmp_path / "test.jsonl").write_text('{"body": "a cat", "tag": "cat"}\n{"body": "a dog", "tag": 1}\n')
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndescription: pets\nclasses: {cat: About a cat., dog: About a dog.}\n"
+        "data: {files: {train: train.csv, test: test.jsonl}, text_column: body, label_column: tag, label_map: {'0': cat, '1': dog}}\n"
+    )
+    _, data = load(config(tmp_path / "t.yaml"))
+    assert {seed.text for seed in data.seeds} == {"hello, cat", "old cat", "big dog", "my\ndog"}
+    assert [row.label for row in data.test] == ["cat", "dog"]
+    (tmp_path / "test.jsonl").write_text('{"text": "a cat"}\n')
+    with pytest.raises(InputError, match="has no column 'body' and no 'tag', only"):
+        load(config(tmp_path / "t.yaml"))
+
+
+def test_a_hub_data_set_is_read_from_a_local_folder_of_the_same_layout(tmp_path):
+    place = tmp_path / "hub"
+    place.mkdir()
+    for split, count in (("train", 4), ("test", 2)):
+        content = rows(count, split)
+        pq.write_table(
+            pa.table({"text": [t for t, _ in content], "label": [int(lab == "dog") for _, lab in content]}),
+            place / f"{split}.parquet",
+        )
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndescription: pets\nclasses: {cat: About a cat., dog: About a dog.}\n"
+        f"data: {{hub: {{dataset: {place}, splits: {{train: train, test: test}}}}, label_map: {{'0': cat, '1': dog}}}}\n"
+    )
+    _, data = load(config(tmp_path / "t.yaml"))
+    assert {row.label for row in data.test} == {"cat", "dog"}
+
+
+def test_places_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"has no .*trec6/test\.parquet"):
+        load(parse({"task": {"preset": "trec6", "data_dir": str(tmp_path)}}))

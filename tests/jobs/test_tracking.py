@@ -1,0 +1,482 @@
+"""Tracking against a real MLflow: SQLite stores, and a real server that is killed in mid-run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, redact
+from jobs.spool import Entry, Session, Spool, replay, spool_folder
+from jobs.tracking import NullTracker, Tracker, open_tracker, problems
+from jobs.tracking_values import MAX_PARAM_CHARACTERS, flatten, param_value, safe_key
+from potstill.config import Config, TrackingConfig, parse
+from potstill.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = pa.table({"text": ["where is it", "who was it"], "label": ["location", "human"], "score": [0.5, float("nan")]})
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its schema written, which takes 3 s; tests copy it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path))
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return parse({"task": "trec6", "ledger": {"uri": "postgresql://me:secret@db/ledger"}, "tracking": {"uri": uri}})
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def start(config: Config, tmp_path: Path, warnings: list[str]) -> Callable[..., Tracker]:
+    def start(changed: Config | None = None) -> Tracker:
+        return open_tracker(
+            changed or config, command="distill", task_name="trec6", run_dir=tmp_path / "run", warn=warnings.append
+        )
+
+    return start
+
+
+def client(config: Config) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(config.tracking.uri)
+
+
+def child_of(config: Config, tracker: Tracker, name: str) -> Any:
+    runs = client(config).search_runs(["1"], f"tags.mlflow.parentRunId = '{tracker.run_id}'")
+    return next(run for run in runs if run.info.run_name == name)
+
+
+def test_a_job_is_a_run_and_its_stages_are_child_runs(config: Config, start: Callable[..., Tracker]) -> None:
+    with start() as tracker:
+        with tracker.stage("generate") as stage:
+            stage.params({"strategy": "promptmix"})
+            stage.metrics({"requests_new": 12, "cost_usd": 0.25, "f1/what's $this?": 0.5})
+            stage.table("example", TEXTS)
+            stage.text("report.md", "# Report")
+            stage.dataset("trec6/seeds", TEXTS, "abc123", "training", source="/data/trec6")
+        with tracker.stage("finetune") as stage:
+            stage.curves({"loss": [3.0, 2.0, 1.0], "learning_rate": [0.1, 0.2, 0.1]}, steps=[0, 10, 20])
+
+    parent = client(config).get_run(tracker.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["student.learning_rate"] == "auto"
+    assert parent.data.params["augment.alpha.beta"] == "[5.0, 2.0]"
+    assert "secret" not in json.dumps(parent.data.params)
+    assert parent.data.tags["potstill.run_digest"] == config.digest()
+    assert parent.data.tags["potstill.version"]
+
+    generate = child_of(config, tracker, "generate")
+    assert generate.info.status == "FINISHED"
+    assert generate.data.metrics == {"requests_new": 12, "cost_usd": 0.25, "f1/what_s _this_": 0.5}
+    assert generate.inputs.dataset_inputs[0].dataset.digest == "abc123"
+    artifacts = Path(generate.info.artifact_uri.removeprefix("file://"))
+    assert artifacts.is_relative_to(os.environ["POTSTILL_HOME"])
+    assert pq.read_table(artifacts / "tables" / "example.parquet").num_rows == 2
+    assert json.loads((artifacts / "tables" / "example.preview.json").read_text())["data"][1] == [
+        "who was it",
+        "human",
+        "nan",
+    ]
+    assert (artifacts / "report.md").read_text() == "# Report"
+
+    history = client(config).get_metric_history(child_of(config, tracker, "finetune").info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(0, 3.0), (10, 2.0), (20, 1.0)]
+    assert not spool_folder(os.environ["POTSTILL_HOME"] + "/run").exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("no luck"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_an_error_ends_stage_and_job(
+    config: Config, start: Callable[..., Tracker], error: BaseException, status: str
+) -> None:
+    tracker = start()
+    with pytest.raises(type(error)), tracker, tracker.stage("generate"):
+        raise error
+    for run in (client(config).get_run(tracker.run_id), child_of(config, tracker, "generate")):
+        assert run.info.status == status
+        assert type(error).__name__ in run.data.tags["potstill.error"]
+
+
+def test_a_run_id_from_outside_is_not_written_to(
+    start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with start() as tracker:
+        assert tracker.run_id != "0" * 32
+        assert "MLFLOW_RUN_ID" not in os.environ
+
+
+def test_what_mlflow_refuses_is_told_and_stops_nothing(
+    config: Config, start: Callable[..., Tracker], warnings: list[str]
+) -> None:
+    with start() as tracker:
+        tracker.params({"rounds": 1})
+        tracker.params({"rounds": 2})
+        tracker.metrics({"kept": 3})
+    assert client(config).get_run(tracker.run_id).data.metrics == {"kept": 3}
+    assert len(warnings) == 1
+    assert "refused params" in warnings[0]
+
+
+def test_an_artifact_store_that_can_not_be_written_holds_nothing_up(
+    config: Config, start: Callable[..., Tracker], warnings: list[str], tmp_path: Path
+) -> None:
+    with start() as tracker:
+        shutil.rmtree(tmp_path / "mlartifacts")
+        (tmp_path / "mlartifacts").write_text("a file where the folder should be")
+        tracker.table("example", TEXTS)
+        tracker.metrics({"kept": 3})
+    assert client(config).get_run(tracker.run_id).data.metrics == {"kept": 3}
+    assert "refused artifact example.parquet" in warnings[-1]
+
+
+def test_registering_during_an_outage_is_put_off(start: Callable[..., Tracker], warnings: list[str]) -> None:
+    def register(**student: Any) -> Any:
+        raise TrackingError("connection refused")
+
+    with start() as tracker:
+        assert tracker.register(register, name="trec6-student") is None
+    assert "run the same command again" in warnings[0]
+
+
+def test_without_tracking_nothing_happens(config: Config, start: Callable[..., Tracker], tmp_path: Path) -> None:
+    off = config.model_copy(update={"tracking": TrackingConfig.model_validate({"uri": "none"})})
+    assert problems(off.tracking) == []
+    before = sorted(tmp_path.iterdir())
+    with start(off) as tracker, tracker.stage("generate") as stage, stage.stage("trial") as trial:
+        trial.metrics({"kept": 3})
+        trial.table("example", TEXTS)
+        trial.dataset("seeds", TEXTS, "abc", "training")
+        assert tracker.register(lambda **student: pytest.fail("nothing to register")) is None
+    assert isinstance(tracker, NullTracker)
+    assert tracker.run_id is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_values_and_names_fit_mlflow() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    for name in ("f1/what is?", "../../etc", "/a//b/", "a/./b/..", "ü$%", "x" * 400, "", "///"):
+        _validate_metric_name(safe_key(name))
+    assert flatten({"a": {"b": {"c": 1}, "d": {}}}) == {"a.b.c": 1, "a.d": {}}
+    long, other = param_value("x" * 7000), param_value("x" * 6999 + "y")
+    assert len(long) == MAX_PARAM_CHARACTERS
+    assert long != other
+    assert param_value([1, "ä"]) == '[1, "ä"]'
+
+
+def test_passwords_are_left_out() -> None:
+    assert redact("see postgresql+psycopg://me:s3cr:et@db:5432/x") == "see postgresql+psycopg://me:***@db:5432/x"
+    assert redact("http://localhost:5000/a@b") == "http://localhost:5000/a@b"
+
+
+def test_relative_sqlite_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert absolute_uri("http://host:5000") == "http://host:5000"
+
+
+# Preflight
+
+
+def complaints(**tracking: Any) -> list[str]:
+    start = time.monotonic()
+    found = problems(TrackingConfig.model_validate(tracking))
+    assert time.monotonic() - start < 10
+    assert all("\n" not in str(problem) for problem in found)
+    return [str(problem) for problem in found]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("file:///tmp/mlruns", "refuses file stores"),
+        ("mlruns", "refuses file stores"),
+        ("sqlite://", "names no database file"),
+        ("sqlite:///:memory:", "names no database file"),
+        ("sqlite:////proc/nowhere/mlflow.db", "no permission|can't be"),
+        ("ftp://host/x", "is no MLflow tracking URI"),
+        ("http://", "has no host"),
+        ("http://127.0.0.1:9", "connection refused"),
+        ("http://user:hush@no-such-host.invalid:5000", "host name is not known|no answer"),
+    ],
+)
+def test_preflight_names_what_is_wrong(
+    uri: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path))
+    if "/proc/" in uri and os.access("/proc", os.W_OK):
+        (tmp_path / "file").write_text("")
+        uri, expected = f"sqlite:///{tmp_path}/file/mlflow.db", "is a file, not a folder"
+    found = complaints(uri=uri)
+    assert len(found) == 1
+    assert found[0].startswith("tracking.uri = ")
+    assert re.search(expected, found[0])
+    assert "hush" not in found[0]
+
+
+def test_preflight_reads_the_database(config: Config, tmp_path: Path) -> None:
+    assert complaints(uri=config.tracking.uri) == []
+    assert complaints(uri=f"sqlite:///{tmp_path}/new/mlflow.db") == []
+    assert not (tmp_path / "new").exists()
+
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("CREATE TABLE responses (id TEXT)")
+    assert "another program's database (tables responses)" in complaints(uri=f"sqlite:///{tmp_path}/ledger.db")[0]
+    (tmp_path / "notes.db").write_text("these are no tables at all, only a text that somebody wrote")
+    assert "can't be read as an SQLite database" in complaints(uri=f"sqlite:///{tmp_path}/notes.db")[0]
+
+    old = client(config).create_experiment("old", (tmp_path / "artifacts").as_uri())
+    client(config).delete_experiment(old)
+    found = complaints(uri=config.tracking.uri, experiment="old", register_as="a/b")
+    assert [line.partition(" = ")[0] for line in found] == ["tracking.register_as", "tracking.experiment"]
+    with pytest.raises(InputError, match="was deleted"):
+        open_tracker(
+            config.model_copy(
+                update={"tracking": TrackingConfig.model_validate({"uri": config.tracking.uri, "experiment": "old"})}
+            ),
+            command="distill",
+            task_name="trec6",
+            run_dir=tmp_path / "run",
+        )
+
+
+def test_preflight_gives_up_on_a_silent_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "no answer" in complaints(uri=f"http://127.0.0.1:{silent.getsockname()[1]}")[0]
+
+
+def test_preflight_notices_another_kind_of_server() -> None:
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = complaints(uri=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert "no MLflow server" in found[0]
+
+
+# The spool
+
+
+def entries(count: int) -> list[Entry]:
+    return [Entry("metrics", "run", {"metrics": [["kept", float(number), 0, number]]}) for number in range(count)]
+
+
+def keep(run_dir: Path, count: int) -> Spool:
+    spool = Spool.new(run_dir, Session("http://127.0.0.1:9", "1", {"run": "abc"}))
+    for entry in entries(count):
+        spool.append(entry)
+    return spool
+
+
+def test_entries_are_sent_in_order_and_only_once(tmp_path: Path) -> None:
+    spool, sent = keep(tmp_path, 5), []
+
+    def send(entry: Entry) -> None:
+        if len(sent) == 3:
+            raise TrackingError("down again")
+        sent.append(entry)
+
+    with pytest.raises(TrackingError):
+        list(spool.drain(send))
+    spool.release()
+    later = Spool.load(spool.folder)
+    assert later is not None
+    assert list(later.drain(sent.append)) == []
+    assert sent == entries(5)
+    assert not spool_folder(tmp_path).exists()
+
+
+def test_a_refused_entry_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    spool, sent = keep(tmp_path, 3), []
+
+    def send(entry: Entry) -> None:
+        if entry.values["metrics"][0][1] == 1.0:
+            raise RefusedError("never")
+        sent.append(entry)
+
+    assert [entry for entry, _ in spool.drain(send)] == [entries(3)[1]]
+    assert sent == [entries(3)[0], entries(3)[2]]
+
+
+def test_a_living_jobs_spool_is_left_alone(tmp_path: Path) -> None:
+    spool = keep(tmp_path, 2)
+    assert replay(tmp_path).waiting == 0
+    spool.release()
+    assert replay(tmp_path).waiting == 2
+
+
+def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
+    spool = keep(tmp_path, 2)
+    with (spool.folder / "entries.jsonl").open("a") as lines:
+        lines.write('{"kind": "metr')
+    spool.release()
+    later = Spool.load(spool.folder)
+    assert later is not None
+    assert len(later) == 2
+
+
+def test_a_password_is_not_written_down(tmp_path: Path) -> None:
+    spool = Spool.new(tmp_path, Session("http://me:hush@127.0.0.1:9", "1"))
+    spool.append(entries(1)[0])
+    assert "hush" not in "".join(path.read_text() for path in spool.folder.iterdir())
+
+
+# Outages
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real MLflow server in a process group of its own; killed at the end."""
+    import signal
+
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen([*command, *store], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(240):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.25)
+        yield server
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_run_costs_nothing_but_a_warning(
+    config: Config,
+    start: Callable[..., Tracker],
+    warnings: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # One test with four jobs, since a server takes 15 s to start: all begin before it dies.
+    port = free_port()
+    remote = config.model_copy(update={"tracking": TrackingConfig.model_validate({"uri": f"http://127.0.0.1:{port}"})})
+    run_dir = tmp_path / "run"
+    with mlflow_server(tmp_path, port):
+        assert problems(remote.tracking) == []
+        first, interrupted, patient = start(remote), start(remote), start(remote)
+        with first.stage("generate") as stage:
+            stage.metrics({"kept": 1})
+
+    begin = time.monotonic()
+    with first, first.stage("relabel") as stage:
+        stage.metrics({"changed": 2})
+        stage.table("example", TEXTS)
+        stage.dataset("seeds", TEXTS, "abc", "training")
+    assert time.monotonic() - begin < 5
+    assert len(warnings) == 2  # one when it went down, one at the end
+    assert "can't be reached" in warnings[0]
+    assert "HTTPConnectionPool" not in warnings[0]
+    assert f"python -m jobs.tracking {run_dir}" in warnings[1]
+    patient.metrics({"kept": 1})
+    with pytest.raises(InputError, match="connection refused"):
+        start(remote)
+
+    with socket.create_server(("127.0.0.1", port)):  # takes connections and never answers
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), interrupted:
+            raise KeyboardInterrupt
+        assert time.monotonic() - begin < 4
+
+    warnings.clear()
+    with mlflow_server(tmp_path, port):
+        with start(remote) as second:  # the next run of the job brings what the first could not log
+            assert "entries of an earlier run" in warnings[0]
+        relabel = child_of(remote, first, "relabel")
+        assert relabel.info.status == "FINISHED"
+        assert relabel.data.metrics == {"changed": 2}
+        assert relabel.info.end_time - relabel.info.start_time < 5_000  # its own times, not the replay's
+        assert relabel.inputs.dataset_inputs[0].dataset.digest == "abc"
+        tables = client(remote).list_artifacts(relabel.info.run_id, "tables")
+        assert [Path(item.path).name for item in tables] == ["example.parquet", "example.preview.json"]
+        statuses = [client(remote).get_run(job.run_id).info.status for job in (first, second, interrupted, patient)]
+        assert statuses == ["FINISHED", "FINISHED", "KILLED", "RUNNING"]
+
+        patient._next_try = 0.0  # its pause is over
+        patient.metrics({"texts": 2})
+        assert "answers again" in warnings[-1]
+        assert patient.close() is None
+        assert client(remote).get_run(patient.run_id).data.metrics == {"kept": 1, "texts": 2}
+        assert not spool_folder(run_dir).exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from potstill.config import parse\n"
+        "from jobs.tracking import open_tracker\n"
+        "config = parse({'task': 'trec6'})\n"
+        "with open_tracker(config, command='distill', task_name='trec6', run_dir=sys.argv[1]) as tracker:\n"
+        "    with tracker.stage('generate') as stage: stage.metrics({'kept': 1})\n"
+        "print([name for name in ('torch', 'transformers', 'deepspeed') if name in sys.modules])\n"
+    )
+    environment = {**os.environ, "POTSTILL_HOME": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert answer.stdout.strip() == "[]"
+    assert answer.stderr == ""

@@ -1,0 +1,143 @@
+"""Training and prediction through real Ray and real DeepSpeed on two CPU workers, with a tiny BERT."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import evaluation, training
+from jobs.training import Arm, choose_workers, problems
+from potstill.config import StudentConfig
+from potstill.errors import InputError, StageError
+from potstill.scores import score
+from potstill.task import LabelledText
+
+sys.path.append(str(Path(__file__).parents[1] / "actors"))
+from tiny_student import LABELS, make_rows, make_student
+
+ROWS = make_rows(75)
+ROOT = str(Path(__file__).parents[2])
+
+
+def test_worker_counts_follow_the_cluster() -> None:
+    auto, four = StudentConfig(), StudentConfig(workers=4)
+    assert choose_workers(auto, {"CPU": 16, "GPU": 3}) == (3, True)
+    assert choose_workers(auto, {"CPU": 16}) == (2, False)
+    assert choose_workers(auto, {"CPU": 1}) == (1, False)
+    assert choose_workers(four, {"CPU": 2, "GPU": 8}) == (4, True)
+
+
+def test_more_than_the_cluster_has_is_a_problem_not_a_wait() -> None:
+    assert problems(StudentConfig(workers=2), {"CPU": 2.0}) == []
+    (problem,) = problems(StudentConfig(workers=3), {"CPU": 2.0})
+    assert str(problem).startswith("student.workers = 3: needs 3 CPUs and the cluster has 2")
+    (problem,) = problems(StudentConfig(workers=5), {"CPU": 64.0, "GPU": 4.0})
+    assert "needs 5 GPUs" in str(problem)
+    assert "no such folder" in str(problems(StudentConfig(model="/nowhere"), {"CPU": 2.0})[0])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    patch = pytest.MonkeyPatch()
+    # Workers import `actors` and `jobs` by name.
+    patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    patch.setenv("OMP_NUM_THREADS", "1")
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+    patch.undo()
+
+
+def settings(folder: Path, **changes: Any) -> StudentConfig:
+    model = make_student(folder / "bert")
+    base = {"model": model, "epochs": 1, "min_steps": 50, "batch_size": 16, "learning_rate": 5e-3, "max_failures": 1}
+    return StudentConfig(**{**base, **changes})
+
+
+@pytest.mark.slow
+def test_two_arms_in_one_fit_then_reuse_then_prediction(cluster: Any, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    config = settings(tmp_path, min_steps=300)
+    arms = [Arm("seeds", ROWS[:12], seed=1), Arm("distilled", ROWS, seed=1, lineage={"run": "r1"})]
+    first = training.train(arms, config, LABELS, str(tmp_path))
+    assert (first.workers, first.trained) == (2, 2)
+    assert [record.step for record in first.records if record.arm == "distilled"] == list(range(1, 301))
+    one = first.students["distilled"]
+    assert one.examples == 60 * 75
+    assert one.records[-1].loss < one.records[0].loss
+    assert first.log_dir is not None
+    assert "vocabulary rows" in Path(first.log_dir, "worker-0.log").read_text()
+    answers = pipeline("text-classification", model=one.export, device="cpu")(["the old hammer", "very dull fog"])
+    assert [answer["label"] for answer in answers] == ["tool", "weather"]
+
+    again = training.train([*reversed(arms)], config, LABELS, str(tmp_path))
+    assert again.trained == 0
+    assert again.students["distilled"].reused
+    assert again.students["distilled"].records == one.records
+    assert again.seconds < 2
+
+    texts = [
+        LabelledText(str(number), row.text, LABELS[int(np.argmax(row.label_probs))])
+        for number, row in enumerate(make_rows(60, seed=5))
+    ]
+    folders = {name: student.export for name, student in first.students.items()}
+    with pytest.raises(StageError, match="trained for classes"):
+        evaluation.predict(folders, texts, LABELS[::-1])
+    with pytest.raises(StageError, match="not a transformers folder"):
+        evaluation.predict({"gone": str(tmp_path / "gone")}, texts, LABELS)
+    answered = evaluation.predict(folders, texts, LABELS, batch_size=16)
+    assert [row.example_id for row in answered["seeds"]] == [text.example_id for text in texts]
+    assert score(answered["distilled"], LABELS).accuracy.value > 0.9
+    assert score(answered["distilled"], LABELS).accuracy.value > score(answered["seeds"], LABELS).accuracy.value
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(cluster: Any, tmp_path: Path) -> None:
+    config = settings(tmp_path, min_steps=150)
+    arms = [Arm("short", ROWS, seed=1), Arm("long", ROWS[::-1], seed=2)]
+    killed: list[int] = []
+
+    def kill_when_the_first_arm_is_done() -> None:
+        import psutil
+
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(tmp_path.glob("students/*/complete.json")):
+            time.sleep(0.02)
+        for process in psutil.process_iter(["cmdline"]):
+            # Workers of this test's cluster only: they are descendants of this process's raylet.
+            line = " ".join(process.info["cmdline"] or [])
+            if "RayTrainWorker" in line and os.getpid() in {parent.ppid() for parent in process.parents()}:
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+    watcher = threading.Thread(target=kill_when_the_first_arm_is_done)
+    watcher.start()
+    result = training.train(arms, config, LABELS, str(tmp_path))
+    watcher.join()
+    assert killed
+    assert result.trained == 2
+    for student in result.students.values():
+        assert len(student.records) == 150
+        assert student.examples == 150 * 75 // 5
+
+
+@pytest.mark.slow
+def test_errors_in_workers_are_one_line(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs 3 CPUs"):
+        training.train([Arm("one", ROWS)], settings(tmp_path, workers=3), LABELS, str(tmp_path))
+    with pytest.raises(InputError, match="no texts"):
+        training.train([Arm("one", ())], settings(tmp_path), LABELS, str(tmp_path))
+    assert not (tmp_path / "fits").exists()

@@ -1,0 +1,63 @@
+"""A tiny task, its seeds and a teacher that needs no model, for tests of the method."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from potstill.rows import Request, Response
+from potstill.task import LabelledText, Task
+from potstill.teacher import TeacherIdentity
+
+IDENTITY = TeacherIdentity("embedded", "made-up-135m", "0")
+WORDS = {
+    "animal": ("cat", "dog", "cow", "hen"),
+    "city_name": ("bonn", "rome", "oslo", "lima"),
+    "tool": ("saw", "axe", "file", "vice"),
+}
+
+
+def make_task(**changes: object) -> Task:
+    content = {
+        "name": "things",
+        "description": "What kind of thing a sentence names.",
+        "text_kind": "sentence",
+        "source": "plain sentences",
+        "classes": {name: f"The sentence names a {name.replace('_', ' ')}." for name in WORDS},
+        "data": {"files": {"train": "train.parquet"}},
+    }
+    return Task.model_validate({**content, **changes})
+
+
+def make_seeds(per_class: int = 2) -> list[LabelledText]:
+    return [
+        LabelledText(f"{label}-{i}", f"here is a {word}", label)
+        for label, words in WORDS.items()
+        for i, word in enumerate(words[:per_class])
+    ]
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """One direction a class, by its words, and a little noise that belongs to the text; rows of unit length."""
+    rows = np.zeros((len(texts), 8), dtype=np.float32)
+    for i, text in enumerate(texts):
+        rows[i] = 0.3 * np.random.default_rng(zlib.crc32(text.encode())).normal(size=8)
+        for column, (label, words) in enumerate(WORDS.items()):
+            rows[i, column] += sum(word in text for word in (*words, label.replace("_", " ")))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def answer(requests: Sequence[Request], lean: str = "tool", reliability: float = 3.0) -> dict[str, Response]:
+    """A teacher that knows the words, prefers one class name whatever the text, and never fails."""
+    responses = {}
+    for request in requests:
+        asked = request.choices[0] if request.target_label else request.messages[-1].content.rsplit("Sentence: ", 1)[-1]
+        values = []
+        for choice in request.choices:
+            label = request.target_label or choice.replace(" ", "_")
+            known = any(word in asked for word in WORDS[label])
+            values.append(-5.0 + reliability * known + (4.0 if label == lean and not request.target_label else 0.0))
+        responses[request.request_id] = Response(request.request_id, choice_logprobs=tuple(values))
+    return responses

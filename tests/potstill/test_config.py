@@ -1,0 +1,96 @@
+import pytest
+import yaml
+
+from potstill.config import Config, load, parse
+from potstill.errors import InputError
+
+
+def problems(content, overrides=(), tmp_path=None) -> str:
+    if tmp_path is not None:
+        path = tmp_path / "c.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        with pytest.raises(InputError) as caught:
+            load(path, overrides)
+    else:
+        with pytest.raises(InputError) as caught:
+            parse(content)
+    return str(caught.value)
+
+
+def test_a_task_name_is_a_whole_config():
+    config = parse({"task": "trec6"})
+    assert config.task.preset == "trec6"
+    assert config.storage.endswith("/runs")
+    assert config.ledger.uri.startswith("sqlite:////")
+
+
+def test_every_problem_is_told_at_once():
+    text = problems({"task": "t", "augment": {"per_class": 0, "shotz": 2}, "student": {"zero_stage": 7}})
+    lines = text.splitlines()
+    assert len(lines) == 3
+    assert "augment.per_class = 0: " in text
+    assert "greater than or equal to 1" in text
+    assert "augment.shotz: no such field" in text
+    assert "student.zero_stage" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "task: is required"),
+        ({"task": "t", "augment": {"shots": 3}}, "augment.shots = 3 is more than task.seeds_per_class = 2"),
+        ({"task": "t", "augment": {"alpha": {"low": 0.9, "high": 0.6}}}, "low (0.9) must not be above high (0.6)"),
+        ({"task": "t", "augment": {"strategy": "magic"}}, "'promptmix'"),
+        ({"task": "t", "relabel": {"min_confidence": "high"}}, "auto"),
+    ],
+)
+def test_a_problem_names_field_value_and_what_is_allowed(content, expected):
+    assert expected in problems(content)
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    assert "a list" not in problems("- a list", tmp_path=tmp_path)
+    assert "must hold a mapping" in problems("- a list", tmp_path=tmp_path)
+    assert "not valid YAML" in problems("a: [1", tmp_path=tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_set_overrides_fields_of_any_depth(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("task: trec6\naugment: {per_class: 10}\n")
+    config = load(path, ["augment.per_class=50", "augment.alpha.beta=[2, 2]", "task.data_dir=/data", "seed=3"])
+    assert (config.augment.per_class, config.augment.alpha.beta, config.seed) == (50, (2.0, 2.0), 3)
+    assert (config.task.preset, config.task.data_dir) == ("trec6", "/data")
+    assert "--set nonsense" in problems("task: t", ["nonsense"], tmp_path)
+
+
+def test_the_digest_knows_what_decides_the_result():
+    base = parse({"task": "t"})
+    same = parse(
+        {
+            "task": {"preset": "t", "data_dir": "/x"},
+            "storage": "/tmp/x",
+            "teacher": {"actors": 3},
+            "tracking": {"uri": "sqlite:////x"},
+        }
+    )
+    assert base.digest() == same.digest()
+    for other in (
+        {"seed": 1},
+        {"student": {"seed": 1}},
+        {"augment": {"temperature": 0.9}},
+        {"teacher": {"model": "/m"}},
+    ):
+        assert parse({"task": "t", **other}).digest() != base.digest()
+
+
+def test_every_field_is_described():
+    def sections(model):
+        for name, field in model.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from sections(field.annotation)
+            else:
+                yield name, field
+
+    assert [name for name, field in sections(Config) if not field.description] == ["kind"]

@@ -1,0 +1,66 @@
+"""Evidence: what each source says, that they are combined, and that a missing one says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from potstill import evidence
+from potstill.config import RelabelConfig
+from potstill.relabelling import class_texts, plan_relabel
+from tests.potstill.made_up import IDENTITY, WORDS, answer, embed, make_seeds, make_task
+
+TASK, SEEDS = make_task(), make_seeds()
+TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
+TRUE = np.array([column for _ in range(4) for column, words in enumerate(WORDS.values()) for _ in words])
+EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
+REQUESTS = plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(channel="on"), IDENTITY, "list", 0)
+SEED_COLUMNS = np.repeat(np.arange(3), 2)
+
+
+def _weigh(answers: evidence.Answers, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
+    return evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, share)
+
+
+def test_answers_are_read_into_place() -> None:
+    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, lean=""), len(TEXTS))
+    assert answers.votes.shape == (48, 2, 3)
+    assert answers.channel is not None
+    assert (answers.votes.argmax(2) == TRUE[:, None]).all()
+    assert (answers.channel.argmax(1) == TRUE).all()
+
+
+def test_a_leaning_teacher_is_calibrated() -> None:
+    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, lean="tool"), len(TEXTS))
+    assert (answers.votes.argmax(2) == 2).all()  # raw, it says "tool" to everything
+    assert (evidence.teacher_probs(replace(answers, channel=None))[0].argmax(1) == TRUE).all()
+
+
+def test_failed_requests_are_no_votes() -> None:
+    responses = answer(REQUESTS)
+    for request in REQUESTS[:5]:  # all about the first text
+        responses[request.request_id] = replace(responses[request.request_id], error="timeout", choice_logprobs=())
+    del responses[REQUESTS[5].request_id]
+    answers = evidence.read_answers(TASK, REQUESTS, responses, len(TEXTS))
+    teacher, _ = evidence.teacher_probs(answers)
+    assert np.isnan(teacher[0]).all()
+    assert np.isfinite(teacher[1:]).all()
+    found = _weigh(answers, TRUE)
+    assert np.isfinite(found.posterior).all()
+    assert found.posterior[0].argmax() == TRUE[0]
+
+
+def test_a_wrong_target_is_overruled_and_a_strong_belief_in_targets_is_not() -> None:
+    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS), len(TEXTS))
+    targets = TRUE.copy()
+    targets[::6] = (targets[::6] + 1) % 3
+    found = _weigh(answers, targets)
+    assert (found.posterior.argmax(1) == TRUE).all()
+    assert np.allclose(found.posterior.sum(1), 1)
+
+
+def test_combine_is_a_product() -> None:
+    one, other = np.array([[0.8, 0.2], [0.5, 0.5]]), np.array([[0.5, 0.5], [np.nan, np.nan]])
+    assert np.allclose(evidence.combine(one, other), [[0.8, 0.2], [0.5, 0.5]])
+    assert np.allclose(evidence.combine(one, one)[0], [0.64 / 0.68, 0.04 / 0.68])

@@ -1,0 +1,83 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.filters import (
+    COPY_OF_SEED,
+    DUPLICATE,
+    NEAR_DUPLICATE,
+    NEAR_TEST,
+    TOO_SHORT,
+    character_grams,
+    drop,
+    nearest_jaccard,
+    normalise,
+)
+from potstill.rows import Example
+
+
+def examples(*texts: str) -> list[Example]:
+    return [Example(str(number), text, "a") for number, text in enumerate(texts)]
+
+
+def reasons(rows: list[Example]) -> list[str | None]:
+    assert all(row.kept == (row.dropped_because is None) for row in rows)
+    return [row.dropped_because for row in rows]
+
+
+def test_each_reason_is_named():
+    rows = drop(
+        examples(
+            "The parcel never came to my house",
+            "the parcel never came to my house!!",
+            "The parcel never came to my houses",
+            "Where can I read my latest bill?",
+            "I'd like to talk to somebody about the invoice",
+            "bill",
+            "My screen stays black after the update",
+        ),
+        seed_texts=["Where can I read my latest bill"],
+        test_texts=["I would like to talk to somebody about the invoice"],
+    )
+    assert reasons(rows) == [None, DUPLICATE, NEAR_DUPLICATE, COPY_OF_SEED, NEAR_TEST, TOO_SHORT, None]
+
+
+def test_dropped_texts_drop_no_others():
+    rows = drop(examples("my parcel is late today", "my parcel is late today!"), [], ["my parcel is late today"])
+    assert reasons(rows) == [NEAR_TEST, NEAR_TEST]
+
+
+def test_an_earlier_reason_stays():
+    first = Example("0", "one two three four", "a", kept=False, dropped_because="low evidence")
+    assert reasons(drop([first], [], [])) == ["low evidence"]
+
+
+def test_nothing_to_do():
+    assert drop([], ["a b"], ["c d"]) == []
+
+
+TEXTS = st.lists(st.text("abc ", min_size=0, max_size=24), min_size=1, max_size=12)
+
+
+def grams(text: str) -> set[str]:
+    words = [f" {word} " for word in text.split()]
+    return {word[i : i + 4] for word in words for i in range(max(1, len(word) - 3))}
+
+
+@given(TEXTS, TEXTS)
+def test_jaccard_equals_its_definition(left, right):
+    left, right = [normalise(text) for text in left], [normalise(text) for text in right]
+    fast = nearest_jaccard(*character_grams(left, right))
+    for text, value in zip(left, fast, strict=True):
+        a = grams(text)
+        slow = max((len(a & grams(b)) / len(a | grams(b)) if a | grams(b) else 0.0) for b in right)
+        assert np.isclose(value, slow, atol=1e-6)
+
+
+@given(TEXTS)
+def test_what_stays_is_not_alike(texts):
+    stay = [row for row in drop(examples(*texts), [], [], near=0.6) if row.kept]
+    for number, row in enumerate(stay):
+        for other in stay[:number]:
+            a, b = grams(normalise(row.text)), grams(normalise(other.text))
+            assert len(a & b) / len(a | b) < 0.6

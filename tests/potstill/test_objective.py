@@ -1,0 +1,139 @@
+"""What the student learns towards."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.arms import (
+    Arm,
+    TrainingRow,
+    arm_digest,
+    from_examples,
+    from_table,
+    from_texts,
+    problems,
+    repeat,
+    to_table,
+)
+from potstill.config import StudentConfig
+from potstill.objective import learning_rate, peak_learning_rate, targets
+from potstill.rows import Example
+from potstill.task import LabelledText
+
+LABELS = ("a", "b", "c")
+ROWS = [
+    TrainingRow("x", (0.7, 0.2, 0.1)),
+    TrainingRow("y", (0.0, 0.0, 1.0), 5.0),
+    TrainingRow("z", (0.1, 0.8, 0.1), 2.0),
+]
+
+
+def test_targets_are_the_distributions_by_default() -> None:
+    target, weights = targets(ROWS, StudentConfig())
+    np.testing.assert_allclose(target, [row.label_probs for row in ROWS], atol=1e-6)
+    np.testing.assert_allclose(weights, [1, 5, 2])
+
+
+def test_soft_weight_zero_is_hard_labels() -> None:
+    target, _ = targets(ROWS, StudentConfig(soft_weight=0.0))
+    np.testing.assert_array_equal(target, np.eye(3)[[0, 2, 1]])
+
+
+@given(temperature=st.floats(0.1, 20), mix=st.floats(0, 1), smoothing=st.floats(0, 0.5))
+def test_targets_stay_distributions_with_the_same_winner(temperature: float, mix: float, smoothing: float) -> None:
+    student = StudentConfig(soft_temperature=temperature, soft_weight=mix, label_smoothing=smoothing)
+    target, _ = targets(ROWS, student)
+    np.testing.assert_allclose(target.sum(axis=1), 1, atol=1e-5)
+    assert (target.argmax(axis=1) == [0, 2, 1]).all()
+
+
+def test_temperature_flattens_and_smoothing_spreads() -> None:
+    hot, _ = targets(ROWS, StudentConfig(soft_temperature=100.0))
+    assert hot[0].max() < 0.36
+    smooth, _ = targets(ROWS, StudentConfig(label_smoothing=0.3))
+    np.testing.assert_allclose(smooth[1], [0.1, 0.1, 0.8], atol=1e-6)
+
+
+def test_balanced_class_weights_give_each_class_the_same_total() -> None:
+    rows = [TrainingRow("x", (1.0, 0.0, 0.0))] * 9 + [TrainingRow("y", (0.0, 1.0, 0.0))]
+    target, weights = targets(rows, StudentConfig(class_weights="balanced"))
+    mass = (target * weights[:, None]).sum(axis=0)
+    np.testing.assert_allclose(mass, [5, 5, 0], rtol=1e-5)
+
+
+def test_schedule_warms_up_and_falls_to_nothing() -> None:
+    for schedule in ("linear", "cosine"):
+        rates = [learning_rate(step, 100, 1.0, 0.1, schedule) for step in range(100)]
+        assert rates[0] == pytest.approx(0.1)
+        assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+        assert rates[-1] < 0.02
+        assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert learning_rate(55, 100, 1.0, 0.1, "cosine") == pytest.approx(0.5)
+    assert math.isfinite(learning_rate(0, 1, 1.0, 1.0, "linear"))
+
+
+def test_auto_learning_rate_depends_on_size() -> None:
+    assert peak_learning_rate(StudentConfig(), 22_000_000) == 1e-4
+    assert peak_learning_rate(StudentConfig(), 110_000_000) == 4e-5
+    assert peak_learning_rate(StudentConfig(learning_rate=0.5), 1) == 0.5
+
+
+def test_rows_from_examples_keep_what_is_kept() -> None:
+    examples = [
+        Example("1", "soft", "a", (0.6, 0.4, 0.0)),
+        Example("2", "plain", "b"),
+        Example("3", "gone", "c", kept=False, dropped_because="duplicate"),
+    ]
+    assert from_examples(examples, LABELS) == [
+        TrainingRow("soft", (0.6, 0.4, 0.0)),
+        TrainingRow("plain", (0.0, 1.0, 0.0)),
+    ]
+    assert from_examples(examples, LABELS, soft=False)[0].label_probs == (1.0, 0.0, 0.0)
+    assert from_texts([LabelledText("1", "t", "c")], LABELS, 5.0) == [TrainingRow("t", (0.0, 0.0, 1.0), 5.0)]
+
+
+def test_rows_survive_their_table() -> None:
+    assert from_table(to_table(ROWS)) == ROWS
+
+
+def test_the_digest_follows_what_matters_only() -> None:
+    arm = Arm("one", tuple(ROWS), seed=1)
+    base = arm_digest(arm, StudentConfig(), LABELS, "w")
+    assert base == arm_digest(Arm("two", tuple(ROWS), 1, lineage={"run": "x"}), StudentConfig(workers=7), LABELS, "w")
+    assert base != arm_digest(Arm("one", tuple(ROWS), seed=2), StudentConfig(), LABELS, "w")
+    assert base != arm_digest(Arm("one", tuple(ROWS[:2]), seed=1), StudentConfig(), LABELS, "w")
+    assert base != arm_digest(arm, StudentConfig(epochs=6), LABELS, "w")
+    assert base != arm_digest(arm, StudentConfig(), LABELS, "v")
+
+
+def test_repeats_vary_the_training_seed() -> None:
+    repeats = repeat(Arm("d", tuple(ROWS), seed=4), 3)
+    assert [(arm.name, arm.seed) for arm in repeats] == [("d", 4), ("d-seed1", 5), ("d-seed2", 6)]
+
+
+def test_problems_are_told_together() -> None:
+    one_class = Arm("same", (TrainingRow("x", (1.0, 0.0, 0.0)), TrainingRow("y", (0.9, 0.1, 0.0))))
+    bad = [
+        Arm("none", ()),
+        Arm("none", (TrainingRow("  ", (1.0, 0.0, 0.0)),)),
+        Arm("short", (TrainingRow("x", (1.0, 0.0)),)),
+        Arm("sum", (TrainingRow("x", (0.5, 0.0, 0.0)),)),
+        Arm("weight", (TrainingRow("x", (1.0, 0.0, 0.0), 0.0),)),
+        one_class,
+    ]
+    text = "\n".join(map(str, problems(bad, LABELS)))
+    for part in ("twice", "no texts", "not empty", "2 probabilities", "not a distribution", "above 0", "one class"):
+        assert part in text
+    assert problems([Arm("fine", tuple(ROWS))], LABELS) == []
+    assert "1 class" in str(problems([], ("a",))[0])
+
+
+def test_deepspeed_settings_of_ours_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer is decided"):
+        StudentConfig(deepspeed={"optimizer": {}})
+    with pytest.raises(ValueError, match="zero_stage"):
+        StudentConfig(offload_optimizer=True)

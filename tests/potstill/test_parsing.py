@@ -1,0 +1,96 @@
+"""Replies of small and large models, cleaned; and laws that hold for any text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.parsing import clean_line, parse_reply
+
+
+def test_continued_list() -> None:
+    assert parse_reply(" Who wrote Faust ?\n4. Who is the pope ?\n5. Who was", finish_reason="length") == [
+        "Who wrote Faust ?",
+        "Who is the pope ?",
+    ]
+
+
+def test_one_line_reply_is_kept_when_it_stopped() -> None:
+    assert parse_reply(" What is rust ?", finish_reason="stop") == ["What is rust ?"]
+    assert parse_reply(" What is rust and", finish_reason="length") == []
+
+
+def test_a_list_on_one_line_is_split() -> None:
+    assert parse_reply(" Is it far? 2. Who was it? 3. Why?") == ["Is it far?", "Who was it?", "Why?"]
+    assert parse_reply(" It cost 2.50 in 1999. 20 of them came") == ["It cost 2.50 in 1999. 20 of them came"]
+
+
+def test_chat_reply() -> None:
+    reply = 'Sure, here are 3 examples:\n\n1. "Where is Bonn?" (85% location, 15% entity)\n2. **Who** is it?\n- 3) What now?\n\nI hope this helps!'
+    assert parse_reply(reply, finish_reason="stop") == ["Where is Bonn?", "Who is it?", "What now?"]
+
+
+def test_list_ends_where_the_numbers_start_again() -> None:
+    assert parse_reply(" one thing\n4. another thing\nOther things\n1. a third thing") == ["one thing", "another thing"]
+    assert parse_reply("1. one thing\n2. another thing\n1. a third thing") == ["one thing", "another thing"]
+
+
+def test_class_headings_are_no_texts() -> None:
+    assert parse_reply("location: The question asks for a place.", class_names=["location"]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("Example 2: It rains", "It rains"),
+        ("* It rains", "It rains"),
+        ("“It rains”", "It rains"),
+        ('He said "no" and left', 'He said "no" and left'),
+        ('"Yes" and "no"', '"Yes" and "no"'),
+        ("3.5 million people came", "3.5 million people came"),
+        ("10:30 is too late", "10:30 is too late"),
+        ("It rains (60 % weather)", "It rains"),
+        ("It rains (a lot)", "It rains (a lot)"),
+        ("  too   many\tspaces ", "too many spaces"),
+        ("Call 2 win! Text 80086", "Call 2 win! Text 80086"),
+    ],
+)
+def test_clean_line(line: str, text: str) -> None:
+    assert clean_line(line) == text
+
+
+@given(st.text())
+def test_cleaning_twice_changes_nothing(line: str) -> None:
+    assert clean_line(clean_line(line)) == clean_line(line)
+
+
+@given(st.text(), st.sampled_from(["stop", "length", None]))
+def test_texts_are_single_clean_lines_without_repeats(reply: str, finish_reason: str | None) -> None:
+    texts = parse_reply(reply, finish_reason=finish_reason)
+    assert len(texts) == len(set(texts))
+    for text in texts:
+        assert text == " ".join(text.split())
+        assert "\n" not in text
+        assert text
+
+
+@given(st.lists(st.from_regex(r"[A-Z][a-z]{2,8} [a-z]{2,8}", fullmatch=True), min_size=1, max_size=8, unique=True))
+def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
+    chatter = (
+        "sure",
+        "certainly",
+        "okay",
+        "absolutely",
+        "great",
+        "here",
+        "these",
+        "of",
+        "note",
+        "let",
+        "text",
+        "tweet",
+        "item",
+    )
+    texts = [text for text in texts if not text.lower().startswith(chatter)]
+    assert parse_reply("\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1)), finish_reason="stop") == texts

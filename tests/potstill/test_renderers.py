@@ -1,0 +1,102 @@
+"""What is sent, word for word where it matters."""
+
+from __future__ import annotations
+
+import pytest
+
+from potstill.config import AugmentConfig
+from potstill.errors import InputError
+from potstill.prompts import ChoosePrompt, ClassCard, WritePrompt, card
+from potstill.renderers import choose_renderer, render, to_requests
+from potstill.rows import Sampling
+from potstill.strategies import plan
+from potstill.teacher import TeacherIdentity
+from tests.potstill.made_up import IDENTITY, make_seeds, make_task
+
+CARDS = (ClassCard("city", "A city.", ("Bonn is  small",)), ClassCard("tool", "A tool.", ("a saw", "an axe")))
+
+
+def _write(**changes: object) -> WritePrompt:
+    return WritePrompt(
+        **{"task": "Things.", "text_kind": "sentence", "source": "plain sentences", "cards": CARDS, **changes}
+    )  # type: ignore[arg-type]
+
+
+def test_a_list_continues_the_seeds_of_the_target() -> None:
+    (message,), stop = render(_write(), "list")
+    assert message.role == "prompt"
+    assert message.content == "Plain sentences, sorted by class.\n\ntool: A tool.\n1. a saw\n2. an axe\n3."
+    assert stop == ("\n",)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "ending"),
+    [(0.95, "2. an axe\n3."), (0.8, "tool, with a touch of city:\n1."), (0.5, "tool, close to city:\n1.")],
+)
+def test_a_list_puts_the_mixture_in_words(alpha: float, ending: str) -> None:
+    (message,), _ = render(_write(mix="city", alpha=alpha), "list")
+    assert message.content.endswith(ending)
+
+
+def test_a_list_puts_the_topic_last() -> None:
+    (message,), _ = render(_write(topic="wood", style="terse"), "list")
+    assert message.content.endswith("2. an axe\n\ntool, about wood:\n1.")
+
+
+@pytest.mark.parametrize(("alpha", "shares"), [(0.55, ("55%", "45%")), (0.8, ("80%", "20%")), (0.9, ("90%", "10%"))])
+def test_chat_states_the_shares(alpha: float, shares: tuple[str, str]) -> None:
+    (_, user), _ = render(_write(mix="city", alpha=alpha), "chat")
+    assert f"{shares[0]} to the class 'tool' and {shares[1]} to the class 'city'" in user.content
+    assert "1. Bonn is small" in user.content
+    assert "2. an axe" in user.content
+
+
+def test_choosing_ends_at_the_answer() -> None:
+    prompt = ChoosePrompt("Things.", "sentence", "plain sentences", CARDS, (("a saw", "tool"),), "an\naxe")
+    (message,), _ = render(prompt, "list")
+    assert message.content == "city: A city.\ntool: A tool.\n\nSentence: a saw\nClass: tool\n\nSentence: an axe\nClass:"
+    (user,), _ = render(prompt, "chat")
+    assert user.role == "user"
+    assert user.content.endswith("Class:")
+
+
+def test_classes_are_spelt_for_readers() -> None:
+    assert card(make_task(), "city_name").name == "city name"
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "renderer"),
+    [
+        ("embedded", "smollm2-135m-instruct", "list"),
+        ("embedded", "Qwen2.5-7B-Instruct", "chat"),
+        ("embedded", "qwen2.5-0.5b", "list"),
+        ("embedded", "mine", "list"),
+        ("openai", "gpt-4o-mini", "chat"),
+    ],
+)
+def test_the_renderer_fits_the_model(provider: str, model: str, renderer: str) -> None:
+    assert choose_renderer("auto", TeacherIdentity(provider, model)) == renderer
+    assert choose_renderer("chat", TeacherIdentity(provider, model)) == "chat"
+
+
+def test_unknown_renderers_are_told_the_known() -> None:
+    with pytest.raises(InputError, match="auto, chat, list"):
+        render(_write(), "sonnet")
+
+
+def test_requests_carry_where_they_come_from() -> None:
+    drafts = plan(make_task(), make_seeds(), AugmentConfig(texts_per_reply=4), 0, {"tool": (0, 3)})
+    options = {
+        "stage": "generate",
+        "task": "things",
+        "strategy": "promptmix",
+        "identity": IDENTITY,
+        "sampling": Sampling(0.7, 0.9, 50, ("END",)),
+    }
+    listed = to_requests(drafts, renderer="list", **options)  # type: ignore[arg-type]
+    chatted = to_requests(drafts, renderer="chat", **options)  # type: ignore[arg-type]
+    assert listed[0].sampling == Sampling(0.7, 0.9, 50, ("END", "\n"))
+    assert chatted[0].sampling == Sampling(0.7, 0.9, 200, ("END",))
+    assert [(r.target_label, r.mix_label, r.alpha, r.exemplar_ids) for r in listed] == [
+        (d.target_label, d.mix_label, d.alpha, d.exemplar_ids) for d in drafts
+    ]

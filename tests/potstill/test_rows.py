@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.rows import (
+    Example,
+    Message,
+    Prediction,
+    Request,
+    Response,
+    Sampling,
+    as_probabilities,
+    from_table,
+    to_table,
+)
+
+REQUEST = Request(
+    stage="generate",
+    task="t",
+    strategy="promptmix",
+    renderer="list",
+    provider="embedded",
+    model="m",
+    weights_digest="abc",
+    messages=(Message("system", "Be brief."), Message("user", "Write.")),
+    sampling=Sampling(0.7, 0.9, 32, ("\n",)),
+    choices=("a", "b"),
+    occurrence=2,
+    target_label="a",
+    alpha=0.85,
+    exemplar_ids=("x",),
+)
+
+
+def test_requests_survive_their_table():
+    assert from_table(to_table([REQUEST], Request), Request) == [REQUEST]
+    assert from_table(to_table([REQUEST], Request), Request)[0].request_id == REQUEST.request_id
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Response("id", "text", "stop", (-0.5, None), 0.1, 3, 4, 0.0, 0.2, 1.0, None),
+        Response("id", error="no"),
+        Example("id", "text", "a", (0.25, 0.75), alpha=0.5, kept=False, dropped_because="duplicate"),
+        Prediction("id", "a", (1.0, 0.0), "b"),
+    ],
+)
+def test_other_rows_survive_their_table(row):
+    assert from_table(to_table([row], type(row)), type(row)) == [row]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provider": "openai"},
+        {"model": "other"},
+        {"weights_digest": None},
+        {"messages": (Message("user", "Write."),)},
+        {"sampling": Sampling(0.7, 0.9, 33, ("\n",))},
+        {"choices": ("b", "a")},
+        {"occurrence": 3},
+        {"renderer": "chat"},
+    ],
+)
+def test_what_is_sent_makes_the_id(change):
+    assert replace(REQUEST, **change).request_id != REQUEST.request_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stage": "x"}, {"task": "x"}, {"strategy": "x"}, {"target_label": "b"}, {"alpha": None}, {"exemplar_ids": ()}],
+)
+def test_what_it_is_for_does_not(change):
+    assert replace(REQUEST, **change).request_id == REQUEST.request_id
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-500, 0)), min_size=1, max_size=8))
+def test_probabilities_are_a_distribution(logprobs):
+    probabilities = as_probabilities(logprobs)
+    assert sum(probabilities) == pytest.approx(1)
+    assert min(probabilities) >= 0
