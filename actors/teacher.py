@@ -176,6 +176,7 @@ class TeacherPool:
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0.1,
+                max_restarts=0,  # it holds nothing; with restarts Ray prints a warning that nobody can act on
                 compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2 * len(self.actors)),
             )
             .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -101,7 +101,7 @@ class AugmentConfig(Section):
 
     strategy: Literal["promptmix", "few_shot", "zero_shot"] = Field("promptmix", description="how prompts are made")
     shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
-    per_class: int = Field(100, ge=1, le=100_000, description="texts a class to keep, after all filters")
+    per_class: int = Field(40, ge=1, le=100_000, description="texts a class to keep, after all filters")
     over_generate: float = Field(
         3.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
     )
@@ -149,7 +149,7 @@ class StudentConfig(Section):
     model: str = Field("embedded", description="embedded (MiniLM), a local transformers folder or a hub id")
     epochs: int = Field(5, ge=1, le=1000, description="passes over the texts")
     min_steps: int = Field(
-        150, ge=1, le=100_000, description="at least this many optimiser steps, however few texts there are"
+        60, ge=1, le=100_000, description="at least this many optimiser steps, however few texts there are"
     )
     learning_rate: float | Literal["auto"] = Field(
         "auto", description="peak learning rate; auto: 1e-4 for students under 50 M parameters, else 4e-5"
