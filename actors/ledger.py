@@ -16,13 +16,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.ledger_store import SCHEMA_VERSION, LedgerStore, Taken
+from actors.ledger_store import SCHEMA_VERSION, LedgerStore, Taken, redact
 from potstill.draws import digest
 from potstill.errors import LedgerError
 from potstill.rows import Request, Response
 
 NAMESPACE = "potstill"
 IDLE_S = 300.0
+TRIES = 5
 
 
 class LedgerActor:
@@ -65,6 +66,10 @@ class Ledger:
         """See ``LedgerStore.commit``."""
         self.call("commit", list(requests), list(responses))
 
+    def fetch(self, request_ids: Sequence[str]) -> list[Response]:
+        """See ``LedgerStore.fetch``."""
+        return self.call("fetch", list(request_ids))
+
     def count_known(self, request_ids: Sequence[str]) -> int:
         """See ``LedgerStore.count_known``."""
         return self.call("count_known", list(request_ids))
@@ -79,17 +84,21 @@ class Ledger:
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the store; a dead owner is replaced, and every method is safe to repeat."""
-        for attempt in range(5):
+        for attempt in range(TRIES):
+            # A variable of this call: another thread may drop the handle it finds dead.
+            actor = self._actor or self._find()
+            self._actor = actor
             try:
-                self._actor = self._actor or self._find()
-                return ray.get(self._actor.call.remote(method, *args))
+                return ray.get(actor.call.remote(method, *args))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
                 self._actor = None
-                cause = getattr(error, "cause", None) or error
+                message = _last_line(str(error))
                 if "LedgerError" in str(error):
-                    raise LedgerError(_last_line(str(error))) from error
+                    raise LedgerError(message) from error
                 time.sleep(0.2 * 2**attempt)
-        raise LedgerError(f"ledger.uri = {self.uri!r}: its process dies again and again: {_last_line(str(cause))}")
+        raise LedgerError(f"ledger.uri = {redact(self.uri)!r}: its process dies again and again: {message}")
 
     def _find(self) -> Any:
         return (

@@ -70,6 +70,7 @@ class LedgerStore:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._shown = redact(uri)
         try:
             url = sa.make_url(uri)
             if url.get_backend_name() == "sqlite" and url.database:
@@ -82,10 +83,10 @@ class LedgerStore:
                 connection.execute(self._insert(_meta, [{"key": "schema_version", "value": str(SCHEMA_VERSION)}]))
                 found = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "schema_version")).scalar_one()
         except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-            raise LedgerError(f"ledger.uri = {uri!r}: can't be opened as a ledger: {_reason(error)}") from error
+            raise LedgerError(f"ledger.uri = {self._shown!r}: can't be opened as a ledger: {_reason(error)}") from error
         if int(found) != SCHEMA_VERSION:
             raise LedgerError(
-                f"ledger.uri = {uri!r}: is of schema {found}, this potstill reads {SCHEMA_VERSION}; "
+                f"ledger.uri = {self._shown!r}: is of schema {found}, this potstill reads {SCHEMA_VERSION}; "
                 "use the potstill that wrote it, or another file"
             )
 
@@ -106,8 +107,15 @@ class LedgerStore:
                 )
                 claims = [{"request_id": name, "owner": owner, "expires_at": now + lease_s} for name in sorted(missing)]
                 connection.execute(self._insert(_claims, claims))
+                # Somebody may have answered, and given up the claim, since the first look.
+                late = self._fetch(connection, sorted(missing))
+                known += late
+                answered = {response.request_id for response in late}
+                own = _claims.c.owner == owner
+                if answered:
+                    connection.execute(sa.delete(_claims).where(own, _claims.c.request_id.in_(answered)))
                 rows = connection.execute(
-                    sa.select(_claims.c.request_id).where(_claims.c.request_id.in_(missing), _claims.c.owner == owner)
+                    sa.select(_claims.c.request_id).where(own, _claims.c.request_id.in_(missing - answered))
                 )
                 mine += [row.request_id for row in rows]
         done = {response.request_id for response in known} | set(mine)
@@ -127,16 +135,16 @@ class LedgerStore:
                 connection.execute(sa.delete(_claims).where(_claims.c.request_id.in_(names)))
 
     def renew(self, owner: str, lease_s: float = LEASE_S) -> None:
-        """Extend the leases of every owner whose name starts with ``owner``."""
+        """Extend the leases of ``owner`` and of all below it (``<owner>-...``)."""
         self._update_claims(owner, sa.update(_claims).values(expires_at=time.time() + lease_s))
 
     def release(self, owner: str) -> None:
-        """Give up all claims of every owner whose name starts with ``owner``."""
+        """Give up all claims of ``owner`` and of all below it (``<owner>-...``)."""
         self._update_claims(owner, sa.delete(_claims))
 
     def count_known(self, request_ids: Sequence[str]) -> int:
         """How many of the requests have an answer."""
-        with self._engine.connect() as connection:
+        with self._read() as connection:
             return sum(
                 connection.execute(
                     sa.select(sa.func.count()).select_from(_responses).where(_responses.c.request_id.in_(chunk))
@@ -146,7 +154,7 @@ class LedgerStore:
 
     def fetch(self, request_ids: Sequence[str]) -> list[Response]:
         """The stored answers of those requests that have one."""
-        with self._engine.connect() as connection:
+        with self._read() as connection:
             return [row for chunk in _chunks(list(request_ids)) for row in self._fetch(connection, chunk)]
 
     def close(self) -> None:
@@ -155,7 +163,16 @@ class LedgerStore:
 
     def _update_claims(self, owner: str, statement: Any) -> None:
         with self._write() as connection:
-            connection.execute(statement.where(_claims.c.owner.startswith(owner, autoescape=True)))
+            below = _claims.c.owner.startswith(f"{owner}-", autoescape=True)
+            connection.execute(statement.where(sa.or_(_claims.c.owner == owner, below)))
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise LedgerError(f"ledger.uri = {self._shown!r}: can't be read: {_reason(error)}") from error
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sa.Connection]:
@@ -163,7 +180,7 @@ class LedgerStore:
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            raise LedgerError(f"ledger.uri = {self.uri!r}: can't be written: {_reason(error)}") from error
+            raise LedgerError(f"ledger.uri = {self._shown!r}: can't be written: {_reason(error)}") from error
 
     def _insert(self, table: sa.Table, rows: list[dict[str, Any]]) -> Any:
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
@@ -186,6 +203,14 @@ class LedgerStore:
             )
             for row in rows
         ]
+
+
+def redact(uri: str) -> str:
+    """The URI as messages and logs may show it, without its password."""
+    try:
+        return sa.make_url(uri).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return uri
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -6,10 +6,11 @@ stages ask it directly. Nothing leaves an actor before the ledger has committed 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,13 @@ import ray
 
 from actors.ledger import Ledger
 from potstill.config import EmbeddedTeacher
-from potstill.errors import PotstillError, TeacherError
+from potstill.errors import LedgerError, PotstillError, TeacherError
 from potstill.rows import RESPONSE, Request, Response, from_table, to_table
 from potstill.teacher import Teacher
 
 RENEW_S = 20.0
-CHOICES_PER_TEXT = 8  # scoring the choices of 8 questions takes about as long as writing one text
+LOOK_UP = 5000  # requests looked up in the ledger together
+CHOICES_PER_TEXT = 4  # scoring the choices of 4 questions takes about as long as writing one text
 MAX_RESTARTS = 3
 ANSWER = RESPONSE.append(pa.field("reused", pa.bool_()))
 
@@ -84,7 +86,9 @@ class TeacherActor:
     def _renew(self) -> None:
         while True:
             time.sleep(RENEW_S)
-            self._ledger.renew(self._owner)
+            # A lease that could not be renewed may be asked twice; a renewer that died loses all later ones.
+            with contextlib.suppress(LedgerError, ray.exceptions.RayError):
+                self._ledger.renew(self._owner)
 
 
 def block_size(batch_size: int, requests: Sequence[Request]) -> int:
@@ -137,7 +141,7 @@ class TeacherPool:
         cluster = ray.cluster_resources()
         gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
         # Half a CPU, though each keeps a core busy: Ray Data's own tasks wait for a whole free one.
-        resources = {"num_gpus": 1} if gpus else {"num_cpus": 0.5 if cpus > 1 else 0}
+        resources = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 0.5 if cpus > 1 else 0}
         count = self._config.actors or gpus or cpus
         environment = {"env_vars": {"OMP_NUM_THREADS": str(self._config.threads), "TOKENIZERS_PARALLELISM": "false"}}
         actor = ray.remote(TeacherActor).options(
@@ -158,8 +162,31 @@ class TeacherPool:
 
     def ask(self, requests: Sequence[Request], on_batch: Callable[[pa.Table], None] = lambda batch: None) -> pa.Table:
         """Answers (``ANSWER`` schema, any order); ``on_batch`` sees each batch as it comes."""
-        if not requests:
-            return ANSWER.empty_table()
+        answered = [ANSWER.empty_table()]
+        missing = list(requests)
+        for table in self._known(requests):
+            on_batch(table)
+            answered.append(table)
+            found = set(table["request_id"].to_pylist())
+            missing = [request for request in missing if request.request_id not in found]
+        try:
+            for table in self._stream(missing) if missing else ():
+                on_batch(table)
+                answered.append(table.cast(ANSWER))
+        except ray.exceptions.RayError as error:
+            raise TeacherError(
+                f"the teacher's processes broke off: {_cause(error)}; the same command goes on"
+            ) from error
+        return pa.concat_tables(answered)
+
+    def _known(self, requests: Sequence[Request]) -> Iterator[pa.Table]:
+        """What the ledger holds, without loading a model: a job that runs again needs no teacher at all."""
+        for start in range(0, len(requests), LOOK_UP):
+            found = self._ledger.fetch([request.request_id for request in requests[start : start + LOOK_UP]])
+            if found:
+                yield to_answer_table([Answer(response, reused=True) for response in found])
+
+    def _stream(self, requests: Sequence[Request]) -> Iterator[pa.Table]:
         import ray.data
 
         self.start()
@@ -168,24 +195,24 @@ class TeacherPool:
         # Few requests are spread over all processes rather than filling the batches of one.
         size = min(block_size(self._config.batch_size, requests), -(-len(requests) // len(self.actors)))
         blocks = [table.slice(start, size) for start in range(0, len(requests), size)]
-        batches = (
+        yield from (
             ray.data.from_arrow(blocks)
             .map_batches(
                 Ask,
                 fn_constructor_args=(self.actors,),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=0.1,
+                num_cpus=0,  # it only waits; beside another job's pool there may be no CPU left for it
                 max_restarts=0,  # it holds nothing; with restarts Ray prints a warning that nobody can act on
-                compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2 * len(self.actors)),
+                # Two batches a teacher: one that it answers and one that waits at its door.
+                compute=ray.data.ActorPoolStrategy(
+                    size=1,
+                    max_tasks_in_flight_per_actor=2 * len(self.actors),
+                    max_concurrent_calls_per_actor=2 * len(self.actors),
+                ),
             )
             .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         )
-        answered = []
-        for batch in batches:
-            on_batch(batch)
-            answered.append(batch.cast(ANSWER))
-        return pa.concat_tables(answered)
 
     def close(self) -> None:
         """End the processes and give up what they had claimed."""

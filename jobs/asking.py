@@ -52,7 +52,9 @@ def ask(
         nonlocal tokens
         tokens += pc.sum(batch["prompt_tokens"]).as_py() + pc.sum(batch["completion_tokens"]).as_py()
         rate = tokens / max(time.monotonic() - start, 1e-3)
-        line.advance(batch.num_rows, note="from the ledger" if pc.all(batch["reused"]).as_py() else f"{rate:,.0f} tokens/s")
+        line.advance(
+            batch.num_rows, note="from the ledger" if pc.all(batch["reused"]).as_py() else f"{rate:,.0f} tokens/s"
+        )
 
     table = pool.ask(distinct, on_batch)
     fresh = table.filter(pc.invert(table["reused"]))

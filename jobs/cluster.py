@@ -41,6 +41,9 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[Any]
     address = os.environ.get("RAY_ADDRESS")
     if not verbose:
         warnings.filterwarnings("ignore", module="ray")
+        warnings.filterwarnings(
+            "ignore", message=".*ray_remote_args"
+        )  # said of a call of ours that has no other form yet
     on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=address or "local",

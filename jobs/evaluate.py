@@ -8,7 +8,7 @@ the seeds, and logistic regression on frozen sentence embeddings of the seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jobs import evaluation, figures, registry, report
 from jobs.embedding import embed
@@ -40,9 +40,9 @@ def evaluate(job: Job) -> None:
         for name, scores in result.scores.items():
             record.metrics({f"{name}/accuracy": scores.accuracy.value, f"{name}/macro_f1": scores.macro_f1.value})
         line.summary = f"{len(job.data.test)} test texts, {len(predictions)} students"
+    report.print_report(job, result)
     _log(job, result, predictions)
     version = _register(job, result, students[DISTILLED])
-    report.print_report(job, result)
     report.print_places(job, students[DISTILLED]["export"], version)
 
 
@@ -69,6 +69,11 @@ def regression(job: Job) -> list[Prediction]:
     return baselines.as_predictions(job.data.test, probabilities, job.labels)
 
 
+def digest_examples(examples: Sequence[Example]) -> str:
+    """Hash of the texts of a run with their labels, and of which of them the student saw."""
+    return digest([[example.text, example.label, example.kept] for example in examples], size=8)
+
+
 def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Prediction]]) -> None:
     tracker, distilled = job.tracker, result.scores[DISTILLED]
     baseline = result.scores[result.baseline]
@@ -86,11 +91,13 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
     tracker.dataset(
         f"{job.run.name}/examples",
         to_table(examples, Example),
-        digest([job.run.name, "examples"], size=8),
+        digest_examples(examples),
         "training",
         job.run.path,
     )
-    tracker.dataset(f"{job.task.name}/test", to_table(predictions[DISTILLED], Prediction), job.data.digest(), "test")
+    tracker.dataset(
+        f"{job.task.name}/test", to_table(predictions[DISTILLED], Prediction), job.data.test_digest(), "test"
+    )
     tracker.table("examples", to_table(examples, Example))
     tracker.table("predictions", to_table(predictions[DISTILLED], Prediction))
     tracker.figure("confusion", figures.confusion_figure(distilled.confusion, job.labels))
@@ -103,7 +110,8 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
             result.baseline.replace("_", " "),
         ),
     )
-    bins = figures.alpha_bins([e.alpha for e in examples], [e.label != e.target_label for e in examples])
+    asked = [example for example in examples if example.confidence is not None]
+    bins = figures.alpha_bins([e.alpha for e in asked], [e.label != e.target_label for e in asked])
     if bins:
         tracker.figure("relabelled_by_alpha", figures.relabelling_figure(bins))
     tracker.text("report.md", report.as_markdown(job, result))
@@ -136,7 +144,7 @@ def _register(job: Job, result: report.Report, student: Mapping[str, str]) -> St
             "accuracy": distilled.accuracy.value,
             "baseline_macro_f1": result.scores[result.baseline].macro_f1.value,
         },
-        test_digest=job.data.digest(),
+        test_digest=job.data.test_digest(),
         student_digest=student["digest"],
         teacher=job.config.teacher.model,
         input_example=[job.data.seeds[0].text, job.data.seeds[-1].text],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.backends.embedded import identify
 from jobs import loading
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
@@ -30,8 +31,13 @@ class Job:
         return list(self.task.labels)
 
 
-def prepare(config: Config, terminal: Terminal, verbose: bool = False) -> Job:
-    """Read task and data. Starts nothing and writes nothing; raises ``InputError`` with all problems."""
+def prepare(config: Config, terminal: Terminal, verbose: bool = False, run: Run | None = None) -> Job:
+    """Read task and data. Starts nothing; raises ``InputError`` with all problems.
+
+    Without a ``run`` it is found by its name, which the teacher's weights are part of: ``TeacherError`` where they
+    are not there.
+    """
     task, data = loading.load(config)
-    run = Run(config.storage, name_run(config, task, data))
+    if run is None:
+        run = Run(config.storage, name_run(config, task, data, identify(config.teacher).weights_digest))
     return Job(config, task, data, run, terminal, NullTracker(), verbose)

@@ -57,6 +57,7 @@ def _split(
         problems.append(Problem(where, "the task has no test split with labels; evaluation needs one"))
     in_test = {normalise(row.text) for row in test}
     if task.seeds:
+        problems += _seed_problems(task, in_test, where)
         seeds = [LabelledText(example_id(seed.text, "seed"), seed.text, seed.label) for seed in task.seeds]
         seeds = [row for label in task.labels for row in _of(seeds, label)[: config.task.seeds_per_class]]
     else:
@@ -77,15 +78,34 @@ def _split(
                 )
             )
     shown = {normalise(row.text) for row in seeds}
-    rest = [row for row in train if normalise(row.text) not in shown]
+    # What is in test too would lift the student of real texts, which the distilled one is held against.
+    rest = [row for row in train if normalise(row.text) not in shown | in_test]
     validation = splits.get("validation")
-    if validation is None:
+    if validation is not None:
+        validation = [row for row in validation if normalise(row.text) not in in_test]
+    else:
         order = draws.shuffle(rest, config.seed, "validation")
         cut = round(len(order) * VALIDATION_SHARE)
         validation, rest = order[:cut], order[cut:]
     if config.task.max_test is not None:
         test = draws.sample(test, config.task.max_test, config.seed, "test")
     return TaskData(tuple(seeds), tuple(rest), tuple(validation), tuple(test))
+
+
+def _seed_problems(task: Task, in_test: set[str], where: str) -> list[Problem]:
+    """What is wrong with the texts under `seeds:`; one line a kind."""
+    texts = [seed.text for seed in task.seeds]
+    plain = [normalise(text) or text.strip() for text in texts]
+    complaints = {
+        "is blank": [text for text in texts if not text.strip()],
+        "stands twice": [text for i, text in enumerate(texts) if text.strip() and plain[i] in plain[:i]],
+        "is in the test split": [text for i, text in enumerate(texts) if text.strip() and plain[i] in in_test],
+    }
+    return [
+        Problem(f"{where}: seeds", f"{found[0]!r} {complaint}{f', and so {len(found) - 1} more' * (len(found) > 1)}")
+        for complaint, found in complaints.items()
+        if found
+    ]
 
 
 def _of(rows: Iterable[LabelledText], label: str) -> list[LabelledText]:
@@ -174,7 +194,7 @@ def _exists(place: str) -> bool:
 def _read_file(place: str, source: DataSource) -> list[tuple[Any, Any]]:
     try:
         with fsspec.open(place, "rb") as file:
-            records = _records(place, file.read())
+            records = _records(place, file.read(), source.label_column)
     except FileNotFoundError:
         raise InputError([Problem(place, "no such file; point task.data_dir or data.files to the data")]) from None
     except (OSError, pa.ArrowInvalid, ValueError) as error:
@@ -182,12 +202,16 @@ def _read_file(place: str, source: DataSource) -> list[tuple[Any, Any]]:
     return _pairs(records, source, place)
 
 
-def _records(place: str, content: bytes) -> list[Any]:
+def _records(place: str, content: bytes, label_column: str) -> list[Any]:
     if place.endswith(".parquet"):
         return pyarrow.parquet.read_table(pa.BufferReader(content)).to_pylist()
     if place.endswith((".csv", ".tsv")):
         options = pyarrow.csv.ParseOptions(delimiter="\t" if place.endswith(".tsv") else ",", newlines_in_values=True)
-        return pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=options).to_pylist()
+        # Labels as they are written: Arrow would make 1 of 01 and True of true.
+        as_written = pyarrow.csv.ConvertOptions(column_types={label_column: pa.string()})
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(content), parse_options=options, convert_options=as_written
+        ).to_pylist()
     if place.endswith((".jsonl", ".ndjson")):
         # Not Arrow's reader: a column of mixed types is for it the whole file's problem, here one row's.
         return [json.loads(line) for line in content.splitlines() if line.strip()]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from potstill.config import Config, Section
 from potstill.errors import Problem
+from potstill.task import find_shipped
 
 _PACKAGE = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_[^/]+")
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)(.*)$")
@@ -29,7 +30,7 @@ def make_absolute(config: Config, base: Path | None = None) -> Config:
     return config.model_copy(
         update={
             "storage": _absolute(config.storage, base),
-            "task": config.task.model_copy(update=changed(config.task, data_dir=_absolute)),
+            "task": config.task.model_copy(update=changed(config.task, preset=_absolute_preset, data_dir=_absolute)),
             "ledger": config.ledger.model_copy(update=changed(config.ledger, uri=_absolute_uri)),
             "teacher": config.teacher.model_copy(update=changed(config.teacher, model=_absolute_if_there)),
             "student": config.student.model_copy(update=changed(config.student, model=_absolute_if_there)),
@@ -74,6 +75,12 @@ def _absolute_uri(uri: str, base: Path) -> str:
     if match is None or match[2].startswith((":memory:", "file:")):
         return uri
     return f"{match[1]}{_absolute(match[2], base)}{match[3]}"
+
+
+def _absolute_preset(preset: str, base: Path) -> str:
+    """A preset is a name first: a path it is if no preset is so called and it is there."""
+    path = base / Path(preset).expanduser()
+    return str(path) if preset and find_shipped(preset) is None and path.exists() else preset
 
 
 def _absolute_if_there(model: str, base: Path) -> str:

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from actors.backends.embedded import identify
 from actors.ledger_store import LedgerStore
 from jobs import generate
 from jobs.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill import strategies
 from potstill.config import Config
+from potstill.relabelling import sample_questions
+from potstill.renderers import choose_renderer
 from potstill.rows import Request
 
 CHARACTERS_PER_TOKEN = 4.2
@@ -47,13 +50,15 @@ def plan(job: Job) -> list[StagePlan]:
             len(distinct),
             count_known(job.config, list(distinct)),
             _prompt_tokens(list(distinct.values())),
-            len(distinct) * job.config.augment.max_tokens,
+            sum(request.sampling.max_tokens for request in distinct.values()),
         )
     ]
     if job.config.relabel.enabled:
-        asked = job.config.relabel.votes * (texts + len(job.data.seeds))
-        prompt = _prompt_tokens(requests[:1])
-        stages.append(StagePlan("relabel", asked, None, asked * prompt, 0))
+        config, identity = job.config, identify(job.config.teacher)
+        renderer = choose_renderer(config.teacher.renderer, identity)
+        each = sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
+        asked = texts + len(job.data.seeds)
+        stages.append(StagePlan("relabel", asked * len(each), None, asked * _prompt_tokens(each), 0))
     return stages
 
 

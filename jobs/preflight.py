@@ -34,6 +34,8 @@ def prepare(config: Config, stages: Sequence[str], terminal: Terminal, verbose: 
             prepared = read_task(config, terminal, verbose)
     except InputError as error:
         found += error.problems
+    except TeacherError:
+        pass  # told below, with whatever else is wrong
     found += [*storage, *_surroundings(config, stages, prepared.task.name if prepared else None)]
     if found or prepared is None:
         raise InputError(found)
@@ -76,11 +78,10 @@ def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> li
 def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
     """Teacher and student, and what a local cluster can't have."""
     found: list[Problem] = []
-    if {"generate", "relabel"} & set(stages):
-        try:
-            identify(config.teacher)
-        except TeacherError as error:
-            found.append(_problem("teacher", error))
+    try:
+        identify(config.teacher)  # whatever the stages: its weights are part of the run's name
+    except TeacherError as error:
+        found.append(_problem("teacher", error))
     bound = cluster.upper_bound()
     if bound is not None:
         return found + _resources(config, stages, bound)

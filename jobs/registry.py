@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors import export
 from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors
 from potstill.errors import StageError
 
@@ -36,7 +37,7 @@ _LOADER = Path(__file__).with_name("served_student.py")
 
 @dataclass(frozen=True, slots=True)
 class StudentVersion:
-    """A version in the model registry. ``created`` is false where the run digest was registered before."""
+    """A version in the model registry. ``created`` is false where it was registered before."""
 
     name: str
     version: str
@@ -66,17 +67,18 @@ def register_student(
     max_length: int = 128,
     lineage: Mapping[str, str] | None = None,
 ) -> StudentVersion:
-    """Log the student in ``folder`` under ``run_id`` and register it as ``name``, once per ``run_digest``.
+    """Log the student in ``folder`` (any fsspec path) under ``run_id`` and register it as ``name``, once per ``run_digest``
+    and ``student_digest``.
 
     ``scores`` become tags of the version and are what ``promote`` compares: ``macro_f1``, ``macro_f1_low``,
     ``macro_f1_high`` (bounds of its interval), ``accuracy``, all fractions of 1, and any others. ``lineage``
     is more tags (base model, data digests, git commit). ``max_length`` in tokens; longer texts are cut, as
     they were in evaluation.
 
-    Where a version with this run digest exists it is returned, and ``challenger`` points to it again.
+    Where a version with these digests exists it is returned, and ``challenger`` points to it again.
     Raises ``StageError`` if the folder is no student with these classes, ``TrackingError`` for an outage.
     """
-    folder = Path(folder)
+    folder = Path(export.fetch(str(folder)))
     _check_folder(folder, labels)
     facts = {
         "task": task,
@@ -93,7 +95,7 @@ def register_student(
     try:
         with _tracking_to(tracking_uri), mlflow_errors():
             registry = client(tracking_uri)
-            known = find_version(registry, name, run_digest)
+            known = find_version(registry, name, run_digest, student_digest)
             if known is None:
                 model_uri = _log(registry, folder, run_id, labels, input_example, max_length, tags)
                 known = _create_version(registry, name, model_uri, run_id, tags)
@@ -106,10 +108,12 @@ def register_student(
     return StudentVersion(name, str(known.version), f"models:/{name}/{known.version}", created)
 
 
-def find_version(registry: MlflowClient, name: str, run_digest: str) -> ModelVersion | None:
-    """The oldest usable version of ``name`` with the run digest, or ``None``."""
+def find_version(registry: MlflowClient, name: str, run_digest: str, student_digest: str) -> ModelVersion | None:
+    """The oldest usable version of ``name`` with both digests, or ``None``."""
     versions = registry.search_model_versions(f"name = '{_quoted(name)}' and tags.run_digest = '{run_digest}'")
-    usable = [found for found in versions if found.status == "READY"]
+    usable = [
+        found for found in versions if found.status == "READY" and found.tags.get("student_digest") == student_digest
+    ]
     return min(usable, key=lambda found: int(found.version), default=None)
 
 

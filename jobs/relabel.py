@@ -9,7 +9,7 @@ how far it is to be trusted; where relabelling everything would do harm, it is n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,6 +67,7 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
             job.config.relabel,
         )
         report = resolution.report
+        resolution = replace(resolution, examples=name_requests(resolution.examples, requests))
         resolved = {example.example_id: example for example in resolution.examples}
         job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])
         job.run.write_json("relabel", as_json(Relabelled(usage, report)))
@@ -81,6 +82,18 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
             f"fewer than augment.per_class = {wanted} texts kept: {', '.join(short)}; raise augment.over_generate"
         )
     return resolution
+
+
+def name_requests(examples: Sequence[Example], requests: Sequence[Request]) -> tuple[Example, ...]:
+    """Every example with the request of its first vote; the others of its text follow that one in the plan."""
+    if not requests:
+        return tuple(examples)
+    each, rest = divmod(len(requests), len(examples))
+    assert not rest, f"{len(requests)} requests about {len(examples)} texts"
+    return tuple(
+        replace(example, relabel_request_id=request.request_id)
+        for example, request in zip(examples, requests[::each], strict=True)
+    )
 
 
 def plan_requests(job: Job, examples: Sequence[Example], vectors: Embeddings) -> tuple[list[Request], list[Request]]:

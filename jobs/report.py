@@ -13,9 +13,10 @@ from jobs.job import Job, prepare
 from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
-from potstill.config import Config
+from potstill.config import Config, home
 from potstill.scores import ClassScores, Difference, Interval, Scores
 
+SHOWN_CHANGES = 5  # the commonest changes of label
 ROWS = {
     "seeds_only": "seeds only, fine-tuned",
     "seeds_regression": "seeds only, regression on embeddings",
@@ -65,11 +66,9 @@ def _scores(data: Mapping[str, Any]) -> Scores:
 def show(reference: str, config: Config) -> None:
     """Print the report of a run that is named by its folder, its name or its config."""
     terminal = Terminal()
-    job = prepare(config, terminal)
     found = Run.find(reference, config.storage)
-    run = found[0] if found else job.run
-    job = Job(config, job.task, job.data, run, terminal, job.tracker)
-    result = Report.from_json(run.read_json("report"))
+    job = prepare(config, terminal, run=found[0] if found else None)
+    result = Report.from_json(job.run.read_json("report"))
     print_stages(job)
     print_report(job, result)
     print_classes(job, result)
@@ -108,16 +107,32 @@ def verdict(result: Report) -> str:
 
 def print_stages(job: Job) -> None:
     """What generation and relabelling did, from the run's own records."""
-    made, checked = job.run.read_json("generate"), job.run.read_json("relabel")
-    job.terminal.table(
-        f"run {job.run.name}",
-        ["", ""],
-        [(name.replace("_", " "), str(value)) for name, value in {**_flat(made), **_flat(checked)}.items()],
+    job.terminal.table(f"run {job.run.name}", ["", ""], stage_rows(job))
+
+
+def stage_rows(job: Job) -> list[tuple[str, str]]:
+    """Texts written, dropped and why, the teacher on the seeds, labels changed and from what to what."""
+    made, checked = job.run.read_json("generate"), job.run.read_json("relabel")["report"]
+    rows = [
+        ("texts written", f"{made['texts']} in {made['usage']['requests']} replies, {made['rounds']} round(s)"),
+        *((f"dropped: {reason}", str(count)) for reason, count in made["dropped"].items()),
+        ("dropped: low evidence", str(checked["texts"] - checked["kept"])),
+        ("texts kept", ", ".join(f"{label} {count}" for label, count in checked["kept_per_class"])),
+    ]
+    if checked["seed_accuracy"] is not None:
+        used = "" if checked["teacher_used"] else "; not used"
+        rows.append(
+            ("teacher right on seeds", f"{checked['seed_accuracy']:.0%} (chance {checked['seed_chance']:.0%}){used}")
+        )
+        rows.append(("teacher contradicts target", f"{checked['share_contradicted']:.0%} of the texts"))
+    rows.append(
+        (
+            "labels changed",
+            f"{checked['share_changed']:.0%} of the texts, {checked['share_applied']:.0%} of the changes wanted",
+        )
     )
-
-
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if isinstance(value, int | float | str)}
+    rows += [(f"  {source} -> {target}", str(count)) for source, target, count in checked["changes"][:SHOWN_CHANGES]]
+    return rows
 
 
 def print_classes(job: Job, result: Report) -> None:
@@ -144,7 +159,9 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     say(f"teacher   new requests: {new}")
     say()
     name = version.name if version else f"{job.task.name}-student"
-    say(f"next      potstill report {job.run.name}   |   potstill promote {name}")
+    # A name alone is looked for in the default storage.
+    run = job.run.name if job.config.storage == str(home() / "runs") else job.run.path
+    say(f"next      potstill report {run}   |   potstill promote {name}")
 
 
 def as_markdown(job: Job, result: Report) -> str:
@@ -164,6 +181,8 @@ def as_markdown(job: Job, result: Report) -> str:
                 f"# {job.task.name}: run {result.run}",
                 f"{len(job.data.test)} test texts. {verdict(result)}.",
                 table(["student", "macro-F1 (95 % interval)", "accuracy"], score_rows(result)),
+                "## Texts and labels",
+                table(["", ""], stage_rows(job)),
                 "## Distilled, by class",
                 table(["class", "precision", "recall", "F1", "test texts"], classes),
             ]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from fsspec.core import url_to_fs
 
+from potstill.arms import RECIPE
 from potstill.config import Config, parse
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
@@ -24,10 +25,14 @@ from potstill.rows import Row, from_table, to_table
 from potstill.task import Task, TaskData
 
 
-def name_run(config: Config, task: Task, data: TaskData) -> str:
-    """``<task>-<digest>``: the same config on the same classes, seeds and test texts is the same run."""
-    classes = {label: spec.model_dump() for label, spec in task.classes.items()}
-    return f"{task.name}-{digest([config.digest(), classes, data.digest()], size=5)}"
+def name_run(config: Config, task: Task, data: TaskData, teacher_weights: str | None) -> str:
+    """``<task>-<digest>``: the same config, task, seeds, test texts, teacher and training recipe are the same run.
+
+    ``teacher_weights``: the digest of the teacher's weights; a model may be replaced under its path.
+    """
+    said = task.model_dump(mode="json", exclude={"data", "licence", "language"})
+    parts = [config.digest(), said, list(task.labels), data.digest(), teacher_weights, RECIPE]
+    return f"{task.name}-{digest(parts, size=5)}"
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,11 @@ class Run:
 
     @property
     def path(self) -> str:
-        """Where the run is, as an fsspec path."""
-        return self._root
+        """Where the run is, as an fsspec path that means the same everywhere, protocol included."""
+        return f"{self.storage.rstrip('/')}/{self.name}" if "://" in self.storage else self._root
 
     def place(self, relative: str) -> str:
-        """The path of a file of the run, its folder made."""
+        """The path of a file of the run as its file system knows it (no protocol), its folder made."""
         full = f"{self._root}/{relative}"
         self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
         return full

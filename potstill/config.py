@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from potstill.config_file import explain, override
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 
@@ -103,7 +104,7 @@ class AugmentConfig(Section):
     shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
     per_class: int = Field(40, ge=1, le=100_000, description="texts a class to keep, after all filters")
     over_generate: float = Field(
-        3.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
+        2.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
     )
     classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes shown together")
     alpha: Alpha = Alpha()
@@ -128,19 +129,25 @@ class RelabelConfig(Section):
         description="times a text is asked about, each with the seeds in another order; the votes are averaged",
     )
     channel: Literal["auto", "on", "off"] = Field(
-        "auto",
+        "off",
         description="also ask how likely the text is under each class's writing prompt; auto: local teachers, up to 4 classes",
     )
     neighbours: int = Field(
         6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
     )
     soft: bool = Field(True, description="train on the distribution over classes instead of the one class")
-    min_confidence: float | Literal["auto"] = Field(
-        "auto", description="apply a change of label only above this; auto: found from the labelled seeds"
+    min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
+        "auto", description="apply a change of label only above this (0 to 1); auto: found from the labelled seeds"
     )
     target_prior: float = Field(
-        0.5, ge=0.0, le=1.0, description="prior probability that a text belongs to the class it was written for"
+        0.8, ge=0.0, le=1.0, description="prior probability that a text belongs to the class it was written for"
     )
+
+    @field_validator("channel", mode="before")
+    @classmethod
+    def _on_and_off(cls, value: Any) -> Any:
+        # YAML 1.1 reads on and off as true and false.
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class StudentConfig(Section):
@@ -151,8 +158,8 @@ class StudentConfig(Section):
     min_steps: int = Field(
         60, ge=1, le=100_000, description="at least this many optimiser steps, however few texts there are"
     )
-    learning_rate: float | Literal["auto"] = Field(
-        "auto", description="peak learning rate; auto: 1e-4 for students under 50 M parameters, else 4e-5"
+    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["auto"] = Field(
+        "auto", description="peak learning rate, above 0; auto: 1e-4 for students under 50 M parameters, else 4e-5"
     )
     weight_decay: float = Field(0.01, ge=0.0, le=1.0, description="AdamW's weight decay (not on biases and norms)")
     warmup_ratio: float = Field(0.1, ge=0.0, le=1.0, description="share of the steps that warm up")
@@ -189,8 +196,8 @@ class StudentConfig(Section):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: every class weighs the same in the loss"
     )
-    micro_batch_tokens: int | Literal["auto"] = Field(
-        "auto", description="padded tokens a process computes at once; auto: 4096 on CPU, 65536 on GPU"
+    micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+        "auto", description="padded tokens a process computes at once, at least 8; auto: 4096 on CPU, 65536 on GPU"
     )
     patience: int = Field(
         2,
@@ -210,8 +217,6 @@ class StudentConfig(Section):
     def _consistent(self) -> StudentConfig:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage of 1 or more")
-        if isinstance(self.micro_batch_tokens, int) and self.micro_batch_tokens < 8:
-            raise ValueError(f"micro_batch_tokens ({self.micro_batch_tokens}) must be at least 8")
         ours = {
             "train_batch_size",
             "train_micro_batch_size_per_gpu",
@@ -241,7 +246,9 @@ class EvaluateConfig(Section):
 class TrackingConfig(Section):
     """MLflow: where runs are logged and what the model is called in the registry."""
 
-    uri: str = Field("", description="MLflow tracking URI; default sqlite:///<POTSTILL_HOME>/mlflow.db")
+    uri: str = Field(
+        "", description="MLflow tracking URI; default sqlite:///<POTSTILL_HOME>/mlflow.db; none: nothing is tracked"
+    )
     experiment: str | None = Field(None, description="experiment name; default: the task's name")
     register_as: str | None = Field(None, description="registered model name; default: <task>-student")
     artifacts: str | None = Field(
@@ -291,14 +298,24 @@ class Config(Section):
         return self
 
     def digest(self) -> str:
-        """Hash of what decides the result: not where things are stored or how many processes work."""
+        """Hash of what the config says about the result: not where things are stored or how many processes work.
+
+        Nor where the task is: what it says, and its texts, are digested themselves (``jobs.runs.name_run``).
+        """
         content = self.model_dump(mode="json")
         for name in ("storage", "ledger", "tracking"):
             content.pop(name)
-        for name in ("actors", "threads", "batch_size"):
-            content["teacher"].pop(name)
-        content["task"].pop("data_dir")
+        for section, names in _WITHOUT_EFFECT.items():
+            for name in names:
+                content[section].pop(name)
         return digest(content, size=6)
+
+
+_WITHOUT_EFFECT = {
+    "task": ("preset", "data_dir"),
+    "teacher": ("actors", "threads", "batch_size"),
+    "student": ("workers", "micro_batch_tokens", "max_failures", "offload_optimizer"),
+}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -355,46 +372,3 @@ def _without(content: dict[str, Any], places: Sequence[tuple[int | str, ...]]) -
             if place or not parents:  # below a value that is no section, the whole value is wrong
                 target.pop(parents[0] if parents else name, None)
     return rest if rest != content else None
-
-
-def explain(error: ValidationError, where: str) -> list[Problem]:
-    """pydantic's complaints as problems: field = value, and what is allowed."""
-    problems = []
-    for item in error.errors():
-        location = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            message = "no such field"
-        elif item["type"] == "missing":
-            message = "is required"
-        else:
-            shown = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
-            message = item["msg"].removeprefix("Value error, ")
-            location += shown
-        problems.append(Problem(f"{where}: {location}" if location else where, message))
-    return problems
-
-
-def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``content`` with ``a.b=c`` overrides applied, values read as YAML. Raises ``InputError``."""
-    content = copy.deepcopy(content)
-    problems: list[Problem] = []
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            problems.append(Problem(f"--set {text}", "must look like field.name=value"))
-            continue
-        target = content
-        *parents, last = name.split(".")
-        for parent in parents:
-            below = target.get(parent)
-            if isinstance(below, str) and parent == "task":
-                below = {"preset": below}
-            target[parent] = below if isinstance(below, dict) else {}
-            target = target[parent]
-        try:
-            target[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            target[last] = value
-    if problems:
-        raise InputError(problems)
-    return content

@@ -19,10 +19,20 @@ _INLINE_NUMBER = re.compile(
 _BULLET = re.compile(r"^\s*[-*•–]\s+")
 _LABELLED = re.compile(r"^\s*(?:example|sentence|text|utterance|question|headline|tweet|message)\s*:\s*", re.IGNORECASE)
 _SHARES = re.compile(r"\s*[\[(][^()\[\]]*\b\d{1,3}\s*%[^()\[\]]*[\])]\s*$")
+# What a chat model says around its list. Only what can't be a text of a user's: "I cannot log in" and
+# "Let me know when it arrives" are texts.
 _CHATTER = re.compile(
-    r"^(?:(?:sure|certainly|of course|okay|absolutely|great)\b[^a-z]*(?:here|i|$)|here(?:'s| is| are)\b.*(?::|examples?|texts?|sentences?|list)"
-    r"|these (?:examples|sentences|texts|questions|messages|types)\b|(?:note|explanation|answer|output|class|label)\s*:|i hope\b|let me know\b|as an ai\b|i'm sorry\b|i am sorry\b|i cannot\b|i can't (?:help|assist|provide)\b)",
-    re.IGNORECASE,
+    r"""^(?:
+      (?:sure|certainly|of\ course|okay|absolutely|great)\b[\s,.!:-]*(?:here\b.*)?$
+    | here(?:'s|\ is|\ are)\b.*(?::|\b(?:examples?|texts?|sentences?|questions?|messages?|list)\b[^?]*)$
+    | these\ (?:examples|sentences|texts|questions|messages)\b
+    | (?:note|explanation|answer|output|class|label)\s*:
+    | i\ hope\ (?:this|these|that|it)\b.*\b(?:helps?|useful)\b
+    | let\ me\ know\ if\ you(?:'d|\ would)?\ (?:like|need|want)\b
+    | as\ an\ ai\b
+    | (?:(?:i'm|i\ am)\ sorry,?\s+(?:but\s+)?)?i\ (?:cannot|can't|am\ unable\ to|'m\ unable\ to)\ (?:help|assist|provide|generate|create|write|fulfil)\b
+    )""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 

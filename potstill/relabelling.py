@@ -107,6 +107,19 @@ def plan_seed_check(
     return requests
 
 
+def sample_questions(
+    task: Task,
+    seeds: Sequence[LabelledText],
+    relabel: RelabelConfig,
+    identity: TeacherIdentity,
+    renderer: str,
+    seed: int,
+) -> list[Request]:
+    """All that is asked about one text, by the example of the first seed: what a plan counts with."""
+    labels = list(task.labels[: relabel.neighbours])
+    return _Asker(task, relabel, identity, renderer, seed, "relabel").about(seeds[0].text, labels, seeds[1:])
+
+
 def _offer(task: Task, embeddings: np.ndarray, centres: np.ndarray, neighbours: int) -> list[list[str]]:
     if len(task.labels) <= neighbours:
         return [list(task.labels)] * len(embeddings)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -233,10 +232,3 @@ def _revive(name: str, value: Any) -> Any:
 def example_id(text: str, source: str, request_id: str | None = None) -> str:
     """A stable id for a text of a given source."""
     return digest([text, source, request_id], size=8)
-
-
-def as_probabilities(logprobs: Iterable[float | None]) -> list[float]:
-    """Raw log-probabilities of the choices as a distribution over them (missing ones get none)."""
-    masses = [math.exp(value) if value is not None else 0.0 for value in logprobs]
-    total = sum(masses)
-    return [mass / total for mass in masses] if total > 0 else [1.0 / len(masses)] * len(masses)

@@ -6,7 +6,6 @@ A task YAML is parsed here; reading its data is ``jobs/loading.py``, since that 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from potstill.draws import digest
 from potstill.errors import InputError, Problem
 
 PRESETS = Path(__file__).resolve().parent.parent / "tasks"
+_KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
 class ClassSpec(Section):
@@ -95,10 +95,16 @@ class Task(Section):
     def _consistent(self) -> Task:
         complaints = []
         folded: dict[str, str] = {}
+        spelt: dict[str, str] = {}
         for name in self.classes:
             other = folded.setdefault(name.casefold().strip(), name)
+            twin = spelt.setdefault(" ".join(self.prompt_name(name).casefold().replace("_", " ").split()), name)
             if other != name:
                 complaints.append(f"classes {other!r} and {name!r} differ only in case or spacing")
+            elif twin != name:
+                complaints.append(
+                    f"classes {twin!r} and {name!r} are both {self.prompt_name(name)!r} in prompts; change a prompt_name"
+                )
         for where, labels in {
             "seeds": [seed.label for seed in self.seeds],
             "data.label_map": list(self.data.label_map.values()),
@@ -150,12 +156,25 @@ class TaskData:
         """Hash of seeds and test texts with their labels."""
         return digest([[(row.text, row.label) for row in rows] for rows in (self.seeds, self.test)], size=8)
 
+    def test_digest(self) -> str:
+        """Hash of the test texts with their labels: scores on the same test split can be compared."""
+        return digest([(row.text, row.label) for row in self.test], size=8)
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a repeated key silently win; a class that stands twice is an error here."""
+
+class _TaskLoader(yaml.SafeLoader):
+    """YAML lets a repeated key silently win; a class that stands twice is an error here.
+
+    YAML 1.1 also makes True of yes, 8 of 010 and a date of 2024-01-01. Names of classes are read as written, and so
+    is everything else: a task has no numbers, and pydantic knows true from false.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name for it)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT_TAGS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+def _unique_mapping(loader: _TaskLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=deep)
@@ -165,13 +184,22 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_TaskLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def find_shipped(name: str) -> Path | None:
+    """The YAML of the preset of that name in tasks/; ``None`` if there is none."""
+    places = (PRESETS / f"{name}.yaml", PRESETS / name / f"{name}.yaml") if Path(name).name == name else ()
+    return next((place for place in places if place.is_file()), None)
 
 
 def find(preset: str) -> Path:
-    """The YAML (or layout folder) that ``preset`` names. Raises ``InputError`` with the known names."""
-    for candidate in (Path(preset).expanduser(), PRESETS / f"{preset}.yaml", PRESETS / preset / f"{preset}.yaml"):
-        if candidate.is_file() or (candidate / "classes.json").is_file():
+    """The YAML (or layout folder) that ``preset`` names. Raises ``InputError`` with the known names.
+
+    The name of a shipped preset means that preset, also where a folder here is called the same.
+    """
+    for candidate in (find_shipped(preset), Path(preset).expanduser()):
+        if candidate is not None and (candidate.is_file() or (candidate / "classes.json").is_file()):
             return candidate.absolute()
     known = ", ".join(sorted(path.stem for path in [*PRESETS.glob("*.yaml"), *PRESETS.glob("*/*.yaml")]))
     raise InputError(
@@ -189,25 +217,35 @@ def read(path: Path) -> Task:
     if path.is_dir():
         return _read_folder(path)
     try:
-        content = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(), _TaskLoader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError([Problem(str(path), f"can't be read as YAML: {' '.join(str(error).split())}")]) from error
     return _validate(content, str(path))
 
 
 def _read_folder(path: Path) -> Task:
-    pairs: Sequence[tuple[str, str]] = json.loads((path / "classes.json").read_text(), object_pairs_hook=list)
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError([Problem(str(path / "classes.json"), f"{', '.join(map(repr, twice))} stands twice")])
+    place = path / "classes.json"
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError([Problem(str(place), f"{', '.join(map(repr, twice))} stands twice")])
+        return dict(pairs)
+
+    try:
+        classes = json.loads(place.read_text(), object_pairs_hook=without_repeats)
+    except (OSError, ValueError) as error:
+        raise InputError([Problem(str(place), f"can't be read as JSON: {' '.join(str(error).split())}")]) from error
+    if not isinstance(classes, dict):
+        raise InputError([Problem(str(place), "must hold a mapping of class names to descriptions")])
     files = {
         split: f"{split}.parquet" for split in ("train", "test", "validation") if (path / f"{split}.parquet").is_file()
     }
     content = {
         "name": path.name,
         "description": f"Texts of {path.name}, by class.",
-        "classes": dict(pairs),
+        "classes": classes,
         "data": {"files": files},
     }
     return _validate(content, str(path))

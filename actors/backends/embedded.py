@@ -151,6 +151,8 @@ class EmbeddedBackend:
         return None
 
     def _encode_prompt(self, request: Request) -> tuple[int, ...]:
+        from jinja2 import TemplateError
+
         if any(message.role == "prompt" for message in request.messages):
             if len(request.messages) != 1:
                 raise ValueError("a raw prompt must be the only message")
@@ -159,12 +161,16 @@ class EmbeddedBackend:
             if not getattr(self._tokenizer, "chat_template", None):
                 raise ValueError(f"model {self.identity.model} has no chat template; set teacher.renderer: list")
             continued = request.messages[-1].role == "assistant"
-            text = self._tokenizer.apply_chat_template(
-                [{"role": message.role, "content": message.content} for message in request.messages],
-                tokenize=False,
-                add_generation_prompt=not continued,
-                continue_final_message=continued,
-            )
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    [{"role": message.role, "content": message.content} for message in request.messages],
+                    tokenize=False,
+                    add_generation_prompt=not continued,
+                    continue_final_message=continued,
+                )
+            except TemplateError as error:
+                # Some models' templates refuse a system message, or two turns of one side.
+                raise ValueError(f"the model's chat template refuses the messages: {error}") from error
             ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise ValueError("the prompt is empty")

@@ -14,7 +14,7 @@ from actors.ledger import Ledger
 from actors.teacher import TeacherPool
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
-from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
+from potstill.rows import Message, Request, Response, Sampling, from_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

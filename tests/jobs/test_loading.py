@@ -66,6 +66,61 @@ def test_seeds_are_never_test_texts(tmp_path):
         assert {row.text for row in data.seeds} == {"train message 9 about my cat", "train message 9 about my dog"}
 
 
+def test_no_real_text_that_is_in_test_is_learned_from(tmp_path):
+    leaked = [(text.upper() + "!", label) for text, label in rows(3, "train")]
+    for splits in ({}, {"validation": rows(4, "train")}):
+        _, data = load(config(folder(tmp_path, test=rows(5, "test") + leaked, **splits)))
+        in_test = {normalise(row.text) for row in data.test}
+        assert len(in_test) == 16
+        assert not in_test & {normalise(row.text) for part in (data.train, data.validation) for row in part}
+        assert data.validation
+
+
+def given(tmp_path, *seeds):
+    place = folder(tmp_path)
+    content = {
+        "name": "pets",
+        "description": "Which pet it is.",
+        "classes": LABELS,
+        "data": {"files": {split: str(place / f"{split}.parquet") for split in ("train", "test")}},
+        "seeds": [{"text": text, "label": label} for text, label in seeds],
+    }
+    (tmp_path / "t.yaml").write_text(json.dumps(content))
+    return parse({"task": {"preset": str(tmp_path / "t.yaml"), "seeds_per_class": 1}, "augment": {"shots": 1}})
+
+
+GIVEN = [("she purrs", "cat"), ("she barks", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ([("TEST message 0 about my cat.", "cat")], "'TEST message 0 about my cat.' is in the test split"),
+        ([("She barks!", "dog")], "'She barks!' stands twice"),
+        ([("She barks!", "cat"), ("she purrs", "cat")], "'She barks!' stands twice, and so 1 more"),
+        ([("  ", "cat"), ("\t", "cat")], "'  ' is blank, and so 1 more"),
+    ],
+)
+def test_seeds_that_can_not_be_used(tmp_path, seeds, expected):
+    assert {seed.text for seed in load(given(tmp_path, *GIVEN))[1].seeds} == {"she purrs", "she barks"}
+    with pytest.raises(InputError) as caught:
+        load(given(tmp_path, *GIVEN, *seeds))
+    (problem,) = caught.value.problems
+    assert problem.where.endswith("t.yaml: seeds")
+    assert problem.message == expected
+
+
+def test_labels_of_a_csv_file_are_read_as_written(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{split} one,01\n{split} two,02\n")
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndescription: numbers\nclasses: {01: The first., 02: The second.}\n"
+        "data: {files: {train: train.csv, test: test.csv}}\n"
+    )
+    _, data = load(parse({"task": {"preset": str(tmp_path / "t.yaml"), "seeds_per_class": 1}, "augment": {"shots": 1}}))
+    assert [row.label for row in data.test] == ["01", "02"]
+
+
 @pytest.mark.parametrize(
     ("splits", "expected"),
     [

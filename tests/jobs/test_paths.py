@@ -43,6 +43,26 @@ def test_what_is_no_relative_path_stays(tmp_path):
         assert paths.make_absolute(other, tmp_path).tracking.uri == uri
 
 
+def test_a_task_is_a_name_or_a_place(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "trec6").mkdir()
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/pets.yaml").touch()
+
+    def preset(written):
+        absolute = paths.make_absolute(parse({"task": written}), tmp_path)
+        assert paths.make_absolute(absolute, tmp_path / "elsewhere") == absolute
+        return absolute.task.preset
+
+    assert preset("own") == f"{tmp_path}/own"
+    assert preset("tasks/pets.yaml") == f"{tmp_path}/tasks/pets.yaml"
+    assert preset("./trec6") == f"{tmp_path}/trec6"
+    assert preset("trec6") == "trec6"
+    assert preset("demo") == "demo"
+    assert preset("nowhere") == "nowhere"
+    assert preset("/nowhere/t.yaml") == "/nowhere/t.yaml"
+
+
 @pytest.mark.parametrize(
     ("field", "content"),
     [

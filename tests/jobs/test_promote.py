@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs.promote import PromotionRefusedError, promote, show
-from jobs.registry import StudentVersion, pinned_requirements, register_student
+from jobs.registry import StudentVersion, find_version, pinned_requirements, register_student
 from potstill.errors import InputError, StageError
 
 NAME = "trec6-student"
@@ -211,6 +212,20 @@ def test_requirements_are_pinned_to_installable_versions() -> None:
     pins = dict(line.split("==") for line in pinned_requirements())
     assert {"mlflow", "transformers", "torch"} <= set(pins)
     assert not any("+" in version for version in pins.values())
+
+
+def test_a_version_is_found_by_its_run_and_its_student() -> None:
+    def version(number: int, student: str, status: str = "READY") -> SimpleNamespace:
+        return SimpleNamespace(version=str(number), status=status, tags={"run_digest": "r1", "student_digest": student})
+
+    versions = [version(10, "s1"), version(9, "s1"), version(3, "s2"), version(2, "s1", "FAILED_REGISTRATION")]
+    registry: Any = SimpleNamespace(search_model_versions=lambda where: versions if "'r1'" in where else [])
+    assert [getattr(find_version(registry, NAME, "r1", s), "version", None) for s in ("s1", "s2", "s3")] == [
+        "9",
+        "3",
+        None,
+    ]
+    assert find_version(registry, NAME, "r2", "s1") is None
 
 
 @pytest.mark.slow

@@ -94,3 +94,43 @@ def test_every_field_is_described():
                 yield name, field
 
     assert [name for name, field in sections(Config) if not field.description] == ["kind"]
+
+
+def test_what_decides_no_result_is_not_in_the_digest():
+    idle = {"workers": 2, "micro_batch_tokens": 512, "max_failures": 0, "offload_optimizer": True}
+    base = {"task": "t", "student": {"zero_stage": 1}}
+    assert parse({**base, "student": {"zero_stage": 1, **idle}}).digest() == parse(base).digest()
+    assert parse({**base, "task": "/elsewhere/t"}).digest() == parse(base).digest()
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_on_and_off_are_no_booleans(tmp_path, written, meant):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"task: t\nrelabel: {{channel: {written}}}\n")
+    assert load(path).relabel.channel == meant
+    assert load(path, [f"relabel.channel={written}"]).relabel.channel == meant
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "values", "allowed"),
+    [
+        ("student", "learning_rate", [0, -1e-4, float("inf"), float("nan"), "high"], "'auto'"),
+        ("student", "micro_batch_tokens", [7, "many"], "'auto'"),
+        ("relabel", "min_confidence", [-0.1, 1.1, "high"], "'auto'"),
+    ],
+)
+def test_a_number_or_a_word_is_one_line(section, field, values, allowed):
+    for value in values:
+        (line,) = problems({"task": "t", section: {field: value}}).splitlines()
+        assert line.startswith(f"config: {section}.{field} = {value!r}: Input should be ")
+        assert line.endswith(f" or {allowed}")
+    with pytest.raises(InputError) as caught:
+        parse({"task": "t", "student": {"learning_rate": "high", "micro_batch_tokens": 1, "epochs": 0}})
+    assert len(caught.value.problems) == 3
+
+
+def test_numbers_and_auto_are_taken():
+    student = parse({"task": "t", "student": {"learning_rate": "1e-4", "micro_batch_tokens": 8}}).student
+    assert (student.learning_rate, student.micro_batch_tokens) == (1e-4, 8)
+    assert parse({"task": "t", "relabel": {"min_confidence": 1}}).relabel.min_confidence == 1.0
+    assert parse({"task": "t", "student": {"learning_rate": "auto"}}).student.learning_rate == "auto"

@@ -51,12 +51,13 @@ def test_failed_requests_are_no_votes() -> None:
     assert found.posterior[0].argmax() == TRUE[0]
 
 
-def test_a_wrong_target_is_overruled_and_a_strong_belief_in_targets_is_not() -> None:
+def test_wrong_targets_are_overruled() -> None:
     answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
     found = _weigh(answers, targets)
-    assert (found.posterior.argmax(1) == TRUE).all()
+    assert (targets == TRUE).mean() < 0.85
+    assert (found.posterior.argmax(1) == TRUE).mean() > 0.95
     assert np.allclose(found.posterior.sum(1), 1)
 
 

@@ -94,3 +94,36 @@ def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
     )
     texts = [text for text in texts if not text.lower().startswith(chatter)]
     assert parse_reply("\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1)), finish_reason="stop") == texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot log in to my account.",
+        "I'm sorry, but I want to cancel my plan.",
+        "Let me know when my parcel arrives.",
+        "I hope you can refund me soon.",
+        "Okay I'll be there",
+        "Great idea for a film",
+        "Here is my order number again?",
+    ],
+)
+def test_what_users_write_is_no_chatter(text):
+    assert parse_reply(text) == [text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure!",
+        "Sure, here are three examples:",
+        "Here are some texts",
+        "These sentences show the class.",
+        "I hope this helps!",
+        "Let me know if you need more.",
+        "I'm sorry, but I cannot assist with that.",
+        "Note: these are invented.",
+    ],
+)
+def test_what_a_chat_model_says_around_its_list_is(text):
+    assert parse_reply(text) == []

@@ -37,9 +37,9 @@ def test_second_vote_shows_the_seeds_backwards() -> None:
 
 
 def test_channel_is_for_local_lists_with_few_classes() -> None:
-    assert any(request.strategy == CHANNEL for request in _plan(RelabelConfig()))
+    assert any(request.strategy == CHANNEL for request in _plan(RelabelConfig(channel="auto")))
     for options in ({"identity": TeacherIdentity("openai", "gpt")}, {"renderer": "chat"}):
-        assert all(request.strategy == VOTE for request in _plan(RelabelConfig(), **options))  # type: ignore[arg-type]
+        assert all(request.strategy == VOTE for request in _plan(RelabelConfig(channel="auto"), **options))  # type: ignore[arg-type]
 
 
 def test_only_the_nearest_classes_are_offered() -> None:

@@ -1,8 +1,6 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from potstill.rows import (
     Example,
@@ -11,7 +9,6 @@ from potstill.rows import (
     Request,
     Response,
     Sampling,
-    as_probabilities,
     from_table,
     to_table,
 )
@@ -75,10 +72,3 @@ def test_what_is_sent_makes_the_id(change):
 )
 def test_what_it_is_for_does_not(change):
     assert replace(REQUEST, **change).request_id == REQUEST.request_id
-
-
-@given(st.lists(st.one_of(st.none(), st.floats(-500, 0)), min_size=1, max_size=8))
-def test_probabilities_are_a_distribution(logprobs):
-    probabilities = as_probabilities(logprobs)
-    assert sum(probabilities) == pytest.approx(1)
-    assert min(probabilities) >= 0

@@ -68,3 +68,61 @@ def test_every_shipped_preset_is_valid():
         task = read(path)
         assert task.name == path.stem
         assert find(task.name) == path
+
+
+def test_names_are_read_as_written(tmp_path):
+    text = """
+name: answers
+description: Whether a reply agrees.
+classes: {yes: It agrees., No: It declines., on: It is on., 010: It is eight., 2024-01-01: It is a date., true: It is so.}
+data:
+  hub: {dataset: d, config: null, splits: {train: train}, verified: false}
+  label_map: {0: yes, off: No}
+seeds: [{text: yes, label: yes}, {text: never, label: No}]
+"""
+    task = read(write(tmp_path, text))
+    assert task.labels == ("yes", "No", "on", "010", "2024-01-01", "true")
+    assert [(seed.text, seed.label) for seed in task.seeds] == [("yes", "yes"), ("never", "No")]
+    assert task.data.label_map == {"0": "yes", "off": "No"}
+    assert task.data.hub is not None
+    assert (task.data.hub.verified, task.data.hub.config) == (False, None)
+    assert read(write(tmp_path, text.replace("verified: false", "verified: true"))).data.hub.verified is True
+
+
+@pytest.mark.parametrize("twin", ["hound: It is a hound.", "big_dog: {description: A dog too., prompt_name: HOUND}"])
+def test_classes_that_prompts_can_not_tell_apart(tmp_path, twin):
+    with pytest.raises(InputError, match=r"are both .* in prompts") as caught:
+        read(write(tmp_path, GOOD.replace("data: {files", f"  {twin}\ndata: {{files")))
+    assert "'dog'" in str(caught.value)
+    assert repr(twin.partition(":")[0]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "can't be read as JSON"),
+        ('["cat", "dog"]', "must hold a mapping"),
+        ('[["cat", "A cat."], ["dog", "A dog."]]', "must hold a mapping"),
+        ('{"cat": "A cat.", "cat": "A cat."}', "'cat' stands twice"),
+        ('{"cat": 5, "dog": "A dog."}', "classes.cat"),
+    ],
+)
+def test_a_layout_folder_that_is_none(tmp_path, content, expected):
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(InputError, match=expected):
+        read(tmp_path)
+
+
+def test_a_layout_folder_may_say_how_prompts_spell_a_class(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    (folder / "classes.json").write_text('{"cat": "A cat.", "dog": {"description": "A dog.", "prompt_name": "hound"}}')
+    assert read(folder).prompt_name("dog") == "hound"
+
+
+def test_a_name_means_the_shipped_preset(tmp_path, monkeypatch):
+    (tmp_path / "trec6").mkdir()
+    (tmp_path / "trec6/classes.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert find("trec6").suffix == ".yaml"
+    assert find("./trec6") == tmp_path / "trec6"

@@ -1,0 +1,65 @@
+"""What reading a config file needs beside the config itself: overrides, and pydantic's complaints in plain words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from potstill.errors import InputError, Problem
+
+
+def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``content`` with ``a.b=c`` overrides applied, values read as YAML. Raises ``InputError``."""
+    content = copy.deepcopy(content)
+    problems: list[Problem] = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            problems.append(Problem(f"--set {text}", "must look like field.name=value"))
+            continue
+        target = content
+        *parents, last = name.split(".")
+        for parent in parents:
+            below = target.get(parent)
+            if isinstance(below, str) and parent == "task":
+                below = {"preset": below}
+            target[parent] = below if isinstance(below, dict) else {}
+            target = target[parent]
+        try:
+            target[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            target[last] = value
+    if problems:
+        raise InputError(problems)
+    return content
+
+
+def explain(error: ValidationError, where: str) -> list[Problem]:
+    """pydantic's complaints as problems: field = value, and what is allowed."""
+    items = error.errors()
+    # Of a field that may be a number or a word, pydantic complains once for each; here that is one line.
+    either = {item["loc"][:-1] for item in items if item["loc"] and str(item["loc"][-1]).startswith("literal[")}
+    found: dict[tuple[Any, ...], Problem] = {}
+    for item in items:
+        place = item["loc"][:-1] if item["loc"][:-1] in either else item["loc"]
+        location = ".".join(str(part) for part in place)
+        if item["type"] == "extra_forbidden":
+            message = "no such field"
+        elif item["type"] == "missing":
+            message = "is required"
+        else:
+            shown = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
+            message = item["msg"].removeprefix("Value error, ")
+            location += shown
+        if place in either:
+            message = message.partition(", unable to parse")[0]
+            if place in found:
+                message = f"{found[place].message} or {message.removeprefix('Input should be ')}"
+        # Different complaints about one place (there may be several about the whole) each keep their line.
+        key = place if place in either else (*place, message)
+        found[key] = Problem(f"{where}: {location}" if location else where, message)
+    return list(found.values())

@@ -1,0 +1,131 @@
+"""The whole resolution with teachers that are good, guess, or are wrong on purpose; and its parts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from potstill.config import AugmentConfig, RelabelConfig
+from potstill.evidence import Answers
+from potstill.relabelling import class_texts, plan_relabel, plan_seed_check
+from potstill.resolution import LOW_EVIDENCE, _apply_changes, check_on_seeds, resolve
+from potstill.rows import Example, Response
+from tests.potstill.made_up import IDENTITY, WORDS, answer, embed, make_seeds, make_task
+
+TASK, SEEDS = make_task(), make_seeds(4)
+TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
+TRUE = [label for _ in range(4) for label, words in WORDS.items() for _ in words]
+EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
+RELABEL = RelabelConfig(channel="off")
+REQUESTS = plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RELABEL, IDENTITY, "list", 0)
+CHECKS = plan_seed_check(TASK, SEEDS, *EMBEDDINGS[1:], RELABEL, IDENTITY, "list", 0)
+
+
+def resolved(teach, targets=TRUE, per_class=8, relabel=RELABEL):
+    """``resolve`` with a teacher that is a function from requests to responses."""
+    examples = [
+        Example(str(i), text, label, target_label=label)
+        for i, (text, label) in enumerate(zip(TEXTS, targets, strict=True))
+    ]
+    responses = teach([*REQUESTS, *CHECKS]) if relabel.enabled else {}
+    asked = (REQUESTS, CHECKS) if relabel.enabled else ([], [])
+    augment = AugmentConfig(per_class=per_class)
+    return resolve(TASK, SEEDS, examples, asked[0], responses, asked[1], responses, *EMBEDDINGS, augment, relabel)
+
+
+def guess(requests):
+    draws = np.random.default_rng(0)
+    return {
+        request.request_id: Response(
+            request.request_id, choice_logprobs=tuple(draws.normal(-3, 2, len(request.choices)))
+        )
+        for request in requests
+    }
+
+
+def be_wrong(requests):
+    return {
+        name: replace(response, choice_logprobs=tuple(-10 - value for value in response.choice_logprobs))
+        for name, response in answer(requests, lean="").items()
+    }
+
+
+def accuracy(result):
+    return np.mean([example.label == label for example, label in zip(result.examples, TRUE, strict=True)])
+
+
+def mislabelled(every=6):
+    labels = list(WORDS)
+    return [labels[(labels.index(label) + 1) % 3] if i % every == 0 else label for i, label in enumerate(TRUE)]
+
+
+def test_a_good_teacher_mends_wrong_targets_and_is_believed():
+    result = resolved(answer, mislabelled())
+    assert result.report.seed_accuracy > 0.8
+    assert result.report.teacher_used
+    assert result.report.min_confidence == 0.0
+    assert accuracy(result) > 0.95
+    assert result.report.share_changed == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_the_surest_of_each_class_are_kept():
+    result = resolved(answer, per_class=5)
+    kept = [example for example in result.examples if example.kept]
+    assert sorted(example.label for example in kept) == sorted(list(WORDS) * 5)
+    assert {example.dropped_because for example in result.examples if not example.kept} == {LOW_EVIDENCE}
+    for label in WORDS:
+        lowest = min(example.confidence for example in kept if example.label == label)
+        others = [e.confidence for e in result.examples if not e.kept and e.label == label]
+        assert lowest >= max(others)
+
+
+def test_a_guessing_teacher_needs_to_be_sure_and_does_little_harm():
+    result = resolved(guess)
+    assert result.report.min_confidence == 0.9
+    assert accuracy(result) > 0.9
+
+
+def test_a_teacher_worse_than_chance_is_not_used():
+    result = resolved(be_wrong)
+    assert result.report.seed_accuracy < 1 / 3
+    assert not result.report.teacher_used
+    assert any("below chance" in warning for warning in result.report.warnings)
+    assert accuracy(result) > 0.9
+
+
+def test_without_relabelling_texts_keep_their_class():
+    result = resolved(answer, mislabelled(), relabel=RelabelConfig(enabled=False))
+    assert [example.label for example in result.examples] == mislabelled()
+    assert all(max(example.label_probs) == 1.0 for example in result.examples)
+    assert result.report.seed_accuracy is None
+    assert result.report.share_changed == 0.0
+    assert result.report.share_contradicted == 0.0
+
+
+def answers(probs: np.ndarray) -> Answers:
+    return Answers(np.log(np.asarray(probs, dtype=float))[:, None, :], None)
+
+
+BALANCED = np.array([[0.8, 0.2], [0.2, 0.8]] * 20)
+
+
+def test_the_seed_check_counts_and_tests_against_guessing():
+    check = check_on_seeds(answers(BALANCED), answers([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]))
+    assert check.accuracy == pytest.approx(2 / 3)
+    assert check.p_value == pytest.approx(0.5)  # two or three heads in three throws
+    silent = answers(BALANCED).silenced()
+    assert check_on_seeds(answers(BALANCED), silent, np.zeros(40, dtype=int)) is None
+
+
+def test_only_sure_changes_are_made():
+    posterior = np.array([[0.9, 0.1], [0.3, 0.7], [0.05, 0.95]])
+    applied = _apply_changes(posterior, np.array([0, 0, 0]), threshold=0.8)
+    assert applied.labels.tolist() == [0, 0, 1]
+    assert applied.share == pytest.approx(0.5)
+    assert applied.probs.argmax(1).tolist() == [0, 0, 1]
+    np.testing.assert_allclose(applied.probs.sum(1), 1)
+    assert applied.confidence.tolist() == pytest.approx([0.9, 0.3, 0.95])
+
+
+def test_nothing_to_apply():
+    assert _apply_changes(np.zeros((0, 3)), np.zeros(0, dtype=int), 0.5).share == 1.0
