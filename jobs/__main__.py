@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ import potstill
 from jobs import interrupt
 from potstill.config import Config, ConfigError, load
 from potstill.errors import InputError, PotstillError, Problem
+
+if TYPE_CHECKING:
+    from jobs.runs import Run
 
 app = typer.Typer(
     name="potstill",
@@ -122,16 +125,17 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
         raise InputError([*error.problems, *more]) from error
 
 
-def _stage(stage: str, run: str, overrides: list[str] | None, verbose: bool) -> None:
+def _stage(stage: str, reference: str, overrides: list[str] | None, verbose: bool) -> None:
     from jobs.distill import run_stages
 
-    run_stages(_resolve(run, overrides)[1], [stage], verbose)
+    config, run = _resolve(reference, overrides)
+    run_stages(config, [stage], verbose, run=run)
 
 
-def _resolve(reference: str, overrides: list[str] | None) -> tuple[str, Config]:
-    """The run's name or the config's path as given, and the config behind it."""
+def _resolve(reference: str, overrides: list[str] | None) -> tuple[Config, Run | None]:
+    """The config that is meant, and the run where one was named instead of a config."""
     if reference.endswith((".yaml", ".yml")):
-        return reference, _load(reference, overrides)
+        return _load(reference, overrides), None
     from jobs.runs import Run
     from potstill.config import home
 
@@ -140,7 +144,8 @@ def _resolve(reference: str, overrides: list[str] | None) -> tuple[str, Config]:
         raise InputError([Problem(reference, "is neither a config (.yaml) nor a run's folder or name")])
     if overrides:
         raise InputError([Problem("--set", "changes a config, not a finished run; give the config instead of the run")])
-    return reference, found[1]
+    run, config = found
+    return config, run
 
 
 def _check_imports() -> list[str]:

@@ -16,6 +16,7 @@ from actors.ledger import Ledger
 from actors.teacher import TeacherPool
 from jobs import cluster, plan, preflight
 from jobs.job import Job
+from jobs.runs import Run
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
 from potstill.config import Config
@@ -28,10 +29,21 @@ def distill(config: Config, verbose: bool = False) -> None:
     run_stages(config, STAGES, verbose, command="distill")
 
 
-def run_stages(config: Config, stages: Sequence[str], verbose: bool = False, command: str | None = None) -> None:
-    """Run some stages of a job, in order. Raises ``InputError`` before anything is asked or started."""
+def run_stages(
+    config: Config,
+    stages: Sequence[str],
+    verbose: bool = False,
+    command: str | None = None,
+    run: Run | None = None,
+) -> None:
+    """Run some stages of a job, in order, in the folder of ``run`` or of the run that the config names.
+
+    Raises ``InputError`` before anything is asked or started.
+    """
     terminal = Terminal()
     job = preflight.prepare(config, stages, terminal, verbose)
+    if run is not None:
+        job = replace(job, run=run)
     if "generate" in stages:
         plan.print_plan(job, plan.plan(job))
     with cluster.connect(verbose):

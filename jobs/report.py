@@ -63,11 +63,9 @@ def _scores(data: Mapping[str, Any]) -> Scores:
     )
 
 
-def show(reference: str, config: Config) -> None:
-    """Print the report of a run that is named by its folder, its name or its config."""
-    terminal = Terminal()
-    found = Run.find(reference, config.storage)
-    job = prepare(config, terminal, run=found[0] if found else None)
+def show(config: Config, run: Run | None) -> None:
+    """Print the report of a run; without one, of the run that the config names."""
+    job = prepare(config, Terminal(), run=run)
     result = Report.from_json(job.run.read_json("report"))
     print_stages(job)
     print_report(job, result)
