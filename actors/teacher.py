@@ -7,6 +7,7 @@ stages ask it directly. Nothing leaves an actor before the ledger has committed 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import uuid
@@ -24,6 +25,7 @@ from potstill.rows import RESPONSE, Request, Response, from_table, to_table
 from potstill.teacher import Teacher
 
 RENEW_S = 20.0
+_RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*:")
 LOOK_UP = 5000  # requests looked up in the ledger together
 CHOICES_PER_TEXT = 4  # scoring the choices of 4 questions takes about as long as writing one text
 MAX_RESTARTS = 3
@@ -231,8 +233,10 @@ class TeacherPool:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of a remote traceback, which is the message of the error that was raised there."""
-    line = str(error).strip().splitlines()[-1]
+    """What was raised in the other process: the last line of its traceback, not Ray's words about it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    raised = [line for line in lines if _RAISED.match(line) and not line.startswith("ray.")]
+    line = (raised or lines)[-1]
     for kind in PotstillError.__subclasses__():
         line = line.removeprefix(f"{kind.__module__}.{kind.__name__}: ")
     return line

@@ -11,7 +11,7 @@ import ray
 
 from actors.backends.embedded import identify
 from actors.ledger import Ledger
-from actors.teacher import TeacherPool
+from actors.teacher import Answer, TeacherPool
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table
@@ -108,3 +108,37 @@ def test_a_model_that_is_not_there_is_named_in_one_line(path):
         pool.start()
     assert str(caught.value).startswith("teacher.model = '/no/such/model'")
     assert "\n" not in str(caught.value)
+
+
+def test_all_teachers_work_at_the_same_time(path):
+    # Classes of a function travel by value: the workers can't import this file.
+    class Meeting:
+        def __init__(self, expected):
+            self.expected, self.there = expected, 0
+
+        def arrive(self):
+            self.there += 1
+
+        def complete(self):
+            return self.there >= self.expected
+
+    class Colleague:
+        """A teacher that answers only when all the others are at work too."""
+
+        def __init__(self, meeting):
+            self.meeting = meeting
+
+        def answer(self, asked):
+            ray.get(self.meeting.arrive.remote())
+            for _ in range(600):
+                if ray.get(self.meeting.complete.remote()):
+                    return [Answer(Response(one.request_id, "done"), reused=False) for one in asked]
+                time.sleep(0.1)
+            raise RuntimeError("the others never came")
+
+    meeting = ray.remote(Meeting).options(num_cpus=0).remote(3)
+    pool = TeacherPool(CONFIG, Ledger(f"sqlite:///{path}"))
+    pool.actors = [ray.remote(Colleague).options(num_cpus=0).remote(meeting) for _ in range(3)]
+    answered = pool.ask(requests(12))
+    pool.close()
+    assert answered["text"].to_pylist() == ["done"] * 12
