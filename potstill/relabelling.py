@@ -93,18 +93,29 @@ def plan_seed_check(
     renderer: str,
     seed: int,
 ) -> list[Request]:
-    """The same questions about each seed, with that seed left out of prompt and class centres.
+    """The same questions about each seed, with that seed and one of every other class left out.
 
-    With a single seed a class its class is shown without an example; the check is then pessimistic.
+    Were only the seed itself left out, its class would be the one with the fewest examples in the prompt, and
+    a small model leans away from it: on three of four tasks it was right on 1 of 4 seeds, below chance.
     """
     ask = _Asker(task, relabel, identity, renderer, seed, "seed_check")
     requests = []
     for i, asked in enumerate(seeds):
-        others = [j for j in range(len(seeds)) if j != i]
+        others = _without(seeds, i)
         centres = class_centres(task, [seeds[j] for j in others], seed_embeddings[others], class_embeddings)
         labels = _offer(task, seed_embeddings[i : i + 1], centres, relabel.neighbours)[0]
         requests += ask.about(asked.text, labels, [seeds[j] for j in others])
     return requests
+
+
+def _without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
+    """The seeds to show when ``asked`` is the question: the r-th of every class is left out if it is its class's r-th."""
+    of_class: dict[str, list[int]] = {}
+    for i, example in enumerate(seeds):
+        of_class.setdefault(example.label, []).append(i)
+    rank = of_class[seeds[asked].label].index(asked)
+    left_out = {own[rank % len(own)] for own in of_class.values()}
+    return [i for i in range(len(seeds)) if i not in left_out]
 
 
 def sample_questions(
