@@ -14,7 +14,6 @@ half of the bytes that workers exchange.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import random
@@ -475,8 +474,3 @@ def _chatter_to(folder: str | None) -> Iterator[None]:
                 os.dup2(copy, number)
                 os.close(copy)
             log.removeHandler(handler)
-
-
-def dump(reports: Sequence[ArmReport]) -> str:
-    """Reports as JSON text."""
-    return json.dumps([asdict(report) for report in reports])

@@ -34,11 +34,6 @@ def locate(model: str) -> str:
     return model
 
 
-def is_folder(model: str) -> bool:
-    """Whether the student comes from a folder (rather than a hub)."""
-    return Path(locate(model)).is_absolute()
-
-
 def problems(model: str) -> list[Problem]:
     """What makes a local folder unusable as a student. A hub id is only checked when it is loaded."""
     try:
