@@ -1,6 +1,6 @@
 """What training leaves behind: ``<storage>/students/<digest>/``.
 
-``rows.parquet`` (what was learnt from) is there before training, ``model/`` is a plain transformers folder,
+``rows.parquet`` (what was learnt from), ``validation.parquet`` and ``asked.parquet`` are there before training, ``model/`` is a plain transformers folder,
 and ``complete.json``, written last, says that all of it is whole. Paths are any that fsspec reads.
 """
 
@@ -29,31 +29,26 @@ def model_folder(folder: str) -> str:
     return f"{folder.rstrip('/')}/model"
 
 
-def write_rows(folder: str, rows: Sequence[TrainingRow], validation: Sequence[TrainingRow]) -> None:
-    """Put an arm's rows where its workers will find them."""
+def write_rows(folder: str, **parts: Sequence[TrainingRow]) -> None:
+    """Put an arm's rows where its workers will find them: ``<part>.parquet`` each; empty parts are left out."""
     filesystem, root = url_to_fs(folder)
     filesystem.makedirs(root, exist_ok=True)
-    for name, part in (("rows", rows), ("validation", validation)):
-        if part or name == "rows":
+    for name, part in parts.items():
+        if part:
             # Written beside and renamed: another job may be reading the same arm.
             with filesystem.open(f"{root}/{name}.parquet.new{os.getpid()}", "wb") as file:
                 pq.write_table(to_table(part), file)
             filesystem.mv(f"{root}/{name}.parquet.new{os.getpid()}", f"{root}/{name}.parquet")
 
 
-def read_rows(folder: str) -> tuple[list[TrainingRow], list[TrainingRow]]:
-    """An arm's training and validation rows."""
+def read_rows(folder: str, part: str = "rows") -> list[TrainingRow]:
+    """One part of an arm's rows; empty if there is none."""
     filesystem, root = url_to_fs(folder)
-    parts = []
-    for name in ("rows", "validation"):
-        try:
-            with filesystem.open(f"{root}/{name}.parquet", "rb") as file:
-                parts.append(from_table(pq.read_table(pa.BufferReader(file.read()))))
-        except FileNotFoundError:
-            if name == "rows":
-                raise
-            parts.append([])
-    return parts[0], parts[1]
+    try:
+        with filesystem.open(f"{root}/{part}.parquet", "rb") as file:
+            return from_table(pq.read_table(pa.BufferReader(file.read())))
+    except FileNotFoundError:
+        return []
 
 
 def read_report(folder: str) -> dict[str, Any] | None:

@@ -17,16 +17,18 @@ import contextlib
 import logging
 import os
 import random
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors import export, pooling
+from actors.anchor import Anchor
+from actors.chatter import chatter_to
+from actors.engine import initialise
 from actors.pretrained import Encoder, load_encoder
 from potstill import batches, objective
 from potstill.arms import TrainingRow
@@ -42,12 +44,14 @@ log = logging.getLogger("potstill.student")
 @dataclass(frozen=True, slots=True)
 class ArmJob:
     """One arm as a worker gets it. ``folder`` holds ``rows.parquet`` (and ``validation.parquet``) and will
-    hold ``model/`` and, written last, ``complete.json``."""
+    hold ``model/`` and, written last, ``complete.json``. ``anchor``: the folder of the arm that has a say in
+    this one (``potstill.second_opinion``); it is complete when this one's turn comes."""
 
     name: str
     digest: str
     seed: int
     folder: str
+    anchor: str | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +90,8 @@ class ArmReport:
     """How the training of one arm went, as ``complete.json`` keeps it.
 
     ``losses`` and ``learning_rates`` a step; ``seconds`` without loading and export; ``tokens`` are real ones,
-    ``padded_tokens`` all that were computed; ``best_step`` is the step whose weights were exported.
+    ``padded_tokens`` all that were computed; ``best_step`` is the step whose weights were exported; ``say``:
+    what the anchor had to say (``second_opinion.Say``).
     """
 
     digest: str
@@ -100,6 +105,7 @@ class ArmReport:
     seconds: float
     workers: int
     best_step: int
+    say: dict[str, float] = field(default_factory=dict)
     validation: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -127,7 +133,7 @@ def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns plain data: the reports, or the error that another try could not mend. Anything else is raised,
     so that Ray Train starts the workers anew; arms that were exported by then are not trained again.
     """
-    with _chatter_to(config.get("log_dir")):
+    with chatter_to(config.get("log_dir"), log):
         try:
             return {"reports": [asdict(report) for report in train_arms(TrainingJob.from_json(config["job"]))]}
         except PotstillError as error:
@@ -189,25 +195,34 @@ def _train_arm(world: _World, job: TrainingJob, arm: ArmJob, texts: dict[str, li
     student = job.student
     _seed_everything(arm.seed)
     encoder = load_encoder(student, job.labels)
-    rows, validation = export.read_rows(arm.folder)
+    rows, validation = export.read_rows(arm.folder), export.read_rows(arm.folder, "validation")
+    anchor = None
+    if arm.anchor is not None:
+        anchor = world.agree(Anchor.consult(arm, rows, job) if world.rank == 0 else None)
+        rows = anchor.refine(rows)
     truncated = encoder.tokenise([row.text for row in (*rows, *validation)], texts)
     part = _Part.of(rows, texts, student)
     held_out = _Part.of(validation, texts, student) if validation else None
     full_vocabulary = encoder.compact_vocabulary([*part.ids, *(held_out.ids if held_out else ())])
     if encoder.mean_pooled:
         pooling.fit_head(encoder, part.ids, part.targets, part.weights, world.device)
-    engine = _initialise(world, job, encoder)
+    engine = initialise(student, encoder, world.device)
     # From here on the ranks draw different numbers (dropout); what they must share is drawn.
     torch.manual_seed(arm.seed * 65_537 + world.rank + 1)
     if world.rank == 0:
         log.info("arm %s: %d rows, attention %s, %s", arm.name, len(rows), encoder.attention, full_vocabulary)
     loop = _Loop(world, student, engine, encoder, part, held_out)
     report = loop.run(arm, truncated)
+    if anchor is not None:
+        report = replace(report, say=asdict(anchor.say))
     state = loop.best_state if held_out is not None else loop.state()
     if world.rank == 0:
         assert state is not None
         model_card = export.model_card(arm.name, job.labels, student, len(rows), asdict(report), arm.lineage)
-        export.write(arm.folder, encoder, full_vocabulary.restore(state), job.labels, model_card, asdict(report))
+        state = full_vocabulary.restore(state)
+        if anchor is not None:
+            state = anchor.blend(state)
+        export.write(arm.folder, encoder, state, job.labels, model_card, asdict(report))
     engine.destroy()
     return report
 
@@ -372,72 +387,6 @@ class _Loop:
         return loss / len(part.ids), hits / len(part.ids)
 
 
-def _initialise(world: _World, job: TrainingJob, encoder: Encoder) -> Any:
-    """The DeepSpeed engine around the model, with AdamW and no decay on biases and norms."""
-    import torch
-
-    deepspeed = _import_deepspeed(job.device)
-    student = job.student
-    decayed = [p for p in encoder.model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in encoder.model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": student.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    model = encoder.model.to(world.device)
-    # torch's own AdamW: DeepSpeed's CPU and GPU versions are compiled at first use.
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=1e-9, fused=not student.offload_optimizer
-    )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(student, job.device))
-    return engine
-
-
-def deepspeed_config(student: StudentConfig, device: str) -> dict[str, Any]:
-    """DeepSpeed's JSON for a student. Batch size and accumulation are nominal: the loop sets the boundaries."""
-    passed = dict(student.deepspeed)
-    zero = {"stage": student.zero_stage, **passed.pop("zero_optimization", {})}
-    if student.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": student.clip_norm,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        **passed,
-    }
-    if _computes_in_bfloat16(student, device):
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return config
-
-
-def _computes_in_bfloat16(student: StudentConfig, device: str) -> bool:
-    if student.precision != "auto":
-        return student.precision == "bfloat16"
-    if device != "cuda":
-        return False
-    import torch
-
-    return bool(torch.cuda.is_bf16_supported())
-
-
-def _import_deepspeed(device: str) -> Any:
-    """DeepSpeed, without the shared-memory op that it would compile on CPU.
-
-    The op (g++, 30-40 s the first time) serves tensor-parallel inference alone; training goes through
-    gloo with or without it. DeepSpeed asks this table whether an op can be built, and documents that
-    edits to it persist; an empty one also spares the probing of compilers.
-    """
-    try:
-        import deepspeed
-        import deepspeed.ops
-    except ImportError as error:
-        message = f"training needs DeepSpeed, which can't be imported ({error}); `pip install deepspeed`"
-        raise StageError(message) from error
-    if device == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}
-    return deepspeed
-
-
 def _seed_everything(seed: int) -> None:
     """The libraries' global generators: dropout and head initialisation draw from nothing else."""
     import torch
@@ -445,32 +394,3 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _chatter_to(folder: str | None) -> Iterator[None]:
-    """Send what this process writes to its terminal, C libraries included, to ``<folder>/worker-<rank>.log``."""
-    if folder is None:
-        yield
-        return
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f"worker-{os.environ.get('RANK', '0')}.log")
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    kept = [os.dup(1), os.dup(2)]
-    with open(path, "a") as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-            log.removeHandler(handler)

@@ -26,6 +26,7 @@ from jobs.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.scores import score
+from potstill.task import find_shipped
 
 COLUMNS = ("seeds_only", "generated", "distilled", "real_equal")
 QUICK = {"augment": {"per_class": 15, "over_generate": 2.0}, "task": {"max_test": 300}}
@@ -76,7 +77,7 @@ def _job(options: argparse.Namespace, task: str, seed: int, terminal: Terminal) 
     from potstill.config import override
 
     content: dict[str, Any] = {
-        "task": {"preset": task, "data_dir": str(Path(options.data_dir).resolve())},
+        "task": _task(task, Path(options.data_dir).resolve()),
         "seed": seed,
         "evaluate": {"compare": ["seeds_only", "generated", "real_equal"]},
         "tracking": {"uri": "none"},
@@ -85,6 +86,13 @@ def _job(options: argparse.Namespace, task: str, seed: int, terminal: Terminal) 
         content["augment"] = QUICK["augment"]
         content["task"] |= QUICK["task"]
     return prepare(parse(override(content, options.set)), terminal)
+
+
+def _task(name: str, data_dir: Path) -> dict[str, Any]:
+    """The preset of that name on the data in ``data_dir``; without a preset, the folder itself is the task."""
+    if find_shipped(name):
+        return {"preset": name, "data_dir": str(data_dir)}
+    return {"preset": str(data_dir / name)}
 
 
 def _scores(job: Job) -> dict[str, float]:
@@ -103,10 +111,15 @@ def summarise(runs: list[tuple[Job, dict[str, float]]], seconds: float) -> dict[
     for name in dict.fromkeys(job.task.name for job, _ in runs):
         own = [values for job, values in runs if job.task.name == name]
         tasks[name] = {column: statistics.fmean(values[column] for values in own) for column in COLUMNS}
-        tasks[name]["std"] = {column: statistics.pstdev([values[column] for values in own]) for column in COLUMNS}
+        tasks[name]["std"] = {column: _deviation([values[column] for values in own]) for column in COLUMNS}
         tasks[name]["runs"] = own
     gains = [one["distilled"] - one["seeds_only"] for one in tasks.values()]
     return {"tasks": tasks, "mean_gain": statistics.fmean(gains), "worst_gain": min(gains), "seconds": seconds}
+
+
+def _deviation(values: list[float]) -> float:
+    """Of the sample; one run shows none."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _print(terminal: Terminal, result: dict[str, Any]) -> None:

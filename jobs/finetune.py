@@ -11,12 +11,13 @@ labels beyond the seeds, and nothing flows from it to the others.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from jobs import training
 from jobs.job import Job
-from potstill import draws
-from potstill.arms import Arm, from_examples, from_texts
+from potstill import draws, second_opinion
+from potstill.arms import Arm, from_choices, from_examples, from_texts
 from potstill.errors import StageError
 from potstill.rows import Example
 from potstill.task import LabelledText
@@ -33,18 +34,26 @@ def finetune(job: Job) -> training.TrainingResult:
         job.run.write_json(
             "finetune",
             {
-                name: {"export": one.export, "digest": one.digest, "reused": one.reused, "seconds": one.seconds}
+                name: {
+                    "export": one.export,
+                    "digest": one.digest,
+                    "reused": one.reused,
+                    "seconds": one.seconds,
+                    "say": dict(one.say),
+                }
                 for name, one in result.students.items()
             },
         )
         for name, one in result.students.items():
             record.curves({f"{name}/loss": [step.loss for step in one.records]})
             record.metrics({f"{name}/seconds": one.seconds, f"{name}/examples_per_s": one.examples_per_s})
+            record.metrics({f"{name}/anchor_{what}": value for what, value in one.say.items()})
         reused = len(result.students) - result.trained
         line.summary = f"{result.trained} students trained on {result.workers} workers"
         if reused:
             line.summary += f", {reused} of the same digest reused" if result.trained else ""
             line.summary = line.summary if result.trained else f"{reused} trained students of the same digest reused"
+        line.summary += _second_opinion(result.students[DISTILLED].say)
     return result
 
 
@@ -62,9 +71,14 @@ def plan_arms(job: Job) -> list[Arm]:
     def arm(name: str, rows: Sequence[training.TrainingRow]) -> Arm:
         return Arm(name, tuple(rows), seed=config.student.seed, lineage={**lineage, "arm": name})
 
-    arms = [arm(DISTILLED, [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)])]
-    if SEEDS_ONLY in config.evaluate.compare:
+    arms = []
+    # The student of the seeds alone comes first: it has a say in the distilled one.
+    anchor = SEEDS_ONLY if second_opinion.wanted(config.student) else None
+    if anchor or SEEDS_ONLY in config.evaluate.compare:
         arms.append(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels)))
+    distilled = [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)]
+    asked = tuple(from_choices(relabelled, labels))
+    arms.append(replace(arm(DISTILLED, distilled), anchor=anchor, asked=asked))
     if GENERATED in config.evaluate.compare:
         arms.append(
             arm(
@@ -80,6 +94,15 @@ def plan_arms(job: Job) -> list[Arm]:
     if REAL_EQUAL in config.evaluate.compare and job.data.train:
         arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(_real(job, counts), labels)]))
     return arms
+
+
+def _second_opinion(say: Mapping[str, float]) -> str:
+    if not say:
+        return ""
+    return (
+        f"; second opinion of {SEEDS_ONLY}: weight {say['opinion']:.2f}, blend {say['blend']:.2f} "
+        f"(agrees with the teacher at kappa {say['agreement']:.2f})"
+    )
 
 
 def _first(examples: Sequence[Example], per_class: int) -> list[Example]:

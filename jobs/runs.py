@@ -7,6 +7,7 @@ comes back to the same folder, and a stage command finds the tables of the stage
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.rows import Row, from_table, to_table
 from potstill.task import Task, TaskData
+
+_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]+@")
 
 
 def name_run(config: Config, task: Task, data: TaskData, teacher_weights: str | None) -> str:
@@ -104,9 +107,16 @@ class Run:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 
     def write_config(self, config: Config) -> None:
-        """Keep the whole config, defaults filled in, as ready-to-run YAML."""
+        """Keep the whole config, defaults filled in, as ready-to-run YAML.
+
+        Passwords in URIs are left out: whoever runs it again has them in PGPASSWORD, ~/.pgpass,
+        MLFLOW_TRACKING_PASSWORD or a --set.
+        """
+        content = config.model_dump(mode="json")
+        for section in ("ledger", "tracking"):
+            content[section]["uri"] = _PASSWORD.sub(r"\1@", content[section]["uri"])
         with self._fs.open(self.place("config.yaml"), "w") as file:
-            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+            yaml.safe_dump(content, file, sort_keys=False)
 
     @staticmethod
     def find(reference: str, storage: str) -> tuple[Run, Config] | None:

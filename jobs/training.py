@@ -59,7 +59,8 @@ class StepRecord:
 @dataclass(frozen=True, slots=True)
 class TrainedStudent:
     """One arm's student. ``export`` is a transformers folder; ``seconds`` of training alone, without start,
-    loading and export; ``reused`` where an export of the same digest was there already."""
+    loading and export; ``say``: what its anchor had to say (``potstill.second_opinion.Say``), empty without
+    one; ``reused`` where an export of the same digest was there already."""
 
     name: str
     digest: str
@@ -71,6 +72,7 @@ class TrainedStudent:
     truncated: int
     seconds: float
     best_step: int
+    say: Mapping[str, float]
     validation: tuple[Mapping[str, float], ...]
     reused: bool
 
@@ -169,14 +171,22 @@ def _prepare(
 ) -> list[student.ArmJob]:
     """Name every arm's folder by its digest and put the rows of new ones there."""
     weights = encoders.weights_digest(config.model)
-    jobs = []
+    jobs: list[student.ArmJob] = []
     for arm in arms:
-        key = arms_.arm_digest(arm, config, labels, weights)
-        job = student.ArmJob(arm.name, key, arm.seed, f"{storage}/students/{key}", dict(arm.lineage))
+        anchor = next((job for job in jobs if job.name == arm.anchor), None)
+        key = arms_.arm_digest(arm, config, labels, weights, anchor.digest if anchor else None)
+        job = student.ArmJob(
+            name=arm.name,
+            digest=key,
+            seed=arm.seed,
+            folder=f"{storage}/students/{key}",
+            anchor=anchor.folder if anchor else None,
+            lineage=dict(arm.lineage),
+        )
         if not reuse:
             export.discard(job.folder)
         if export.read_report(job.folder) is None:
-            export.write_rows(job.folder, arm.rows, arm.validation)
+            export.write_rows(job.folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
         jobs.append(job)
     return jobs
 
@@ -242,6 +252,7 @@ def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:
         truncated=report["truncated"],
         seconds=report["seconds"],
         best_step=report["best_step"],
+        say=report["say"],
         validation=tuple(report["validation"]),
         reused=reused,
     )

@@ -18,10 +18,11 @@ from potstill.errors import Problem
 from potstill.rows import Example
 from potstill.task import LabelledText
 
-RECIPE = 2
+RECIPE = 3
 """Raised when the training loop changes what the same rows and config become."""
 
 _WITHOUT_EFFECT = ("workers", "micro_batch_tokens", "max_failures", "seed", "seed_weight", "offload_optimizer")
+_OF_THE_ANCHOR = ("second_opinion", "blend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,26 @@ class TrainingRow:
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One student to train. ``seed``: order, dropout, head. ``validation`` (real texts the setting allows)
-    turns on early stopping; ``lineage`` goes into the model card and decides nothing."""
+    turns on early stopping; ``anchor`` names an earlier arm of the job that has a say in this one
+    (``potstill.second_opinion``), as far as it agrees with the teacher
+    on ``asked`` (texts with the teacher's own choice, kept for training or not); ``lineage`` goes into the model card and decides nothing."""
 
     name: str
     rows: tuple[TrainingRow, ...]
     seed: int = 0
     validation: tuple[TrainingRow, ...] = ()
+    anchor: str | None = None
+    asked: tuple[TrainingRow, ...] = ()
     lineage: Mapping[str, str] = field(default_factory=dict)
 
 
-ROW_SCHEMA = pa.schema([("text", pa.string()), ("label_probs", pa.list_(pa.float64())), ("weight", pa.float64())])
+ROW_SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("label_probs", pa.list_(pa.float64())),
+        ("weight", pa.float64()),
+    ]
+)
 
 
 def from_texts(texts: Iterable[LabelledText], labels: Sequence[str], weight: float = 1.0) -> list[TrainingRow]:
@@ -66,6 +77,12 @@ def from_examples(
     ]
 
 
+def from_choices(examples: Iterable[Example], labels: Sequence[str]) -> list[TrainingRow]:
+    """The texts that the teacher was asked about, all probability on the class that it chose."""
+    texts = [LabelledText(row.example_id, row.text, row.teacher_label) for row in examples if row.teacher_label]
+    return from_texts(texts, labels)
+
+
 def repeat(arm: Arm, repeats: int) -> list[Arm]:
     """The same arm under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ..."""
     return [arm if i == 0 else replace(arm, name=f"{arm.name}-seed{i}", seed=arm.seed + i) for i in range(repeats)]
@@ -73,23 +90,27 @@ def repeat(arm: Arm, repeats: int) -> list[Arm]:
 
 def to_table(rows: Sequence[TrainingRow]) -> pa.Table:
     """Rows as an Arrow table of ``ROW_SCHEMA``."""
-    columns = [[row.text for row in rows], [list(row.label_probs) for row in rows], [row.weight for row in rows]]
+    columns = [[getattr(row, name) for row in rows] for name in ROW_SCHEMA.names]
     return pa.table(columns, schema=ROW_SCHEMA)
 
 
 def from_table(table: pa.Table) -> list[TrainingRow]:
     """The rows of a table written by ``to_table``."""
-    return [TrainingRow(row["text"], tuple(row["label_probs"]), row["weight"]) for row in table.to_pylist()]
+    return [TrainingRow(**{**row, "label_probs": tuple(row["label_probs"])}) for row in table.to_pylist()]
 
 
-def arm_digest(arm: Arm, student: StudentConfig, labels: Sequence[str], weights_digest: str) -> str:
-    """Hash of what decides the student: rows, seed, config, classes and the starting weights.
+def arm_digest(
+    arm: Arm, student: StudentConfig, labels: Sequence[str], weights_digest: str, anchor_digest: str | None = None
+) -> str:
+    """Hash of what decides the student: rows, seed, config, classes, the starting weights and its anchor's digest.
 
     Neither the arm's name nor how many processes train it is part of it.
     """
-    config = {name: value for name, value in student.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
-    rows = [[[row.text, list(row.label_probs), row.weight] for row in part] for part in (arm.rows, arm.validation)]
-    return digest([RECIPE, rows, arm.seed, config, list(labels), weights_digest], size=8)
+    left_out = _WITHOUT_EFFECT if anchor_digest else _WITHOUT_EFFECT + _OF_THE_ANCHOR
+    config = {name: value for name, value in student.model_dump(mode="json").items() if name not in left_out}
+    parts = [arm.rows, arm.validation, *([arm.asked] if anchor_digest else [])]
+    rows = [[[row.text, list(row.label_probs), row.weight] for row in part] for part in parts]
+    return digest([RECIPE, rows, arm.seed, config, list(labels), weights_digest, anchor_digest], size=8)
 
 
 def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
@@ -100,8 +121,10 @@ def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
         found.append(Problem(f"arm {name!r}", "stands twice in one training job"))
     if len(labels) < 2:
         found.append(Problem("labels", f"{len(labels)} class is nothing to tell apart; at least 2 are needed"))
-    for arm in arms:
+    for number, arm in enumerate(arms):
         where = f"arm {arm.name!r}"
+        if arm.anchor is not None and arm.anchor not in names[:number]:
+            found.append(Problem(where, f"its anchor {arm.anchor!r} must stand before it"))
         if not arm.rows:
             found.append(Problem(where, "has no texts to learn from"))
         for number, row in enumerate((*arm.rows, *arm.validation)):

@@ -102,7 +102,7 @@ class AugmentConfig(Section):
 
     strategy: Literal["promptmix", "few_shot", "zero_shot"] = Field("promptmix", description="how prompts are made")
     shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
-    per_class: int = Field(40, ge=1, le=100_000, description="texts a class to keep, after all filters")
+    per_class: int = Field(60, ge=1, le=100_000, description="texts a class to keep, after all filters")
     over_generate: float = Field(
         2.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
     )
@@ -114,7 +114,7 @@ class AugmentConfig(Section):
     texts_per_reply: int = Field(
         3, ge=1, le=50, description="texts a chat prompt asks for; a list prompt is continued by one text"
     )
-    contexts: bool = Field(True, description="promptmix: vary style, length and topic where the task lists some")
+    contexts: bool = Field(True, description="vary style, length and topic where the task lists some")
     max_rounds: int = Field(3, ge=1, le=20, description="rounds of asking again for classes that fell short")
 
 
@@ -169,7 +169,7 @@ class StudentConfig(Section):
     workers: int = Field(0, ge=0, le=1024, description="training processes; 0 = one a GPU, or 2 on CPU")
     zero_stage: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on GPUs that have it, else float32"
+        "auto", description="auto: bfloat16 where the processor or GPU computes in it, else float32"
     )
     seed: int = Field(0, ge=0, description="training seed: order, dropout and the new head's weights")
     pooling: Literal["auto", "native"] = Field(
@@ -198,6 +198,14 @@ class StudentConfig(Section):
     )
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
         "auto", description="padded tokens a process computes at once, at least 8; auto: 4096 on CPU, 65536 on GPU"
+    )
+    second_opinion: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
+        "auto",
+        description="say of the student of the seeds alone in the texts' labels, 0 (none) to 1; auto: the more seeds and the fewer classes, the more",
+    )
+    blend: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["auto"] = Field(
+        "auto",
+        description="share of the weights of the student of the seeds alone in the distilled one; auto: 0.3 times the second opinion's auto",
     )
     patience: int = Field(
         2,

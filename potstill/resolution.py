@@ -105,19 +105,20 @@ def resolve(
     labels, confidence = applied.labels, applied.confidence
     probs = applied.probs if relabel.enabled else np.eye(len(columns))[targets]
     chosen = select(labels, confidence, text_embeddings, augment.per_class, len(columns))
+    asked = np.isfinite(found.teacher).all(1)
+    choice = np.nan_to_num(found.teacher).argmax(1)
     resolved = [
         replace(
             example,
             label=task.labels[labels[i]],
             label_probs=tuple(float(p) for p in probs[i]),
             confidence=float(confidence[i]),
+            teacher_label=task.labels[choice[i]] if asked[i] else None,
             kept=bool(chosen[i]),
             dropped_because=None if chosen[i] else LOW_EVIDENCE,
         )
         for i, example in enumerate(examples)
     ]
-    asked = np.isfinite(found.teacher).all(1)
-    choice = np.nan_to_num(found.teacher).argmax(1)
     report = RelabelReport(
         texts=len(examples),
         kept=int(chosen.sum()),

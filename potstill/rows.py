@@ -107,7 +107,8 @@ class Example:
     """A text with what is known of its class.
 
     ``label_probs`` is a distribution over the task's classes in the task's order. ``target_label`` is
-    the class the text was written for, ``label`` the one it is used with. Rows that a filter drops stay
+    the class the text was written for, ``teacher_label`` the one the teacher took it for when asked, ``label``
+    the one it is used with. Rows that a filter drops stay
     in the table with ``kept=False`` and the reason.
     """
 
@@ -120,6 +121,7 @@ class Example:
     request_id: str | None = None
     relabel_request_id: str | None = None
     target_label: str | None = None
+    teacher_label: str | None = None
     mix_label: str | None = None
     alpha: float | None = None
     confidence: float | None = None
@@ -187,6 +189,7 @@ EXAMPLE = pa.schema(
         ("request_id", _TEXT),
         ("relabel_request_id", _TEXT),
         ("target_label", _TEXT),
+        ("teacher_label", _TEXT),
         ("mix_label", _TEXT),
         ("alpha", _FLOAT),
         ("confidence", _FLOAT),

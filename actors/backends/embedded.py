@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.backends.weights import identify, prepare, quiet_transformers
+from actors.precision import pick_precision
 from potstill.config import EmbeddedTeacher
 from potstill.draws import generator
 from potstill.errors import TeacherError
@@ -194,22 +195,6 @@ class EmbeddedBackend:
         found = set(configured) if isinstance(configured, list) else {configured}
         found.add(self._tokenizer.eos_token_id)
         return frozenset(token for token in found if token is not None)
-
-
-def pick_precision(configured: str, device: str) -> str:
-    """ "float32" or "bfloat16": auto takes the latter only where the hardware computes in it."""
-    if configured != "auto":
-        return configured
-    if device == "cuda":
-        import torch
-
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    try:
-        with open("/proc/cpuinfo") as stream:
-            flags = next((line.split() for line in stream if line.startswith("flags")), [])
-    except OSError:
-        flags = []
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
 def _failed(request: Request, error: str) -> Response:

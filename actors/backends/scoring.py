@@ -29,24 +29,49 @@ class Question:
 
 
 def group_by_prefix(questions: Sequence[Question]) -> list[list[int]]:
-    """Indices of questions that share a beginning worth reading once, longest suffix last in each group."""
+    """Indices of questions that share a beginning worth reading once, longest suffix last in each group.
+
+    Sorted prompts make a tree of common beginnings. From its leaves up, the branches of a node become one
+    group where reading what all have in common once spares more tokens than the groups that they are already.
+    """
+    if not questions:
+        return []
     order = sorted(range(len(questions)), key=lambda i: questions[i].prompt)
-    groups: list[list[int]] = []
-    shared = 0
-    for i in order:
-        prompt = questions[i].prompt
-        if groups:
-            common = common_length([questions[groups[-1][0]].prompt[:shared], prompt]) if shared else 0
-            if len(groups[-1]) == 1:
-                common = common_length([questions[groups[-1][0]].prompt, prompt])
-            # Joining must not cost the group much of what it shares already.
-            if common >= _MIN_SHARED and 2 * common >= min(len(prompt), shared or len(prompt)):
-                groups[-1].append(i)
-                shared = common
-                continue
-        groups.append([i])
-        shared = 0
-    return [sorted(group, key=lambda i: len(questions[i].prompt)) for group in groups]
+    open_nodes: list[tuple[int, list[_Branch]]] = []  # (length of the common beginning, branches), growing lengths
+    branch = _Branch([order[0]], [[order[0]]], 0)
+    for before, i in zip(order, [*order[1:], None], strict=True):
+        shared = common_length([questions[before].prompt, questions[i].prompt]) if i is not None else -1
+        while open_nodes and open_nodes[-1][0] > shared:
+            length, branches = open_nodes.pop()
+            branch = _join(length, [*branches, branch])
+        if i is None:
+            break
+        if not open_nodes or open_nodes[-1][0] < shared:
+            open_nodes.append((shared, []))
+        open_nodes[-1][1].append(branch)
+        branch = _Branch([i], [[i]], 0)
+    return [sorted(group, key=lambda i: len(questions[i].prompt)) for group in branch.groups]
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Part of the tree: its questions, their best grouping, and the tokens that this spares."""
+
+    members: list[int]
+    groups: list[list[int]]
+    spared: int
+
+
+def _join(length: int, branches: Sequence[_Branch]) -> _Branch:
+    members = [i for branch in branches for i in branch.members]
+    spared = sum(branch.spared for branch in branches)
+    better = [branch for branch in branches if length * len(branch.members) > branch.spared]
+    group = [i for branch in better for i in branch.members]
+    gain = length * (len(group) - 1) - sum(branch.spared for branch in better)
+    if length < _MIN_SHARED or len(group) < 2 or gain <= 0:
+        return _Branch(members, [group for branch in branches for group in branch.groups], spared)
+    kept = [own for branch in branches if branch not in better for own in branch.groups]
+    return _Branch(members, [group, *kept], spared + gain)
 
 
 def common_length(prompts: Sequence[tuple[int, ...]]) -> int:

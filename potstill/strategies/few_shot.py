@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.prompts import Draft, WritePrompt, card
-from potstill.strategies.contexts import draw_context
+from potstill.strategies.contexts import Context, draw_context
 from potstill.strategies.exemplars import draw_exemplars
 from potstill.task import LabelledText, Task
 
@@ -22,7 +22,7 @@ def plan(
     for label in task.labels:
         for i in range(*counts.get(label, (0, 0))):
             exemplars = draw_exemplars(seeds, label, augment.shots, seed, i)
-            context = draw_context(task, label, seed, i)
+            context = draw_context(task, label, seed, i) if augment.contexts else Context()
             prompt = WritePrompt(
                 task=task.description,
                 text_kind=task.text_kind,

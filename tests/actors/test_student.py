@@ -55,7 +55,7 @@ def prepare(folder: Path, config: StudentConfig, *arms: Arm) -> TrainingJob:
     for arm in arms or (Arm("one", ROWS),):
         key = arm_digest(arm, config, LABELS, weights_digest(config.model))
         jobs.append(ArmJob(arm.name, key, arm.seed, str(folder / key), dict(arm.lineage)))
-        export.write_rows(jobs[-1].folder, arm.rows, arm.validation)
+        export.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
     return TrainingJob(LABELS, config, tuple(jobs))
 
 

@@ -12,6 +12,7 @@ from potstill.arms import (
     Arm,
     TrainingRow,
     arm_digest,
+    from_choices,
     from_examples,
     from_table,
     from_texts,
@@ -96,6 +97,18 @@ def test_rows_from_examples_keep_what_is_kept() -> None:
     assert from_texts([LabelledText("1", "t", "c")], LABELS, 5.0) == [TrainingRow("t", (0.0, 0.0, 1.0), 5.0)]
 
 
+def test_the_teachers_choices_count_where_it_was_asked() -> None:
+    examples = [
+        Example("1", "asked", "a", target_label="a", teacher_label="b"),
+        Example("2", "dropped", "b", teacher_label="c", kept=False, dropped_because="low evidence"),
+        Example("3", "not asked", "c"),
+    ]
+    assert from_choices(examples, LABELS) == [
+        TrainingRow("asked", (0.0, 1.0, 0.0)),
+        TrainingRow("dropped", (0.0, 0.0, 1.0)),
+    ]
+
+
 def test_rows_survive_their_table() -> None:
     assert from_table(to_table(ROWS)) == ROWS
 
@@ -108,6 +121,12 @@ def test_the_digest_follows_what_matters_only() -> None:
     assert base != arm_digest(Arm("one", tuple(ROWS[:2]), seed=1), StudentConfig(), LABELS, "w")
     assert base != arm_digest(arm, StudentConfig(epochs=6), LABELS, "w")
     assert base != arm_digest(arm, StudentConfig(), LABELS, "v")
+    assert base == arm_digest(arm, StudentConfig(blend=0.1), LABELS, "w"), "nothing to blend with"
+    anchored = arm_digest(arm, StudentConfig(), LABELS, "w", "anchor")
+    assert anchored != base
+    assert anchored != arm_digest(arm, StudentConfig(blend=0.1), LABELS, "w", "anchor")
+    asked = Arm("one", tuple(ROWS), seed=1, asked=tuple(ROWS[:1]))
+    assert anchored != arm_digest(asked, StudentConfig(), LABELS, "w", "anchor")
 
 
 def test_repeats_vary_the_training_seed() -> None:

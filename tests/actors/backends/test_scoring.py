@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,12 +54,26 @@ def test_tree_equals_one_pass_a_choice(model: LlamaForCausalLM) -> None:
 
 
 @given(st.lists(TOKENS, min_size=1, max_size=12))
-@settings(deadline=None)
 def test_every_question_is_in_exactly_one_group(prompts: list[tuple[int, ...]]) -> None:
     groups = group_by_prefix([Question(prompt, ((1,),)) for prompt in prompts])
     assert sorted(i for group in groups for i in group) == list(range(len(prompts)))
     for group in groups:
         assert len(group) == 1 or common_length([prompts[i] for i in group]) >= 16
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=5), st.data())
+def test_a_few_odd_questions_cost_the_others_nothing(odd: list[int], data: st.DataObject) -> None:
+    """Nearly alike prompts and some that share half of it: reading must cost what two groups cost, not one."""
+    beginning = tuple(range(100))
+    usual = [Question((*beginning, *range(200, 300), 300 + i), ((1,),)) for i in range(30)]
+    others = [Question((*beginning, *range(500, 500 + 40), 600 + i), ((1,),)) for i in odd]
+    questions = data.draw(st.permutations([*usual, *others]))
+    read = 0
+    for group in group_by_prefix(questions):
+        prompts = [questions[i].prompt for i in group]
+        shared = common_length(prompts) if len(prompts) > 1 else 0
+        read += shared + sum(len(prompt) - shared for prompt in prompts)
+    assert read <= 200 + len(usual) + 140 + 140 * len(odd)
 
 
 @given(TOKENS, TOKENS, TOKENS)

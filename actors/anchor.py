@@ -1,0 +1,70 @@
+"""The seeds-only student's part in the training of another: consulted before, blended in after.
+
+See ``potstill.second_opinion`` for what it is good for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors import export
+from actors.predictor import Predictor
+from potstill import second_opinion
+from potstill.arms import TrainingRow
+
+if TYPE_CHECKING:
+    from actors.student import ArmJob, TrainingJob
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """``opinion``: its class probabilities for the rows of the arm, [rows, classes]; ``model``: its export."""
+
+    model: str
+    opinion: NDArray[np.float64]
+    say: second_opinion.Say
+
+    @classmethod
+    def consult(cls, arm: ArmJob, rows: Sequence[TrainingRow], job: TrainingJob) -> Anchor:
+        """Let the anchor of ``arm`` look at its ``rows`` and at what the teacher was asked about.
+
+        Raises ``StageError`` if it can't be loaded.
+        """
+        assert arm.anchor is not None
+        model = export.model_folder(arm.anchor)
+        asked = export.read_rows(arm.folder, "asked")
+        predictor = Predictor({"anchor": model}, job.labels, job.device, job.student.max_length, threads=job.threads)
+        opinion = predictor.predict([row.text for row in (*rows, *asked)])["anchor"]
+        say = second_opinion.choose_say(
+            job.student,
+            n_seeds=len(export.read_rows(arm.anchor)),
+            n_classes=len(job.labels),
+            choices=opinion[len(rows) :].argmax(axis=1),
+            others=np.array([np.argmax(row.label_probs) for row in asked], dtype=np.int64),
+        )
+        return cls(model, opinion[: len(rows)], say)
+
+    def refine(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+        """The rows with the opinion in their labels."""
+        probs = np.array([row.label_probs for row in rows])
+        refined = second_opinion.refine(probs, self.opinion, self.say.opinion)
+        return [replace(row, label_probs=tuple(map(float, new))) for row, new in zip(rows, refined, strict=True)]
+
+    def blend(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The weighted mean of ``state`` and the anchor's weights, tensor by tensor."""
+        from safetensors.torch import load_file
+
+        if not self.say.blend:
+            return dict(state)
+        own = load_file(os.path.join(export.fetch(self.model), "model.safetensors"))
+        share = self.say.blend
+        return {
+            name: (1 - share) * value + share * own[name] if value.is_floating_point() and name in own else value
+            for name, value in state.items()
+        }

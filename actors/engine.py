@@ -1,0 +1,72 @@
+"""The DeepSpeed engine around a student: optimizer, precision, ZeRO stage, from the config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.precision import pick_precision
+from actors.pretrained import Encoder
+from potstill.config import StudentConfig
+from potstill.errors import StageError
+
+
+def initialise(student: StudentConfig, encoder: Encoder, device: Any) -> Any:
+    """The DeepSpeed engine around the model, with AdamW and no decay on biases and norms."""
+    import torch
+
+    deepspeed = _import_deepspeed(device.type)
+    decayed = [p for p in encoder.model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in encoder.model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": student.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    model = encoder.model.to(device)
+    # torch's own AdamW: DeepSpeed's CPU and GPU versions are compiled at first use.
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=1e-9, fused=not student.offload_optimizer
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(student, device.type))
+    return engine
+
+
+def deepspeed_config(student: StudentConfig, device: str) -> dict[str, Any]:
+    """DeepSpeed's JSON for a student. Batch size and accumulation are nominal: the loop sets the boundaries."""
+    passed = dict(student.deepspeed)
+    zero = {"stage": student.zero_stage, **passed.pop("zero_optimization", {})}
+    if student.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": student.clip_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **passed,
+    }
+    if computing_precision(student, device) == "bfloat16":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
+
+
+def computing_precision(student: StudentConfig, device: str) -> str:
+    """ "float32" or "bfloat16". auto is float32 for ZeRO 3 on CPU, whose gathered weights autocast can't take."""
+    if student.precision == "auto" and device == "cpu" and student.zero_stage == 3:
+        return "float32"
+    return pick_precision(student.precision, device)
+
+
+def _import_deepspeed(device: str) -> Any:
+    """DeepSpeed, without the shared-memory op that it would compile on CPU.
+
+    The op (g++, 30-40 s the first time) serves tensor-parallel inference alone; training goes through
+    gloo with or without it. DeepSpeed asks this table whether an op can be built, and documents that
+    edits to it persist; an empty one also spares the probing of compilers.
+    """
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        message = f"training needs DeepSpeed, which can't be imported ({error}); `pip install deepspeed`"
+        raise StageError(message) from error
+    if device == "cpu":
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed

@@ -1,0 +1,80 @@
+"""A say for the student of the seeds alone, in the distilled student's labels and in its weights.
+
+The seeds are the only real texts there are. What was learnt from them knows how real texts look, which the
+teacher's texts don't always show: generated spam looks like any unruly text, and a student of it calls every
+unruly message spam, though it *ranks* messages no worse than before. Two things mend that:
+
+- labels: the teacher's distribution over a text's classes times that of the seeds-only student (a product of
+  experts; two views that label for each other are co-training, Blum & Mitchell, COLT 1998);
+- weights: the exported student is the weighted mean of the distilled one and the seeds-only one, which start
+  from the same encoder (WiSE-FT: Wortsman et al., CVPR 2022, section 3).
+
+How much say: as much as so few texts can have taught (two seeds tell two classes apart far better than six),
+and only as far as the teacher, asked about the same texts, agrees more than by chance. The two learnt from
+different sources, so where they agree both are likely to be right; on SUBJ a seeds-only student that was
+worse than a coin showed in its agreement alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.config import StudentConfig
+
+FLOOR = 0.02
+"""The least probability that counts: a student of a few texts is too sure of itself to rule a class out."""
+_LARGEST_BLEND = 0.3
+_AGREEMENT = (0.2, 0.45)  # Cohen's kappa up to which the opinion counts for nothing, and from which on in full
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights
+    in the exported student; ``agreement``: Cohen's kappa of its and the teacher's choices."""
+
+    opinion: float = 0.0
+    blend: float = 0.0
+    agreement: float = 0.0
+
+
+def wanted(student: StudentConfig) -> bool:
+    """Whether the seeds-only student may have any say, so that it has to be trained."""
+    return student.second_opinion != 0 or student.blend != 0
+
+
+def choose_say(
+    student: StudentConfig,
+    n_seeds: int,
+    n_classes: int,
+    choices: NDArray[np.int64],
+    others: NDArray[np.int64],
+) -> Say:
+    """As configured; auto: in full from as many seeds a class as there are classes and a kappa of 0.45, with
+    fewer seeds by the square of that ratio, and nothing below a kappa of 0.2.
+
+    ``choices``, ``others``: the classes (indices) that the seeds-only student and the teacher take the same
+    texts for, over all texts that the teacher was asked about: those that selection kept are those on which
+    everybody agrees. The constants were found on training-side rows of several tasks (``benchmarks/README.md``).
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    kappa = cohen_kappa_score(choices, others, labels=range(n_classes)) if len(choices) else 0.0
+    agreement = float(np.nan_to_num(kappa))  # not a number where both always say the same one class
+    taught = min(1.0, n_seeds / max(n_classes, 1) ** 2) ** 2
+    low, high = _AGREEMENT
+    standing = taught * float(np.clip((agreement - low) / (high - low), 0.0, 1.0))
+    return Say(
+        standing if student.second_opinion == "auto" else student.second_opinion,
+        _LARGEST_BLEND * standing if student.blend == "auto" else student.blend,
+        agreement,
+    )
+
+
+def refine(probs: NDArray[np.float64], opinion: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    """``probs`` times ``opinion ** weight``, normalised; both [rows, classes]. What is certain stays so."""
+    product = probs * np.maximum(opinion, FLOOR) ** weight
+    refined: NDArray[np.float64] = product / product.sum(axis=1, keepdims=True)
+    return refined

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.config import StudentConfig
+from potstill.second_opinion import FLOOR, Say, choose_say, refine, wanted
+
+AUTO = StudentConfig()
+HALF = np.array([0, 1] * 50)
+
+
+def distributions(rows: int, classes: int) -> st.SearchStrategy[np.ndarray]:
+    numbers = st.lists(st.floats(0.0, 1.0), min_size=rows * classes, max_size=rows * classes)
+    return numbers.map(lambda values: np.array(values).reshape(rows, classes) + 1e-3).map(
+        lambda raw: raw / raw.sum(1, keepdims=True)
+    )
+
+
+@given(distributions(5, 3), distributions(5, 3), st.floats(0.0, 1.0))
+def test_refined_rows_are_distributions_and_no_weight_changes_nothing(probs, opinion, weight):
+    refined = refine(probs, opinion, weight)
+    assert np.allclose(refined.sum(1), 1)
+    assert np.allclose(refine(probs, opinion, 0.0), probs)
+    # Against a uniform distribution the opinion alone decides, in its own order.
+    alone = refine(np.full_like(probs, 1 / 3), opinion, weight)
+    floored = np.maximum(opinion, FLOOR)
+    assert all(
+        alone[row, a] >= alone[row, b] - 1e-12
+        for row in range(5)
+        for a in range(3)
+        for b in range(3)
+        if floored[row, a] >= floored[row, b]
+    )
+
+
+def test_what_is_certain_stays_so_and_no_opinion_rules_a_class_out():
+    certain = np.array([[0.0, 1.0]])
+    assert np.allclose(refine(certain, np.array([[1.0, 0.0]]), 1.0), certain)
+    doubted = refine(np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]]), 1.0)
+    assert doubted[0, 1] == pytest.approx(FLOOR / (1 + FLOOR))
+
+
+def test_full_say_for_two_classes_that_both_sources_tell_apart():
+    say = choose_say(AUTO, n_seeds=4, n_classes=2, choices=HALF, others=HALF)
+    assert say == Say(opinion=1.0, blend=0.3, agreement=1.0)
+
+
+def test_less_say_with_more_classes_or_fewer_seeds():
+    says = [choose_say(AUTO, 2 * n, n, np.arange(120) % n, np.arange(120) % n).opinion for n in (2, 4, 6, 77)]
+    assert says == sorted(says, reverse=True)
+    assert says[1] == pytest.approx(0.25)
+    more_seeds = choose_say(AUTO, 6 * 6, 6, np.arange(120) % 6, np.arange(120) % 6)
+    assert more_seeds.opinion == 1.0
+
+
+def test_no_say_without_agreement_beyond_chance():
+    rng = np.random.default_rng(0)
+    by_chance = choose_say(AUTO, 4, 2, HALF, rng.permutation(HALF))
+    assert by_chance.opinion == by_chance.blend == 0
+    opposed = choose_say(AUTO, 4, 2, HALF, 1 - HALF)
+    assert opposed.opinion == 0
+    assert opposed.agreement == pytest.approx(-1)
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn divides by nothing where only one class occurs
+@pytest.mark.parametrize("choices", [np.array([], dtype=int), np.zeros(9, dtype=int)])
+def test_no_say_where_agreement_means_nothing(choices):
+    assert choose_say(AUTO, 4, 2, choices, choices) == Say(0.0, 0.0, 0.0)
+
+
+def test_what_is_configured_holds_whatever_the_agreement():
+    student = StudentConfig(second_opinion=0.4, blend=0.0)
+    assert choose_say(student, 4, 2, HALF, 1 - HALF) == Say(0.4, 0.0, pytest.approx(-1))
+    assert wanted(student)
+    assert wanted(AUTO)
+    assert not wanted(StudentConfig(second_opinion=0, blend=0))
