@@ -130,6 +130,15 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
         )
     )
     rows += [(f"  {source} -> {target}", str(count)) for source, target, count in checked["changes"][:SHOWN_CHANGES]]
+    say = job.run.read_json("finetune")["distilled"]["say"]
+    if say:
+        rows.append(
+            (
+                "second opinion",
+                f"of the seeds-only student, weight {say['opinion']:.2f} in labels, {say['blend']:.2f} in weights; "
+                f"agrees with the teacher at kappa {say['agreement']:.2f}",
+            )
+        )
     return rows
 
 
