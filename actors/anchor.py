@@ -48,6 +48,8 @@ class Anchor:
             choices=opinion[len(rows) :].argmax(axis=1),
             others=np.array([np.argmax(row.label_probs) for row in asked], dtype=np.int64),
         )
+        if all(max(row.label_probs) == 1.0 for row in rows):
+            say = replace(say, opinion=0.0)  # hard labels leave nothing to have an opinion on
         return cls(model, opinion[: len(rows)], say)
 
     def refine(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:

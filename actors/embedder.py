@@ -36,7 +36,9 @@ def locate(model: str = PACKAGED) -> Path:
 class Embedder:
     """An encoder kept in memory. Raises ``TeacherError`` where it can't be loaded."""
 
-    def __init__(self, model: str = PACKAGED, threads: int = 1, batch_size: int = 64, max_length: int = 128) -> None:
+    def __init__(
+        self, model: str = PACKAGED, threads: int = 1, batch_size: int = 64, max_length: int = 128, device: str = "cpu"
+    ) -> None:
         folder = locate(model)
         import torch
         from transformers import AutoModel, AutoTokenizer
@@ -45,7 +47,7 @@ class Embedder:
 
         torch.set_num_threads(threads)
         self._batch_size, self._max_length = batch_size, max_length
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device  # a GPU that is there may be another process's
         try:
             with quiet_transformers():
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -73,8 +73,14 @@ def discard(folder: str) -> None:
 def write(
     folder: str, encoder: Any, state: Mapping[str, Any], labels: Sequence[str], card: str, report: Mapping[str, Any]
 ) -> None:
-    """Export model, tokenizer and model card, then the marker. Only rank 0 calls this."""
+    """Export model, tokenizer and model card, then the marker. Only rank 0 calls this.
+
+    An arm that another job has completed meanwhile is left alone: its model may be being read.
+    """
     filesystem, root = url_to_fs(folder)
+    if read_report(folder) is not None:
+        return
+    discard(folder)
     with tempfile.TemporaryDirectory(prefix="potstill-export-") as scratch:
         model = encoder.model
         model.config.id2label = dict(enumerate(labels))

@@ -18,9 +18,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,10 @@ LOSS_WINDOW = 10
 """Steps between two looks at the loss: summing it over workers each step would wait for the GPU each step."""
 
 log = logging.getLogger("potstill.student")
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArmJob:
     """One arm as a worker gets it. ``folder`` holds ``rows.parquet`` (and ``validation.parquet``) and will
     hold ``model/`` and, written last, ``complete.json``. ``anchor``: the folder of the arm that has a say in
@@ -105,7 +106,7 @@ class ArmReport:
     seconds: float
     workers: int
     best_step: int
-    say: dict[str, float] = field(default_factory=dict)
+    say: dict[str, float | None] = field(default_factory=dict)
     validation: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -179,6 +180,23 @@ class _World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives on this rank. An error on any rank is raised on all: the others would wait for ever."""
+        import torch.distributed as dist
+
+        value, error = None, None
+        try:
+            value = work()
+        except PotstillError as raised:
+            error = raised
+        errors = [error] * self.size
+        if self.size > 1:
+            dist.all_gather_object(errors, error)
+        for found in errors:
+            if found is not None:
+                raise found
+        return cast(Result, value)
+
     def total(self, values: Any) -> list[float]:
         """The sum over ranks of a tensor, element by element."""
         import torch.distributed as dist
@@ -194,11 +212,11 @@ def _train_arm(world: _World, job: TrainingJob, arm: ArmJob, texts: dict[str, li
 
     student = job.student
     _seed_everything(arm.seed)
-    encoder = load_encoder(student, job.labels)
+    encoder = world.together(lambda: load_encoder(student, job.labels))
     rows, validation = export.read_rows(arm.folder), export.read_rows(arm.folder, "validation")
     anchor = None
     if arm.anchor is not None:
-        anchor = world.agree(Anchor.consult(arm, rows, job) if world.rank == 0 else None)
+        anchor = world.agree(world.together(lambda: Anchor.consult(arm, rows, job) if world.rank == 0 else None))
         rows = anchor.refine(rows)
     truncated = encoder.tokenise([row.text for row in (*rows, *validation)], texts)
     part = _Part.of(rows, texts, student)

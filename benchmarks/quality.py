@@ -20,12 +20,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.ledger import Ledger
-from actors.teacher import TeacherPool
+from actors.pool import TeacherPool
 from jobs import cluster, evaluate, evaluation, finetune, generate, preflight, relabel
 from jobs.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
-from potstill.scores import score
+from potstill.scores import mean_and_deviation, score
 from potstill.task import find_shipped
 
 COLUMNS = ("seeds_only", "generated", "distilled", "real_equal")
@@ -56,10 +56,10 @@ def main() -> None:
             finetune.finetune(job)
             runs.append((job, _scores(job)))
             terminal.say("  ".join(f"{name} {value:.3f}" for name, value in runs[-1][1].items()))
-    result = summarise(runs, time.monotonic() - started)
+            result = summarise(runs, time.monotonic() - started)
+            if options.json:  # after every run: the next one may break off
+                Path(options.json).write_text(json.dumps(result, indent=2))
     _print(terminal, result)
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2))
 
 
 def _options() -> argparse.Namespace:
@@ -98,7 +98,12 @@ def _task(name: str, data_dir: Path) -> dict[str, Any]:
 def _scores(job: Job) -> dict[str, float]:
     """Macro-F1 of every student on the test split."""
     students = job.run.read_json("finetune")
-    predictions = evaluation.predict({name: one["export"] for name, one in students.items()}, job.data.test, job.labels)
+    predictions = evaluation.predict(
+        {name: one["export"] for name, one in students.items()},
+        job.data.test,
+        job.labels,
+        max_length=job.config.student.max_length,
+    )
     predictions[evaluate.REGRESSION] = evaluate.regression(job)
     scores = {name: score(rows, job.labels, resamples=100) for name, rows in predictions.items()}
     values = {name: one.macro_f1.value for name, one in scores.items()}
@@ -106,27 +111,26 @@ def _scores(job: Job) -> dict[str, float]:
 
 
 def summarise(runs: list[tuple[Job, dict[str, float]]], seconds: float) -> dict[str, Any]:
-    """Means over data seeds by task, and the gain's mean and minimum over tasks (fractions of 1)."""
+    """Means over data seeds by task, and the gain's mean and minimum over tasks (fractions of 1).
+
+    A column that a task can't have (no real texts beyond the seeds) is ``None``.
+    """
     tasks: dict[str, Any] = {}
     for name in dict.fromkeys(job.task.name for job, _ in runs):
         own = [values for job, values in runs if job.task.name == name]
-        tasks[name] = {column: statistics.fmean(values[column] for values in own) for column in COLUMNS}
-        tasks[name]["std"] = {column: _deviation([values[column] for values in own]) for column in COLUMNS}
+        told = {column: mean_and_deviation([one[column] for one in own]) for column in COLUMNS if column in own[0]}
+        tasks[name] = {column: told[column][0] if column in told else None for column in COLUMNS}
+        tasks[name]["std"] = {column: told[column][1] if column in told else None for column in COLUMNS}
         tasks[name]["runs"] = own
     gains = [one["distilled"] - one["seeds_only"] for one in tasks.values()]
     return {"tasks": tasks, "mean_gain": statistics.fmean(gains), "worst_gain": min(gains), "seconds": seconds}
-
-
-def _deviation(values: list[float]) -> float:
-    """Of the sample; one run shows none."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _print(terminal: Terminal, result: dict[str, Any]) -> None:
     rows = [
         (
             name,
-            *(f"{one[column]:.3f} ± {one['std'][column]:.3f}" for column in COLUMNS),
+            *("-" if one[column] is None else f"{one[column]:.3f} ± {one['std'][column]:.3f}" for column in COLUMNS),
             f"{one['distilled'] - one['seeds_only']:+.3f}",
         )
         for name, one in result["tasks"].items()

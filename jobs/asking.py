@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.teacher import TeacherPool
+from actors.pool import TeacherPool
 from jobs.job import Job
 from jobs.terminal import StageLine
 from potstill.errors import StageError
 from potstill.rows import Request, Response, from_table
+from potstill.teachers import OpenAITeacher
 
 MAX_ERROR_RATE = 0.1
+FORGIVEN = 9  # failures that are never too many, as long as anything was answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ def ask(
 ) -> tuple[dict[str, Response], Usage]:
     """Answers by request id, and what they took. Writes ``request/<part>`` and ``response/<part>``.
 
-    Requests of the same content are asked once. Raises ``StageError`` with the commonest error when more
-    than ``MAX_ERROR_RATE`` of the requests failed; single failures only lack in the result.
+    Requests of the same content are asked once. Raises ``StageError`` with the commonest error when too large a
+    share of the requests failed (``teacher.max_error_rate``); single failures only lack in the result.
     """
     distinct = list({request.request_id: request for request in requests}.values())
     job.run.write(Request, part, distinct)
@@ -69,14 +71,16 @@ def ask(
     )
     job.run.write_table("response", part, table)
     responses = from_table(table, Response)
-    _stop_on_errors(part, responses)
+    teacher = job.config.teacher
+    _stop_on_errors(part, responses, teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE)
     return {response.request_id: response for response in responses if response.error is None}, usage
 
 
-def _stop_on_errors(part: str, responses: Sequence[Response]) -> None:
+def _stop_on_errors(part: str, responses: Sequence[Response], allowed: float) -> None:
     errors = collections.Counter(response.error for response in responses if response.error is not None)
     failed = sum(errors.values())
-    if failed > MAX_ERROR_RATE * len(responses):
+    # A later round may hold a few requests only, of which one may well fail; nothing but failures is no chance.
+    if failed > max(allowed * len(responses), FORGIVEN if failed < len(responses) else 0):
         commonest, count = errors.most_common(1)[0]
         raise StageError(
             f"{part}: {failed} of {len(responses)} requests failed; the commonest error ({count} times): {commonest}. "

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from actors.ledger import Ledger
-from actors.teacher import TeacherPool
+from actors.pool import TeacherPool
 from jobs import cluster, plan, preflight
 from jobs.job import Job
 from jobs.runs import Run
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
 from potstill.config import Config
+from potstill.errors import InputError, Problem
 
 STAGES = ("generate", "relabel", "finetune", "evaluate")
 
@@ -43,6 +44,12 @@ def run_stages(
     terminal = Terminal()
     job = preflight.prepare(config, stages, terminal, verbose)
     if run is not None:
+        if run.name != job.run.name:
+            message = (
+                f"its task, data, teacher or training recipe changed since; as they are now they make {job.run.name}. "
+                "Give the config instead of the run"
+            )
+            raise InputError([Problem(f"run {run.name}", message)])
         job = replace(job, run=run)
     if "generate" in stages:
         plan.print_plan(job, plan.plan(job))
@@ -66,7 +73,7 @@ def _run(job: Job, stages: Sequence[str]) -> None:
 
     # The pool's processes hold the CPUs or GPUs that training needs, so it is closed before.
     if {"generate", "relabel"} & set(stages):
-        with TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri)) as pool:
+        with TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri), job.terminal.warn) as pool:
             if "generate" in stages:
                 generate.generate(job, pool)
             if "relabel" in stages:

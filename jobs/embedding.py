@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.pool import cause
+from potstill.errors import StageError
+
+SHARE = 0.01
+
 
 def embed(*groups: Sequence[str]) -> list[np.ndarray]:
     """For each group of texts an array (texts, width), float32, rows of unit length."""
@@ -14,9 +19,11 @@ def embed(*groups: Sequence[str]) -> list[np.ndarray]:
     from actors.embedder import Embedder
 
     environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
-    # No CPU is asked for: beside a teacher pool that holds them all it would wait for ever.
-    embedder = ray.remote(Embedder).options(num_cpus=0, runtime_env=environment).remote()
+    # A trace of a CPU: it keeps off a head node that has none to give, and fits beside a teacher pool.
+    embedder = ray.remote(Embedder).options(num_cpus=SHARE, runtime_env=environment).remote()
     try:
         return [ray.get(embedder.embed.remote(list(texts))) for texts in groups]
+    except ray.exceptions.RayError as error:
+        raise StageError(f"the texts could not be embedded: {cause(error)}") from error
     finally:
         ray.kill(embedder)

@@ -118,13 +118,18 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
 
 
 def _register(job: Job, result: report.Report, student: Mapping[str, str]) -> StudentVersion | None:
-    """Register the distilled student, in a Ray task: the driver imports no torch."""
+    """Register the distilled student, in a Ray task: the driver imports no torch.
+
+    On the driver's node, where tracking and artifact places of this machine mean what they say.
+    """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     distilled = result.scores[DISTILLED]
 
     def in_a_task(**arguments: object) -> StudentVersion:
-        task = ray.remote(registry.register_student).options(num_cpus=1, max_retries=0)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        task = ray.remote(registry.register_student).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
         try:
             return ray.get(task.remote(**arguments))
         except ray.exceptions.RayTaskError as error:

@@ -11,7 +11,7 @@ labels beyond the seeds, and nothing flows from it to the others.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs import training
@@ -47,13 +47,14 @@ def finetune(job: Job) -> training.TrainingResult:
         for name, one in result.students.items():
             record.curves({f"{name}/loss": [step.loss for step in one.records]})
             record.metrics({f"{name}/seconds": one.seconds, f"{name}/examples_per_s": one.examples_per_s})
-            record.metrics({f"{name}/anchor_{what}": value for what, value in one.say.items()})
+            record.metrics({f"{name}/anchor_{what}": value for what, value in one.say.items() if value is not None})
         reused = len(result.students) - result.trained
         line.summary = f"{result.trained} students trained on {result.workers} workers"
         if reused:
             line.summary += f", {reused} of the same digest reused" if result.trained else ""
             line.summary = line.summary if result.trained else f"{reused} trained students of the same digest reused"
-        line.summary += _second_opinion(result.students[DISTILLED].say)
+        said = second_opinion.in_words(result.students[DISTILLED].say)
+        line.summary += f"; {said}" if said else ""
     return result
 
 
@@ -94,15 +95,6 @@ def plan_arms(job: Job) -> list[Arm]:
     if REAL_EQUAL in config.evaluate.compare and job.data.train:
         arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(_real(job, counts), labels)]))
     return arms
-
-
-def _second_opinion(say: Mapping[str, float]) -> str:
-    if not say:
-        return ""
-    return (
-        f"; second opinion of {SEEDS_ONLY}: weight {say['opinion']:.2f}, blend {say['blend']:.2f} "
-        f"(agrees with the teacher at kappa {say['agreement']:.2f})"
-    )
 
 
 def _first(examples: Sequence[Example], per_class: int) -> list[Example]:

@@ -13,8 +13,8 @@ import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.backends.embedded import identify
-from actors.teacher import TeacherPool
+from actors.backends.identity import identify
+from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.job import Job
 from jobs.runs import as_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.backends.embedded import identify
+from actors.backends.identity import identify
 from jobs import loading
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal

@@ -187,7 +187,10 @@ def _read_files(
 
 
 def _exists(place: str) -> bool:
-    filesystem, inner = url_to_fs(place)
+    try:
+        filesystem, inner = url_to_fs(place)
+    except (ValueError, ImportError) as error:
+        raise InputError([Problem(place, f"is no place that can be read: {error}")]) from error
     return bool(filesystem.exists(inner))
 
 
@@ -223,7 +226,12 @@ def _pairs(records: list[Any], source: DataSource, place: str) -> list[tuple[Any
     missing = [name for name in (source.text_column, source.label_column) if records and name not in columns]
     if missing:
         raise InputError([Problem(place, f"has no column {' and no '.join(map(repr, missing))}, only {columns}")])
-    return [(record.get(source.text_column), record.get(source.label_column)) for record in records]
+    return [
+        (record.get(source.text_column), record.get(source.label_column))
+        if isinstance(record, dict)
+        else (record, None)
+        for record in records
+    ]
 
 
 def _read_hub(task: Task) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:

@@ -222,8 +222,12 @@ def problems(tracking: TrackingConfig, experiment: str | None = None) -> list[Pr
     if message:
         return [Problem(where, message), *found]
     name = experiment or tracking.experiment
-    if name and (scheme != "sqlite" or _sqlite_path(tracking.uri).exists()) and _is_deleted(tracking.uri, name):
-        found.append(_deleted(name))
+    if name and (scheme != "sqlite" or _sqlite_path(tracking.uri).exists()):
+        try:
+            if _is_deleted(tracking.uri, name):
+                found.append(_deleted(name))
+        except (TrackingError, RefusedError) as error:
+            found.append(Problem(where, str(error)))
     return found
 
 

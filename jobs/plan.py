@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from actors.backends.embedded import identify
+from actors.backends.identity import identify
 from actors.ledger_store import LedgerStore
 from jobs import generate
 from jobs.job import Job, prepare

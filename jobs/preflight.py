@@ -9,7 +9,9 @@ from typing import Any
 
 import fsspec.core
 
-from actors.backends.embedded import identify
+from actors import embedder
+from actors.backends.identity import identify
+from actors.backends.openai import read_key
 from actors.ledger_store import LedgerStore
 from jobs import cluster, loading, mlflow_server, paths, training
 from jobs.job import Job
@@ -18,6 +20,7 @@ from jobs.terminal import Terminal
 from potstill import encoders
 from potstill.config import Config
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
+from potstill.teachers import EmbeddedTeacher, OpenAITeacher
 
 NODE_ANSWERS_S = 60.0
 
@@ -80,8 +83,15 @@ def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
     found: list[Problem] = []
     try:
         identify(config.teacher)  # whatever the stages: its weights are part of the run's name
+        if isinstance(config.teacher, OpenAITeacher) and {"generate", "relabel"} & set(stages):
+            read_key(config.teacher)
     except TeacherError as error:
         found.append(_problem("teacher", error))
+    if {"relabel", "evaluate"} & set(stages):
+        try:
+            embedder.locate(embedder.PACKAGED)
+        except TeacherError as error:
+            found.append(_problem("embedder", error))
     bound = cluster.upper_bound()
     if bound is not None:
         return found + _resources(config, stages, bound)
@@ -90,7 +100,7 @@ def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
 
 def _resources(config: Config, stages: Sequence[str], resources: dict[str, float]) -> list[Problem]:
     found: list[Problem] = []
-    if {"generate", "relabel"} & set(stages):
+    if {"generate", "relabel"} & set(stages) and isinstance(config.teacher, EmbeddedTeacher):
         actors = config.teacher.actors
         have = int(resources.get("GPU", 0)) or int(resources.get("CPU", 0))
         if actors > have:
@@ -106,10 +116,10 @@ def _storage(storage: str) -> list[Problem]:
     try:
         filesystem, root = fsspec.core.url_to_fs(storage)
         filesystem.makedirs(root, exist_ok=True)
-        probe = f"{root}/.potstill-write-test"
+        probe = f"{root}/.potstill-write-test-{uuid.uuid4().hex[:8]}"
         filesystem.touch(probe)
         filesystem.rm(probe)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # object stores raise their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return [Problem(f"storage = {storage!r}", f"can't be written: {reason}; choose a folder that you may write")]
     return []

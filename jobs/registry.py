@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import export
-from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors
+from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors, short_requests
 from potstill.errors import StageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+UPLOAD_TIMEOUT_S = 120  # of one request: weights take longer than a metric
 PINNED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 _LOADER = Path(__file__).with_name("served_student.py")
 
@@ -93,7 +94,7 @@ def register_student(
         **facts,
     }
     try:
-        with _tracking_to(tracking_uri), mlflow_errors():
+        with short_requests(UPLOAD_TIMEOUT_S), _tracking_to(tracking_uri), mlflow_errors():
             registry = client(tracking_uri)
             known = find_version(registry, name, run_digest, student_digest)
             if known is None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actors.backends.embedded import identify
-from actors.teacher import TeacherPool
+from actors.backends.identity import identify
+from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.embedding import embed
 from jobs.generate import usage_metrics
@@ -124,6 +124,7 @@ def _metrics(report: RelabelReport) -> dict[str, float]:
         "share_contradicted": report.share_contradicted,
         "share_changed": report.share_changed,
         "share_applied": report.share_applied,
+        "min_confidence": report.min_confidence,
         **({"teacher_accuracy_on_seeds": report.seed_accuracy} if report.seed_accuracy is not None else {}),
     }
 
@@ -131,7 +132,7 @@ def _metrics(report: RelabelReport) -> dict[str, float]:
 def _summary(report: RelabelReport) -> str:
     words = [f"{report.kept} of {report.texts} texts kept"]
     if report.seed_accuracy is not None:
-        words.append(f"teacher right on {report.seed_accuracy:.0%} of the seeds")
+        words.append(f"teacher right on {report.seed_accuracy:.0%} of the seeds, {report.guard}")
     words.append(f"{report.share_contradicted:.0%} contradicted, {report.share_changed:.0%} changed")
     if report.changes:
         source, target, count = max(report.changes, key=lambda change: change[2])

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.job import Job, prepare
+from jobs.mlflow_server import redact
 from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
-from potstill.config import Config, home
+from potstill import second_opinion
+from potstill.config import Config, TrackingConfig, home
 from potstill.scores import ClassScores, Difference, Interval, Scores
 
 SHOWN_CHANGES = 5  # the commonest changes of label
@@ -114,14 +116,12 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
     rows = [
         ("texts written", f"{made['texts']} in {made['usage']['requests']} replies, {made['rounds']} round(s)"),
         *((f"dropped: {reason}", str(count)) for reason, count in made["dropped"].items()),
-        ("dropped: low evidence", str(checked["texts"] - checked["kept"])),
+        (f"dropped: {checked['dropped_because']}", str(checked["texts"] - checked["kept"])),
         ("texts kept", ", ".join(f"{label} {count}" for label, count in checked["kept_per_class"])),
     ]
     if checked["seed_accuracy"] is not None:
-        used = "" if checked["teacher_used"] else "; not used"
-        rows.append(
-            ("teacher right on seeds", f"{checked['seed_accuracy']:.0%} (chance {checked['seed_chance']:.0%}){used}")
-        )
+        rows.append(("teacher right on seeds", f"{checked['seed_accuracy']:.0%} (chance {checked['seed_chance']:.0%})"))
+        rows.append(("guard", f"{checked['guard']} (from a confidence of {checked['min_confidence']:.2f})"))
         rows.append(("teacher contradicts target", f"{checked['share_contradicted']:.0%} of the texts"))
     rows.append(
         (
@@ -130,15 +130,9 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
         )
     )
     rows += [(f"  {source} -> {target}", str(count)) for source, target, count in checked["changes"][:SHOWN_CHANGES]]
-    say = job.run.read_json("finetune")["distilled"]["say"]
-    if say:
-        rows.append(
-            (
-                "second opinion",
-                f"of the seeds-only student, weight {say['opinion']:.2f} in labels, {say['blend']:.2f} in weights; "
-                f"agrees with the teacher at kappa {say['agreement']:.2f}",
-            )
-        )
+    said = second_opinion.in_words(job.run.read_json("finetune")["distilled"]["say"])
+    if said:
+        rows.append(("second opinion", said.removeprefix("second opinion of the ")))
     return rows
 
 
@@ -165,10 +159,16 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     new = sum(job.run.read_json(stage)["usage"]["new_requests"] for stage in ("generate", "relabel"))
     say(f"teacher   new requests: {new}")
     say()
-    name = version.name if version else f"{job.task.name}-student"
     # A name alone is looked for in the default storage.
     run = job.run.name if job.config.storage == str(home() / "runs") else job.run.path
-    say(f"next      potstill report {run}   |   potstill promote {name}")
+    promote = ""
+    if version is not None:
+        tracking = job.config.tracking.uri
+        standard = tracking == TrackingConfig().uri
+        promote = f"   |   potstill promote {version.name}" + (
+            "" if standard else f" --tracking-uri {redact(tracking)}"
+        )
+    say(f"next      potstill report {run}{promote}")
 
 
 def as_markdown(job: Job, result: Report) -> str:

@@ -259,29 +259,34 @@ class Replay:
 def replay(run_dir: str | Path, uri: str | None = None) -> Replay:
     """Send what earlier runs in ``run_dir`` could not log; runs get their own times and places.
 
-    ``uri`` is needed where the tracking URI holds a password, which is not written down, or where the
-    server has moved. Never raises for an outage: what can't be sent stays, and is counted as ``waiting``.
+    ``uri`` is needed where the tracking URI holds a password, which is not written down; entries for another
+    server stay. Never raises for an outage: what can't be sent stays, and is counted as ``waiting``.
     """
-    sent = waiting = 0
+    sent = waiting = unreachable = 0
     refused: list[str] = []
     folder = spool_folder(run_dir)
     for session_folder in sorted(folder.iterdir()) if folder.is_dir() else []:
         spool = Spool.load(session_folder)
         if spool is None:
             continue
-        if uri is not None:
-            spool.session.uri = absolute_uri(uri)
         before = len(spool)
+        if uri is not None:
+            # Its experiment and runs are numbers of its own server, and mean something else on another.
+            if redact(absolute_uri(uri)) != redact(spool.session.uri):
+                waiting += before
+                spool.release()
+                continue
+            spool.session.uri = absolute_uri(uri)
         session_refused: list[str] = []
-        if not waiting:  # a server that could not be reached a moment ago would cost another time-out
+        if not unreachable:  # a server that could not be reached a moment ago would cost another time-out
             with suppress(TrackingError):  # what could not be sent is counted below
                 for entry, error in spool.drain(partial(Sender(spool.session).send, again=True)):
                     session_refused.append(describe(entry, error))
         spool.release()
         sent += before - len(spool) - len(session_refused)
-        waiting += len(spool)
+        unreachable += len(spool)
         refused.extend(session_refused)
-    return Replay(sent, waiting, tuple(refused))
+    return Replay(sent, waiting + unreachable, tuple(refused))
 
 
 def describe(entry: Entry, error: Exception) -> str:

@@ -38,7 +38,7 @@ class Terminal:
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", header_style="dim")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         self.console.print(table)
 
     @contextmanager
@@ -107,4 +107,4 @@ class StageLine:
     def finish(self, summary: str, style: str = "green") -> None:
         """Leave one plain line behind."""
         seconds = time.monotonic() - self._start
-        self._console.print(f"[{style}]{self._name:<10}[/] {seconds:5.0f} s  {summary}", soft_wrap=True)
+        self._console.print(f"[{style}]{self._name:<10}[/] {seconds:5.0f} s  {escape(summary)}", soft_wrap=True)

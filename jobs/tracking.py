@@ -255,6 +255,10 @@ def open_tracker(
     left = replay(run_dir, uri)
     if left.sent:
         warn(f"{left.sent} entries of an earlier run that MLflow had missed are logged")
+    if left.waiting:
+        warn(f"{left.waiting} entries of an earlier run wait in {run_dir} for their own MLflow server")
+    if left.refused:
+        warn(f"MLflow refused {len(left.refused)} entries of an earlier run, the first: {left.refused[0]}")
     content = config.model_dump(mode="json")
     tracker.params({"command": command, **content})
     tracker.text("config.yaml", redact(yaml.safe_dump(content, sort_keys=False, allow_unicode=True)))

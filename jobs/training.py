@@ -72,7 +72,7 @@ class TrainedStudent:
     truncated: int
     seconds: float
     best_step: int
-    say: Mapping[str, float]
+    say: Mapping[str, float | None]
     validation: tuple[Mapping[str, float], ...]
     reused: bool
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _MIN_TEXTS_PER_CLASS = 8
+_LEAST_SHARE = 0.1  # of the even share
 _TINY = 1e-12
 
 
@@ -25,17 +26,16 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
 
-def calibrate(
-    logprobs: np.ndarray, prior: np.ndarray | None = None, rounds: int = 1, strength: float = 1.0
-) -> Calibration:
+def calibrate(logprobs: np.ndarray, prior: np.ndarray | None = None, rounds: int = 1) -> Calibration:
     """Probabilities whose mean over the texts is ``prior``, from raw log-probabilities (n_texts, n_classes).
 
     NaN or -inf: the class was not offered for that text; its mean is taken over the texts that offered it,
     against the prior mass those texts would give it. ``prior``: (n_classes,) expected shares, uniform by
     default. ``rounds`` = 1 is batch calibration as published; more rounds bring the means of the calibrated
-    probabilities to the prior exactly. ``strength``: 0 leaves the probabilities as they are, 1 divides fully.
+    probabilities to the prior exactly.
 
-    Unsafe, and then not applied (``weights`` all 1): fewer than 8 texts a class.
+    Unsafe, and then not applied (``weights`` all 1): fewer than 8 texts a class, or a prior that gives a class
+    less than a tenth of its even share, since a model's leaning can't be told from so much skew.
     """
     n_texts, n_classes = logprobs.shape
     offered = np.isfinite(logprobs)
@@ -45,6 +45,9 @@ def calibrate(
     if n_texts < _MIN_TEXTS_PER_CLASS * n_classes:
         warning = f"{n_texts} texts are too few to calibrate {n_classes} classes ({_MIN_TEXTS_PER_CLASS} a class needed); raw probabilities used"
         return Calibration(raw, weights, (warning,))
+    if target.min() * n_classes < _LEAST_SHARE:
+        warning = f"one of {n_classes} classes is expected in {target.min():.1%} of the texts: too skewed to calibrate; raw probabilities used"
+        return Calibration(raw, weights, (warning,))
     warnings = []
     # What the prior gives each class within the classes offered to a text.
     within = offered * target
@@ -53,7 +56,7 @@ def calibrate(
     for _ in range(rounds):
         mean = probs.sum(0) / np.maximum(offered.sum(0), 1)
         wanted = within.sum(0) / np.maximum(offered.sum(0), 1)
-        weights = weights * np.where(offered.any(0), (wanted / np.maximum(mean, _TINY)) ** strength, 1.0)
+        weights = weights * np.where(offered.any(0), wanted / np.maximum(mean, _TINY), 1.0)
         probs = raw * weights
         probs = probs / np.maximum(probs.sum(1, keepdims=True), _TINY)
     never = [i for i in range(n_classes) if not offered[:, i].any()]

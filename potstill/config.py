@@ -8,28 +8,18 @@ Unknown fields are refused. Secrets never stand here, only the names of environm
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from potstill.config_file import explain, override
+from potstill.config_file import explain, override, place_of
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
-
-
-def home() -> Path:
-    """Where ledger, runs and MLflow's database live unless the config says otherwise."""
-    return Path(os.environ.get("POTSTILL_HOME", "~/.potstill")).expanduser().absolute()
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and a field that does not exist is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from potstill.sections import Section, home
+from potstill.teachers import WITHOUT_EFFECT, EmbeddedTeacher, TeacherConfig
 
 
 class TaskRef(Section):
@@ -61,24 +51,6 @@ class LedgerConfig(Section):
         elif self.uri.startswith("sqlite:///~"):
             object.__setattr__(self, "uri", "sqlite:///" + str(Path(self.uri.removeprefix("sqlite:///")).expanduser()))
         return self
-
-
-class EmbeddedTeacher(Section):
-    """A language model in the job's own processes: no key, no network."""
-
-    kind: Literal["embedded"] = "embedded"
-    model: str = Field(
-        "smollm2-135m-instruct", description="the packaged model, or the path of a transformers folder or a GGUF file"
-    )
-    actors: int = Field(0, ge=0, description="teacher processes; 0 = one a CPU core or GPU of the cluster")
-    threads: int = Field(1, ge=1, description="CPU threads a process; more than one a core is many times slower")
-    batch_size: int = Field(64, ge=1, le=1024, description="texts written together")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor computes in it, else float32"
-    )
-    renderer: Literal["auto", "list", "chat"] = Field(
-        "auto", description="how prompts are put: list continuation for small models, chat for others"
-    )
 
 
 class Alpha(Section):
@@ -281,7 +253,7 @@ class Config(Section):
         "", description="folder of the runs, any fsspec path that all nodes share; default <POTSTILL_HOME>/runs"
     )
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
-    teacher: EmbeddedTeacher = EmbeddedTeacher()
+    teacher: TeacherConfig = EmbeddedTeacher()
     augment: AugmentConfig = AugmentConfig()
     relabel: RelabelConfig = RelabelConfig()
     student: StudentConfig = StudentConfig()
@@ -315,13 +287,13 @@ class Config(Section):
             content.pop(name)
         for section, names in _WITHOUT_EFFECT.items():
             for name in names:
-                content[section].pop(name)
+                content[section].pop(name, None)
         return digest(content, size=6)
 
 
 _WITHOUT_EFFECT = {
     "task": ("preset", "data_dir"),
-    "teacher": ("actors", "threads", "batch_size"),
+    "teacher": WITHOUT_EFFECT,
     "student": ("workers", "micro_batch_tokens", "max_failures", "offload_optimizer"),
 }
 
@@ -353,7 +325,7 @@ def parse(content: dict[str, Any], where: str = "config") -> Config:
             config = Config.model_validate(rest)
         except ValidationError as error:
             problems += explain(error, where)
-            rest = _without(rest, [item["loc"] for item in error.errors()])
+            rest = _without(rest, [place_of(item) for item in error.errors()])
     if problems or config is None:
         raise ConfigError(problems, config)
     return config

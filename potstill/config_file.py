@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from potstill.errors import InputError, Problem
+from potstill.teachers import KINDS
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -38,14 +39,21 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return content
 
 
+def place_of(item: Any) -> tuple[int | str, ...]:
+    """Where in the file a complaint of pydantic's belongs: the kind of teacher is no level of its own there."""
+    place = tuple(item["loc"])
+    return place[:1] + place[2:] if place[:1] == ("teacher",) and place[1:2] and place[1] in KINDS else place
+
+
 def explain(error: ValidationError, where: str) -> list[Problem]:
     """pydantic's complaints as problems: field = value, and what is allowed."""
     items = error.errors()
     # Of a field that may be a number or a word, pydantic complains once for each; here that is one line.
-    either = {item["loc"][:-1] for item in items if item["loc"] and str(item["loc"][-1]).startswith("literal[")}
+    either = {place_of(item)[:-1] for item in items if item["loc"] and str(item["loc"][-1]).startswith("literal[")}
     found: dict[tuple[Any, ...], Problem] = {}
     for item in items:
-        place = item["loc"][:-1] if item["loc"][:-1] in either else item["loc"]
+        place = place_of(item)
+        place = place[:-1] if place[:-1] in either else place
         location = ".".join(str(part) for part in place)
         if item["type"] == "extra_forbidden":
             message = "no such field"

@@ -16,6 +16,8 @@ from potstill.relabelling import VOTE
 from potstill.rows import Request, Response
 from potstill.task import Task
 
+_UNNAMED = 0.05  # mass of all classes that an answer of one bare class does not name
+_EVEN = 0.5  # share of the even share from which on a class counts as even
 _TINY = 1e-6  # floor of a probability: no source alone may rule a class out
 _SHARPNESS = 20.0  # turns a cosine into a logit: 0.1 more cosine is 7 times the odds
 _CHANNEL_TEMPERATURE = 4.0
@@ -49,14 +51,20 @@ def read_answers(task: Task, requests: Sequence[Request], responses: Mapping[str
         response = responses.get(request.request_id)
         if response is None or response.error or len(response.choice_logprobs) != len(request.choices):
             continue
-        for choice, logprob in zip(request.choices, response.choice_logprobs, strict=True):
-            if logprob is None:
-                continue
+        for choice, logprob in zip(request.choices, _filled(response), strict=True):
             if request.strategy == VOTE:
                 votes[i // per_text, i % per_text, names[choice]] = logprob
             elif channel is not None and request.target_label is not None:
                 channel[i // per_text, labels[request.target_label]] = logprob
     return Answers(votes, channel)
+
+
+def _filled(response: Response) -> list[float]:
+    """Log-probabilities of all choices. Those that a server did not name (it returns the likeliest 20 tokens, or
+    one class and no probability) share the residual mass, and have a little where there is none."""
+    unnamed = sum(logprob is None for logprob in response.choice_logprobs)
+    share = max(response.residual_mass or 0.0, _UNNAMED) / max(unnamed, 1)
+    return [np.log(share) if logprob is None else logprob for logprob in response.choice_logprobs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ def weigh(
 ) -> Evidence:
     """All that is known of each text's class. ``seed_columns``, ``target_columns``: class indices; embeddings: unit rows."""
     n_classes = len(class_embeddings)
-    teacher, warnings = teacher_probs(answers)
+    teacher, warnings = teacher_probs(answers, expected_shares(target_columns, n_classes))
     target = target_prior(target_columns, n_classes, target_share)
     prototypes = prototype_probs(text_embeddings, seed_embeddings, seed_columns, class_embeddings)
     # Distance stands in only where the teacher said nothing. With two seeds a class it prefers texts that repeat
@@ -91,8 +99,16 @@ def weigh(
     return Evidence(teacher, prototypes, combine(source, target), tuple(warnings))
 
 
-def teacher_probs(answers: Answers) -> tuple[np.ndarray, list[str]]:
-    """The teacher's view of each text, (n_texts, n_classes), and the calibrations' warnings.
+def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | None:
+    """How the texts should be spread over the classes: as they were written. ``None`` (evenly) where no class has
+    less than half its even share, since so much is chance."""
+    shares = np.bincount(target_columns, minlength=n_classes) / max(len(target_columns), 1)
+    return None if shares.min() * n_classes >= _EVEN else shares
+
+
+def teacher_probs(answers: Answers, prior: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+    """The teacher's view of each text, (n_texts, n_classes), and the calibrations' warnings. ``prior``: (n_classes,)
+    expected shares of the classes, uniform by default.
 
     Each vote is calibrated alone, and their geometric mean taken; so is the channel score, with its
     log-likelihoods flattened, since a text's tokens are far from independent. NaN where nobody answered.
@@ -102,13 +118,13 @@ def teacher_probs(answers: Answers) -> tuple[np.ndarray, list[str]]:
     if answers.votes.shape[1]:
         total, counted = np.zeros(answers.votes[:, 0].shape), np.zeros(len(answers.votes))
         for vote in range(answers.votes.shape[1]):
-            probs = _calibrated(answers.votes[:, vote], f"vote {vote + 1}", warnings)
+            probs = _calibrated(answers.votes[:, vote], f"vote {vote + 1}", warnings, prior)
             answered = np.isfinite(probs).all(1)
             total[answered] += np.log(np.maximum(probs[answered], _TINY))
             counted += answered
         parts.append(np.where(counted[:, None] > 0, normalise(total / np.maximum(counted, 1)[:, None]), np.nan))
     if answers.channel is not None:
-        parts.append(_calibrated(answers.channel / _CHANNEL_TEMPERATURE, "channel", warnings))
+        parts.append(_calibrated(answers.channel / _CHANNEL_TEMPERATURE, "channel", warnings, prior))
     if not parts:
         return np.full((len(answers.votes), answers.votes.shape[2]), np.nan), warnings
     combined = combine(*parts)
@@ -116,11 +132,11 @@ def teacher_probs(answers: Answers) -> tuple[np.ndarray, list[str]]:
     return combined, warnings
 
 
-def _calibrated(logprobs: np.ndarray, name: str, warnings: list[str]) -> np.ndarray:
+def _calibrated(logprobs: np.ndarray, name: str, warnings: list[str], prior: np.ndarray | None) -> np.ndarray:
     answered = np.isfinite(logprobs).any(1)
     probs = np.full(logprobs.shape, np.nan)
     if answered.any():
-        calibration = calibrate(logprobs[answered], rounds=_ROUNDS)
+        calibration = calibrate(logprobs[answered], prior, rounds=_ROUNDS)
         probs[answered] = calibration.probs
         warnings += [f"{name}: {warning}" for warning in calibration.warnings]
     return probs

@@ -26,11 +26,19 @@ TOO_SHORT = "too short"
 
 _BLOCK = 2048
 _WORD = re.compile(r"\w+")
+# Thai, Lao, Burmese, Khmer, kana, CJK: written without spaces, so that a sentence is one "word".
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_UNSPACED_LETTERS = 2  # of them count as a word
 
 
 def normalise(text: str) -> str:
     """``text`` for comparison: compatibility-composed, case-folded, words only."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def count_words(text: str) -> int:
+    """Words of a normalised text; where a script puts no spaces, two letters count as one."""
+    return sum(max(1, len(_UNSPACED.findall(word)) // _UNSPACED_LETTERS) for word in text.split())
 
 
 def drop(
@@ -52,7 +60,7 @@ def drop(
         for index in indices:
             reasons[index] = reasons[index] or reason
 
-    mark((index for index, text in enumerate(plain) if len(text.split()) < min_words), TOO_SHORT)
+    mark((index for index, text in enumerate(plain) if count_words(text) < min_words), TOO_SHORT)
     seeds, tests = [normalise(text) for text in seed_texts], [normalise(text) for text in test_texts]
     grams, seed_grams, test_grams = character_grams(plain, seeds, tests)
     mark(np.flatnonzero(nearest_jaccard(grams, seed_grams) >= near), COPY_OF_SEED)

@@ -1,4 +1,5 @@
-"""Prompts into words: as a list to continue (small models) or as chat messages (instruction followers).
+"""Prompts into words: as a list to continue (small models) or as chat messages (instruction followers), with
+names or codes for the classes.
 
 A 135M model completes patterns and follows no orders: lists gave 17 usable lines of 30, chat 6.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from potstill.codes import code_names
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.prompts import ChoosePrompt, ClassCard, Draft, WritePrompt, percentages
@@ -30,11 +32,12 @@ def render(prompt: WritePrompt | ChoosePrompt, renderer: str) -> Rendered:
 
 
 def choose_renderer(configured: str, identity: TeacherIdentity) -> str:
-    """auto: "list" for local models that are small or of unknown size, "chat" for all others."""
+    """auto: "list" for local models that are small or of unknown size, "chat" for other local ones, "codes" for
+    endpoints, which tell the probabilities of single tokens only."""
     if configured != "auto":
         return configured
     if identity.provider != "embedded":
-        return "chat"
+        return "codes"
     size = re.search(r"(\d+(?:[._]\d+)?)\s*([bm])(?![a-z])", identity.model.lower())
     if size is None:
         return "list"
@@ -81,10 +84,17 @@ def to_requests(
                 target_label=draft.target_label,
                 mix_label=draft.mix_label,
                 alpha=draft.alpha,
-                exemplar_ids=draft.exemplar_ids,
+                exemplar_ids=_shown_ids(draft, renderer),
             )
         )
     return requests
+
+
+def _shown_ids(draft: Draft, renderer: str) -> tuple[str, ...]:
+    """The seeds that stand in the prompt: a list shows the target class alone, whose card is the last."""
+    if renderer != "list":
+        return draft.exemplar_ids
+    return draft.exemplar_ids[len(draft.exemplar_ids) - len(draft.prompt.target.examples) :]
 
 
 def _draw_number(draft: Draft) -> int:
@@ -162,6 +172,22 @@ def _choose_chat(prompt: ChoosePrompt) -> Rendered:
     return (Message("user", user),), ("\n",)
 
 
+def _choose_codes(prompt: ChoosePrompt) -> Rendered:
+    codes = code_names([shown.name for shown in prompt.cards])
+    cards = "\n".join(f"{codes[shown.name]}. {shown.name}: {shown.description}" for shown in prompt.cards)
+    kind = prompt.text_kind.capitalize()
+    shown = "\n\n".join(f"{kind}: {_line(text)}\nClass: {codes[name]}" for text, name in prompt.shown)
+    what = "code" if any(name != code for name, code in codes.items()) else "name"
+    parts = [
+        prompt.task,
+        f"Classes:\n{cards}",
+        shown,
+        f"To which class does this {prompt.text_kind} belong? Answer with the {what} of one class and nothing else.",
+        f"{kind}: {_line(prompt.text)}\nClass:",
+    ]
+    return (Message("user", "\n\n".join(part for part in parts if part)),), ("\n",)
+
+
 def _card_for_chat(shown: ClassCard, text_kind: str) -> str:
     examples = f"\n{_numbered(shown.examples)}" if shown.examples else ""
     return f"Class {shown.name!r}: {shown.description}{examples}"
@@ -183,4 +209,5 @@ def _heading(source: str) -> str:
 RENDERERS: dict[str, tuple[Callable[[WritePrompt], Rendered], Callable[[ChoosePrompt], Rendered]]] = {
     "list": (_write_list, _choose_list),
     "chat": (_write_chat, _choose_chat),
+    "codes": (_write_chat, _choose_codes),
 }

@@ -8,6 +8,7 @@ changes a label only where all evidence together is at least 0.9 sure. The repor
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from potstill.selection import select
 from potstill.task import LabelledText, Task
 
 LOW_EVIDENCE = "low evidence"
+NOT_NEEDED = "not needed"
 _UNPROVEN = 0.9  # probability that a change needs where the teacher's worth is not shown
 _SIGNIFICANT = 0.05
 
@@ -32,14 +34,16 @@ class RelabelReport:
     """What relabelling did. Shares are fractions of the texts that reached it.
 
     ``changes``: (from class, to class, texts) as applied. ``share_contradicted``: the teacher's own first
-    choice was another class; ``share_changed``: the label used is another one than was written for.
+    choice was another class; ``share_changed``: the label used is another one than was written for;
+    ``guard``: what the seeds say of the teacher (``Guard``); ``min_confidence``: what a change of label needed.
     """
 
     texts: int
     kept: int
     seed_accuracy: float | None
     seed_chance: float
-    teacher_used: bool
+    guard: str
+    dropped_because: str
     share_contradicted: float
     share_changed: float
     share_applied: float
@@ -84,12 +88,17 @@ def resolve(
 
     answers = evidence.read_answers(task, requests, responses, len(examples))
     seed_answers = evidence.read_answers(task, seed_requests, seed_responses, len(seeds))
-    check = check_on_seeds(answers, seed_answers, seed_columns)
-    teacher_used = relabel.enabled and (check is None or check.accuracy >= 1.0 / len(columns))
-    if relabel.enabled and not teacher_used and check is not None:
+    shares = evidence.expected_shares(targets, len(columns))
+    check = check_on_seeds(answers, seed_answers, seed_columns, shares) if relabel.enabled else None
+    guard = _guard(relabel, check)
+    teacher_used = guard not in (Guard.OFF, Guard.NOT_USED)
+    if guard is Guard.NOT_USED and check is not None:
         warnings.append(
-            f"the teacher is right on {check.accuracy:.0%} of the labelled seeds, below chance; its labels are not used"
+            f"the teacher is right on {check.accuracy:.0%} of the labelled seeds, below chance ({check.chance:.0%}); "
+            "its labels are not used"
         )
+    if relabel.enabled and check is None and len(examples):
+        warnings.append("the teacher gave no answer about the labelled seeds: only changes that are sure are made")
     found = evidence.weigh(
         answers if teacher_used else answers.silenced(),
         text_embeddings,
@@ -100,11 +109,13 @@ def resolve(
         relabel.target_prior,
     )
     warnings += found.warnings
-    threshold = _threshold(relabel, check)
-    applied = _apply_changes(found.posterior, targets, threshold if relabel.enabled else math.inf)
+    threshold = _threshold(relabel, guard)
+    applied = _apply_changes(found.posterior, targets, threshold if teacher_used else math.inf)
     labels, confidence = applied.labels, applied.confidence
-    probs = applied.probs if relabel.enabled else np.eye(len(columns))[targets]
-    chosen = select(labels, confidence, text_embeddings, augment.per_class, len(columns))
+    probs = applied.probs if teacher_used else np.eye(len(columns))[targets]
+    # Without a teacher there is no evidence to select by: closeness to the seeds picks what repeats them.
+    chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), augment.per_class, len(columns))
+    reason = LOW_EVIDENCE if teacher_used else NOT_NEEDED
     asked = np.isfinite(found.teacher).all(1)
     choice = np.nan_to_num(found.teacher).argmax(1)
     resolved = [
@@ -115,7 +126,7 @@ def resolve(
             confidence=float(confidence[i]),
             teacher_label=task.labels[choice[i]] if asked[i] else None,
             kept=bool(chosen[i]),
-            dropped_because=None if chosen[i] else LOW_EVIDENCE,
+            dropped_because=None if chosen[i] else reason,
         )
         for i, example in enumerate(examples)
     ]
@@ -123,8 +134,9 @@ def resolve(
         texts=len(examples),
         kept=int(chosen.sum()),
         seed_accuracy=None if check is None else check.accuracy,
-        seed_chance=1.0 / len(columns),
-        teacher_used=teacher_used,
+        seed_chance=1.0 / len(columns) if check is None else check.chance,
+        guard=guard.value,
+        dropped_because=reason,
         share_contradicted=_share((choice != targets)[asked]),
         share_changed=_share(labels != targets),
         share_applied=applied.share,
@@ -137,17 +149,30 @@ def resolve(
     return Resolution(tuple(resolved), report)
 
 
+class Guard(enum.Enum):
+    """What the labelled seeds say of the teacher, and so what its word is worth."""
+
+    OFF = "relabelling is off"
+    NOT_USED = "worse than chance on the seeds: not used"
+    UNPROVEN = "not proven on the seeds: only sure changes are made"
+    PROVEN = "proven on the seeds: all changes are made"
+
+
 @dataclass(frozen=True, slots=True)
 class SeedCheck:
-    """The teacher on the labelled seeds, each left out of its own prompt. ``p_value``: how often guessing
-    would be right on as many (one-sided binomial test)."""
+    """The teacher on the labelled seeds, each left out of its own prompt. ``chance``: accuracy of guessing among
+    the classes that were offered; ``p_value``: how often guessing would be right on as many (one-sided binomial test)."""
 
     accuracy: float
+    chance: float
     p_value: float
 
 
 def check_on_seeds(
-    answers: evidence.Answers, seed_answers: evidence.Answers, seed_columns: np.ndarray
+    answers: evidence.Answers,
+    seed_answers: evidence.Answers,
+    seed_columns: np.ndarray,
+    prior: np.ndarray | None = None,
 ) -> SeedCheck | None:
     """How good the teacher is on the labelled seeds, calibrated as on the texts; None without answers.
 
@@ -159,12 +184,25 @@ def check_on_seeds(
     if answers.channel is not None and seed_answers.channel is not None:
         channels = np.concatenate([answers.channel, seed_answers.channel])
     together = evidence.Answers(np.concatenate([answers.votes, seed_answers.votes]), channels)
-    probs = evidence.teacher_probs(together)[0][len(answers.votes) :]
+    probs = evidence.teacher_probs(together, prior)[0][len(answers.votes) :]
     answered = np.isfinite(probs).all(1)
     if not answered.any():
         return None
     right, asked = int((answered & (probs.argmax(1) == seed_columns)).sum()), int(answered.sum())
-    return SeedCheck(right / asked, float(binomtest(right, asked, 1.0 / probs.shape[1], "greater").pvalue))
+    # With more classes than are offered for a text, guessing is right more often than one time in all classes.
+    offered = np.isfinite(seed_answers.votes).any(1).sum(1)[answered]
+    chance = float((1.0 / offered).mean())
+    return SeedCheck(right / asked, chance, float(binomtest(right, asked, chance, "greater").pvalue))
+
+
+def _guard(relabel: RelabelConfig, check: SeedCheck | None) -> Guard:
+    if not relabel.enabled:
+        return Guard.OFF
+    if check is None:
+        return Guard.UNPROVEN
+    if check.accuracy < check.chance:
+        return Guard.NOT_USED
+    return Guard.PROVEN if check.p_value < _SIGNIFICANT else Guard.UNPROVEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +215,12 @@ class _Applied:
     share: float
 
 
-def _threshold(relabel: RelabelConfig, check: SeedCheck | None) -> float:
+def _threshold(relabel: RelabelConfig, guard: Guard) -> float:
     """Confidence that a change of label needs. auto: none where the seeds show that the teacher knows the
     classes, ``_UNPROVEN`` where it may as well have guessed."""
     if relabel.min_confidence != "auto":
         return relabel.min_confidence
-    return 0.0 if check is None or check.p_value < _SIGNIFICANT else _UNPROVEN
+    return 0.0 if guard is Guard.PROVEN else _UNPROVEN
 
 
 def _apply_changes(posterior: np.ndarray, targets: np.ndarray, threshold: float) -> _Applied:

@@ -45,7 +45,7 @@ class Request:
     """One question to the teacher. Without ``choices`` it asks for text, with them for a class.
 
     ``request_id`` is a hash of what is *sent* (model, messages, sampling, choices) and of ``occurrence``
-    (the n-th draw of the same prompt), never of what it is for: the same question is paid for once.
+    (which of several draws of the same prompt), never of stage or task: the same question is paid for once.
     """
 
     stage: str

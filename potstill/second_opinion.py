@@ -17,6 +17,7 @@ worse than a coin showed in its agreement alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +34,12 @@ _AGREEMENT = (0.2, 0.45)  # Cohen's kappa up to which the opinion counts for not
 @dataclass(frozen=True, slots=True)
 class Say:
     """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights
-    in the exported student; ``agreement``: Cohen's kappa of its and the teacher's choices."""
+    in the exported student; ``agreement``: Cohen's kappa of its and the teacher's choices, ``None`` where the teacher
+    was asked nothing."""
 
     opinion: float = 0.0
     blend: float = 0.0
-    agreement: float = 0.0
+    agreement: float | None = None
 
 
 def wanted(student: StudentConfig) -> bool:
@@ -61,15 +63,29 @@ def choose_say(
     """
     from sklearn.metrics import cohen_kappa_score
 
-    kappa = cohen_kappa_score(choices, others, labels=range(n_classes)) if len(choices) else 0.0
-    agreement = float(np.nan_to_num(kappa))  # not a number where both always say the same one class
+    agreement = None
+    if len(choices):
+        # It is no number where both always say the same one class.
+        agreement = float(np.nan_to_num(cohen_kappa_score(choices, others, labels=range(n_classes))))
     taught = min(1.0, n_seeds / max(n_classes, 1) ** 2) ** 2
     low, high = _AGREEMENT
-    standing = taught * float(np.clip((agreement - low) / (high - low), 0.0, 1.0))
+    # Nobody vouches for it where the teacher was asked nothing.
+    standing = taught * float(np.clip(((agreement or 0.0) - low) / (high - low), 0.0, 1.0))
     return Say(
         standing if student.second_opinion == "auto" else student.second_opinion,
         _LARGEST_BLEND * standing if student.blend == "auto" else student.blend,
         agreement,
+    )
+
+
+def in_words(say: Mapping[str, float | None]) -> str:
+    """The fields of a ``Say`` for a person; nothing where there is none."""
+    if not say:
+        return ""
+    kappa = say["agreement"]
+    agreement = "the teacher was asked nothing" if kappa is None else f"agrees with the teacher at kappa {kappa:.2f}"
+    return (
+        f"second opinion of the seeds-only student: weight {say['opinion']:.2f}, blend {say['blend']:.2f} ({agreement})"
     )
 
 

@@ -140,6 +140,9 @@ class EmbeddedBackend:
 
     def _check(self, request: Request) -> str | None:
         """What is wrong with a request, if anything."""
+        if request.weights_digest != self.identity.weights_digest:
+            # Its answer would be kept under the other model's name.
+            return f"the weights of {self.identity.model} on this node are not those that the job was planned with"
         try:
             length = len(self._encode_prompt(request))
             longest = max(

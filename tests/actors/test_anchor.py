@@ -34,8 +34,8 @@ def train(
     export.write_rows(str(folder / "seeds"), rows=SEEDS)
     export.write_rows(str(folder / "all"), rows=rows, asked=asked)
     arms = (
-        ArmJob("seeds", "a", 0, str(folder / "seeds")),
-        ArmJob("all", "b", 0, str(folder / "all"), anchor=str(folder / "seeds")),
+        ArmJob(name="seeds", digest="a", seed=0, folder=str(folder / "seeds")),
+        ArmJob(name="all", digest="b", seed=0, folder=str(folder / "all"), anchor=str(folder / "seeds")),
     )
     reports = student.train_arms(TrainingJob(LABELS, config, arms))
     assert reports[0].say == {}

@@ -54,7 +54,9 @@ def prepare(folder: Path, config: StudentConfig, *arms: Arm) -> TrainingJob:
     jobs = []
     for arm in arms or (Arm("one", ROWS),):
         key = arm_digest(arm, config, LABELS, weights_digest(config.model))
-        jobs.append(ArmJob(arm.name, key, arm.seed, str(folder / key), dict(arm.lineage)))
+        jobs.append(
+            ArmJob(name=arm.name, digest=key, seed=arm.seed, folder=str(folder / key), lineage=dict(arm.lineage))
+        )
         export.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
     return TrainingJob(LABELS, config, tuple(jobs))
 

@@ -11,7 +11,8 @@ import ray
 
 from actors.backends.embedded import identify
 from actors.ledger import Ledger
-from actors.teacher import Answer, TeacherPool
+from actors.pool import TeacherPool
+from actors.teacher import Answer
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table

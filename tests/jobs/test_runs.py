@@ -16,6 +16,7 @@ from jobs import job as job_module
 from jobs import preflight, relabel, report, runs
 from jobs.evaluate import digest_examples
 from jobs.job import Job, prepare
+from jobs.registry import StudentVersion
 from jobs.runs import Run, name_run
 from jobs.spool import spool_folder
 from jobs.terminal import Terminal
@@ -128,7 +129,13 @@ def test_the_next_command_finds_the_run(storage: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(terminal, "say", lambda text="": print(text, file=shown))
     report.print_places(Job(config, Task.model_validate(TASK), DATA, run, terminal, NullTracker()), "/students/1", None)
     expected = "memory://potstill-next/runs/pets-1" if storage else "pets-1"
-    assert f"potstill report {expected}   |" in shown.getvalue()
+    assert f"next      potstill report {expected}\n" in shown.getvalue()
+    assert "promote" not in shown.getvalue(), "nothing was registered"
+    at_server = parse({"task": "t", "storage": storage, "tracking": {"uri": "http://mlflow:5000"}})
+    job = Job(at_server, Task.model_validate(TASK), DATA, run, terminal, NullTracker())
+    version = StudentVersion("pets-student", "3", "models:/pets-student/3", True)
+    report.print_places(job, "/students/1", version)
+    assert "potstill promote pets-student --tracking-uri http://mlflow:5000" in shown.getvalue()
 
 
 def test_the_data_set_is_known_by_its_rows() -> None:

@@ -67,3 +67,23 @@ def test_a_constant_lean_is_taken_out_whole(seed: int, lean: float) -> None:
     logprobs = np.random.default_rng(seed).normal(-3, 1, (40, 3))
     leaning = logprobs + np.array([lean, 0.0, 0.0])
     assert np.allclose(calibrate(logprobs, rounds=300).probs, calibrate(leaning, rounds=300).probs, atol=1e-3)
+
+
+def test_a_prior_keeps_a_stage_that_is_not_even() -> None:
+    """A tenth of the texts are of the second class, as the prior says: calibrating to even shares would relabel many."""
+    classes = (np.arange(240) % 10 == 0).astype(int)
+    logits = np.random.default_rng(0).normal(0, 0.5, (240, 2)) + 2.0 * np.eye(2)[classes] + [1.5, 0.0]
+    logprobs = np.log(normalise(logits))
+    right = {
+        name: (calibrate(logprobs, prior, rounds=20).probs.argmax(1) == classes).mean()
+        for name, prior in (("even", None), ("true", np.array([0.9, 0.1])))
+    }
+    assert right["true"] > 0.97
+    assert right["even"] < 0.9
+
+
+def test_a_class_that_hardly_occurs_is_not_calibrated_towards() -> None:
+    logprobs, _ = _biased(90, [1.0, 0.0, 0.0])
+    found = calibrate(logprobs, np.array([0.5, 0.48, 0.02]))
+    assert "too skewed" in found.warnings[0]
+    np.testing.assert_allclose(found.probs, normalise(logprobs))

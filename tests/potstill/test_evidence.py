@@ -65,3 +65,10 @@ def test_combine_is_a_product() -> None:
     one, other = np.array([[0.8, 0.2], [0.5, 0.5]]), np.array([[0.5, 0.5], [np.nan, np.nan]])
     assert np.allclose(evidence.combine(one, other), [[0.8, 0.2], [0.5, 0.5]])
     assert np.allclose(evidence.combine(one, one)[0], [0.64 / 0.68, 0.04 / 0.68])
+
+
+def test_texts_are_expected_as_they_were_written() -> None:
+    assert evidence.expected_shares(np.array([0] * 10 + [1] * 9), 2) is None
+    skewed = evidence.expected_shares(np.array([0] * 9 + [1]), 2)
+    assert skewed is not None
+    assert skewed.tolist() == [0.9, 0.1]

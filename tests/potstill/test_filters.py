@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from potstill.filters import (
     NEAR_TEST,
     TOO_SHORT,
     character_grams,
+    count_words,
     drop,
     nearest_jaccard,
     normalise,
@@ -40,6 +42,21 @@ def test_each_reason_is_named():
         test_texts=["I would like to talk to somebody about the invoice"],
     )
     assert reasons(rows) == [None, DUPLICATE, NEAR_DUPLICATE, COPY_OF_SEED, NEAR_TEST, TOO_SHORT, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("thanks", 1),
+        ("my parcel", 2),
+        ("我的包裹什么时候到", 4),
+        ("パスワードを忘れました", 5),
+        ("ฉันลืมรหัสผ่าน", 7),
+        ("包", 1),
+    ],
+)
+def test_scripts_without_spaces_are_not_one_word(text, words):
+    assert count_words(normalise(text)) == pytest.approx(words, abs=2 if words > 2 else 0)
 
 
 def test_dropped_texts_drop_no_others():

@@ -71,7 +71,7 @@ def test_classes_are_spelt_for_readers() -> None:
         ("embedded", "Qwen2.5-7B-Instruct", "chat"),
         ("embedded", "qwen2.5-0.5b", "list"),
         ("embedded", "mine", "list"),
-        ("openai", "gpt-4o-mini", "chat"),
+        ("api.openai.com", "gpt-4o-mini", "codes"),
     ],
 )
 def test_the_renderer_fits_the_model(provider: str, model: str, renderer: str) -> None:
@@ -80,7 +80,7 @@ def test_the_renderer_fits_the_model(provider: str, model: str, renderer: str) -
 
 
 def test_unknown_renderers_are_told_the_known() -> None:
-    with pytest.raises(InputError, match="auto, chat, list"):
+    with pytest.raises(InputError, match="auto, chat, codes, list"):
         render(_write(), "sonnet")
 
 
@@ -97,6 +97,12 @@ def test_requests_carry_where_they_come_from() -> None:
     chatted = to_requests(drafts, renderer="chat", **options)  # type: ignore[arg-type]
     assert listed[0].sampling == Sampling(0.7, 0.9, 50, ("END", "\n"))
     assert chatted[0].sampling == Sampling(0.7, 0.9, 200, ("END",))
-    assert [(r.target_label, r.mix_label, r.alpha, r.exemplar_ids) for r in listed] == [
-        (d.target_label, d.mix_label, d.alpha, d.exemplar_ids) for d in drafts
-    ]
+    for requests in (listed, chatted):
+        assert [(r.target_label, r.mix_label, r.alpha) for r in requests] == [
+            (d.target_label, d.mix_label, d.alpha) for d in drafts
+        ]
+    assert [r.exemplar_ids for r in chatted] == [d.exemplar_ids for d in drafts]
+    # A list shows the target class alone, so no other class's seeds are in its prompt.
+    for request, draft in zip(listed, drafts, strict=True):
+        assert 0 < len(request.exemplar_ids) == len(draft.prompt.target.examples)
+        assert set(request.exemplar_ids) < set(draft.exemplar_ids)

@@ -8,7 +8,7 @@ import pytest
 from potstill.config import AugmentConfig, RelabelConfig
 from potstill.evidence import Answers
 from potstill.relabelling import class_texts, plan_relabel, plan_seed_check
-from potstill.resolution import LOW_EVIDENCE, _apply_changes, check_on_seeds, resolve
+from potstill.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, check_on_seeds, resolve
 from potstill.rows import Example, Response
 from tests.potstill.made_up import IDENTITY, WORDS, answer, embed, make_seeds, make_task
 
@@ -62,7 +62,7 @@ def mislabelled(every=6):
 def test_a_good_teacher_mends_wrong_targets_and_is_believed():
     result = resolved(answer, mislabelled())
     assert result.report.seed_accuracy > 0.8
-    assert result.report.teacher_used
+    assert result.report.guard == Guard.PROVEN.value
     assert result.report.min_confidence == 0.0
     assert accuracy(result) > 0.95
     assert result.report.share_changed == pytest.approx(1 / 6, abs=0.05)
@@ -88,9 +88,28 @@ def test_a_guessing_teacher_needs_to_be_sure_and_does_little_harm():
 def test_a_teacher_worse_than_chance_is_not_used():
     result = resolved(be_wrong)
     assert result.report.seed_accuracy < 1 / 3
-    assert not result.report.teacher_used
+    assert result.report.guard == Guard.NOT_USED.value
+    assert {example.dropped_because for example in result.examples if not example.kept} == {NOT_NEEDED}
     assert any("below chance" in warning for warning in result.report.warnings)
     assert accuracy(result) > 0.9
+
+
+def test_a_teacher_that_says_nothing_of_the_seeds_is_unproven():
+    def forget_the_seeds(requests):
+        checks = {request.request_id for request in CHECKS}
+        return {name: said for name, said in guess(requests).items() if name not in checks}
+
+    result = resolved(forget_the_seeds)
+    assert result.report.guard == Guard.UNPROVEN.value
+    assert any("no answer about the labelled seeds" in warning for warning in result.report.warnings)
+    assert accuracy(result) > 0.9
+
+
+def test_without_a_teacher_the_first_texts_of_each_class_are_kept():
+    result = resolved(answer, per_class=3, relabel=RelabelConfig(enabled=False))
+    for label in WORDS:
+        own = [example for example in result.examples if example.label == label]
+        assert [example.kept for example in own] == [True] * 3 + [False] * (len(own) - 3)
 
 
 def test_without_relabelling_texts_keep_their_class():
@@ -115,6 +134,19 @@ def test_the_seed_check_counts_and_tests_against_guessing():
     assert check.p_value == pytest.approx(0.5)  # two or three heads in three throws
     silent = answers(BALANCED).silenced()
     assert check_on_seeds(answers(BALANCED), silent, np.zeros(40, dtype=int)) is None
+
+
+def test_chance_is_among_the_classes_that_were_offered():
+    """77 classes, six offered: guessing is right on a sixth, and no proof of anything."""
+    draws = np.random.default_rng(0)
+    truth = np.arange(154) % 77
+    votes = np.full((154, 1, 77), np.nan)
+    for row, label in enumerate(truth):
+        others = draws.choice(np.delete(np.arange(77), label), 5, replace=False)
+        votes[row, 0, [label, *others]] = draws.normal(-3, 2, 6)
+    check = check_on_seeds(Answers(votes, None), Answers(votes, None), truth)
+    assert check.chance == pytest.approx(1 / 6)
+    assert check.p_value > 0.01
 
 
 def test_only_sure_changes_are_made():

@@ -64,9 +64,9 @@ def test_no_say_without_agreement_beyond_chance():
 
 
 @pytest.mark.filterwarnings("ignore")  # scikit-learn divides by nothing where only one class occurs
-@pytest.mark.parametrize("choices", [np.array([], dtype=int), np.zeros(9, dtype=int)])
-def test_no_say_where_agreement_means_nothing(choices):
-    assert choose_say(AUTO, 4, 2, choices, choices) == Say(0.0, 0.0, 0.0)
+@pytest.mark.parametrize(("choices", "agreement"), [(np.array([], dtype=int), None), (np.zeros(9, dtype=int), 0.0)])
+def test_no_say_where_agreement_means_nothing(choices, agreement):
+    assert choose_say(AUTO, 4, 2, choices, choices) == Say(0.0, 0.0, agreement)
 
 
 def test_what_is_configured_holds_whatever_the_agreement():

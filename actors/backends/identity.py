@@ -1,0 +1,12 @@
+"""Which teacher a config means, without loading or asking it."""
+
+from __future__ import annotations
+
+from actors.backends import openai, weights
+from potstill.teacher import TeacherIdentity
+from potstill.teachers import OpenAITeacher, TeacherConfig
+
+
+def identify(config: TeacherConfig) -> TeacherIdentity:
+    """What of the teacher is part of every request's hash. Raises ``TeacherError`` where a local model is not there."""
+    return openai.identify(config) if isinstance(config, OpenAITeacher) else weights.identify(config)

@@ -1,0 +1,238 @@
+"""The teacher behind an HTTP endpoint of OpenAI's kind, for one asyncio process.
+
+    backend = OpenAIBackend(config)
+    await backend.probe()                      # key, model and address are right; what the endpoint takes
+    sent = await backend.send(request)         # one attempt: a response, or a failure and what to do about it
+
+The client's own retries are off: when and whether to try again is the pool's decision (``actors/http_teacher.py``).
+Its transport is aiohttp, which carries twice the requests of httpx a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from potstill.chat import Abilities, body, give_up, read_choice
+from potstill.errors import TeacherError
+from potstill.failures import Failure, classify
+from potstill.rows import Message, Request, Response, Sampling
+from potstill.teacher import TeacherIdentity
+from potstill.teachers import OpenAITeacher
+
+_CONNECT_S = 10.0
+_PROBE_TRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of one attempt: a ``response``, or a ``failure``. ``headers``: the rate headers seen;
+    tokens are those that the endpoint says it used, also where the reply could not be read."""
+
+    response: Response | None
+    failure: Failure | None
+    headers: Mapping[str, str]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def identify(config: OpenAITeacher) -> TeacherIdentity:
+    """What of the endpoint is part of every request's hash."""
+    return TeacherIdentity(config.provider, config.model)
+
+
+def read_key(config: OpenAITeacher) -> str:
+    """The key from its environment variable; raises ``TeacherError`` naming the variable where there is none."""
+    if not config.api_key_env:
+        return "none"  # the client insists on one; servers that want none don't look at it
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise TeacherError(
+            f"teacher.api_key_env = {config.api_key_env!r}: no such environment variable, or it is empty; "
+            "set it to the endpoint's key, or api_key_env to '' for a server that wants none"
+        )
+    if not key.isascii() or any(character.isspace() for character in key):
+        raise TeacherError(f"teacher.api_key_env = {config.api_key_env!r}: what it holds is no key")
+    return key
+
+
+class OpenAIBackend:
+    """Sends single requests. Make it inside a running event loop; ``close`` it there."""
+
+    def __init__(self, config: OpenAITeacher, abilities: Abilities | None = None) -> None:
+        import httpx2 as httpx
+        import openai
+
+        self.identity = identify(config)
+        self.abilities = abilities or Abilities()
+        self._config = config
+        self._key = read_key(config)
+        self._openai = openai
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=config.base_url,
+            max_retries=0,
+            timeout=httpx.Timeout(config.timeout_s, connect=min(_CONNECT_S, config.timeout_s), pool=None),
+            http_client=openai.DefaultAioHttpClient(limits=limits),
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def probe(self) -> Abilities:
+        """Ask for one of two codes, leaving out what the endpoint refuses, and keep what it takes.
+
+        Raises ``TeacherError``, one line that names the field, for a wrong key, model or address.
+        """
+        request = _trial(self.identity)
+        for attempt in range(1, _PROBE_TRIES + 1):
+            sent = await self.send(request)
+            if sent.failure is None or sent.failure.kind == "throttled":
+                break
+            if sent.failure.kind != "transient" or attempt == _PROBE_TRIES:
+                raise TeacherError(self.explain(sent.failure))
+            await asyncio.sleep(0.2 * attempt)
+        else:
+            return self.abilities
+        if sent.response is not None and not sent.response.choice_logprobs:
+            raise TeacherError(self.explain(Failure("fatal", "the reply to a trial request names no class")))
+        return self.abilities
+
+    async def send(self, request: Request) -> Sent:
+        """One attempt. Settings that the endpoint turns out to refuse are left out at once; they cost nothing."""
+        while True:
+            started = time.monotonic()
+            abilities = self.abilities
+            try:
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **body(request, self._config.model, abilities)
+                )
+                content = json.loads(raw.content)
+                return self._read(request, content, dict(raw.headers), time.monotonic() - started)
+            except self._openai.APIStatusError as error:
+                said = _error_body(error.body)
+                if error.status_code in (400, 422):
+                    # Another request may have found the same out meanwhile.
+                    other = give_up(abilities, said.get("param"), str(said.get("message", error.message)))
+                    if other is not None or self.abilities != abilities:
+                        self.abilities = other if self.abilities == abilities and other else self.abilities
+                        continue
+                headers = dict(error.response.headers)
+                failure = classify(
+                    error.status_code,
+                    str(said.get("code") or said.get("type") or "") or None,
+                    self._hide(str(said.get("message") or error.message)),
+                    _seconds(headers),
+                )
+                return Sent(None, failure, headers)
+            except self._openai.APITimeoutError:
+                message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
+                return Sent(None, Failure("transient", message), {})
+            except self._openai.APIConnectionError as error:
+                return Sent(None, Failure("transient", self._hide(_root(error))), {})
+            except ValueError:  # no JSON, or no UTF-8
+                return Sent(None, Failure("transient", "the reply is no JSON"), {})
+
+    def _read(self, request: Request, content: Any, headers: Mapping[str, str], seconds: float) -> Sent:
+        """A reply of status 200 as a response; what can't be read as one is a failure, its tokens counted."""
+        try:
+            usage = content.get("usage") or {}
+            used = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+            choices = content.get("choices") or []
+            if not choices:
+                return Sent(None, Failure("transient", "the reply has no choices"), headers, *used)
+            first = choices[0]
+            message = first.get("message") or {}
+            text, refusal = message.get("content") or "", message.get("refusal")
+            logprobs = (first.get("logprobs") or {}).get("content")
+        except (AttributeError, TypeError, ValueError):
+            return Sent(None, Failure("transient", "the reply is no chat completion"), headers)
+        finish_reason = first.get("finish_reason")
+        if refusal or finish_reason == "content_filter":
+            return Sent(
+                None,
+                Failure("final", f"refused: {' '.join(str(refusal or finish_reason).split())[:200]}"),
+                headers,
+                *used,
+            )
+        response = Response(
+            request_id=request.request_id,
+            text=text,
+            finish_reason=finish_reason,
+            prompt_tokens=used[0],
+            completion_tokens=used[1],
+            latency_s=seconds,
+            created_at=time.time(),
+        )
+        if request.choices:
+            chosen = read_choice(request, text, logprobs)
+            if chosen is None:
+                return Sent(None, Failure("final", f"the reply names no class: {text[:80]!r}"), headers, *used)
+            response = replace(response, choice_logprobs=chosen.logprobs, residual_mass=chosen.residual)
+        elif not text.strip():
+            return Sent(None, Failure("final", f"the reply is empty (finish_reason {finish_reason})"), headers, *used)
+        return Sent(response, None, headers, *used)
+
+    def explain(self, failure: Failure) -> str:
+        """A failure of the trial request as a line that names the field to mend."""
+        config, message = self._config, failure.message
+        if "HTTP 401" in message or "HTTP 403" in message:
+            return f"teacher.api_key_env = {config.api_key_env!r}: {config.base_url} refuses its key ({message})"
+        if "HTTP 404" in message and "model" in message.lower():
+            return f"teacher.model = {config.model!r}: {config.base_url} does not know it ({message})"
+        if "HTTP 404" in message:
+            hint = "" if config.base_url.endswith("/v1") else "; most endpoints want it to end in /v1"
+            return f"teacher.base_url = {config.base_url!r}: nothing answers chat completions there ({message}){hint}"
+        return f"teacher.base_url = {config.base_url!r}: {message}"
+
+    def _hide(self, text: str) -> str:
+        """``text`` without the key: some endpoints repeat it in their complaints."""
+        return text.replace(self._key, "***") if len(self._key) > 4 else text
+
+
+def _trial(identity: TeacherIdentity) -> Request:
+    return Request(
+        stage="probe",
+        task="probe",
+        strategy="probe",
+        renderer="codes",
+        provider=identity.provider,
+        model=identity.model,
+        weights_digest=identity.weights_digest,
+        messages=(
+            Message(
+                "user", "Classes:\nA. no\nB. yes\n\nIs water wet? Answer with the code of one class and nothing else."
+            ),
+        ),
+        sampling=Sampling(temperature=0.0, max_tokens=16),
+        choices=("no", "yes"),
+    )
+
+
+def _error_body(content: object) -> dict[str, Any]:
+    """The inner object of OpenAI's error body; the client has taken off the outer one where it could."""
+    if isinstance(content, dict):
+        inner = content.get("error", content)
+        return inner if isinstance(inner, dict) else {"message": str(inner)}
+    return {"message": str(content)} if content else {}
+
+
+def _seconds(headers: Mapping[str, str]) -> float | None:
+    try:
+        return float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+
+
+def _root(error: BaseException) -> str:
+    """The last cause's own words: the client's are "Connection error."."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return f"can't be reached: {' '.join(str(error).split())[:200] or type(error).__name__}"

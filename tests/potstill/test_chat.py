@@ -1,0 +1,135 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.chat import TOP, Abilities, body, give_up, most_completion_tokens, read_choice
+from potstill.codes import code_names
+from potstill.rows import Message, Request, Sampling
+
+ALL = Abilities()
+CLASSES = ("refund", "billing", "app error")
+
+
+def request(choices=(), **sampling):
+    return Request(
+        "generate",
+        "t",
+        "s",
+        "codes",
+        "host",
+        "m",
+        None,
+        (Message("system", "be kind"), Message("user", "go")),
+        Sampling(
+            **{"temperature": 0.7, "top_p": 0.9, "max_tokens": 50, "stop": ("\n", "5.", "6.", "7.", "8."), **sampling}
+        ),
+        choices,
+    )
+
+
+def top(**masses):
+    return [{"token": token, "logprob": math.log(mass)} for token, mass in masses.items()]
+
+
+def test_a_request_for_text_as_a_body():
+    assert body(request(), "gpt", ALL) == {
+        "model": "gpt",
+        "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "go"}],
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 50,
+        "stop": ["\n", "5.", "6.", "7."],
+    }
+
+
+def test_a_request_for_a_class_locks_the_answer_and_asks_for_probabilities():
+    content = body(request(CLASSES), "gpt", ALL)
+    schema = content["response_format"]["json_schema"]["schema"]
+    assert sorted(schema["properties"]["class"]["enum"]) == ["A", "B", "C"]
+    assert schema["additionalProperties"] is False
+    assert (content["logprobs"], content["top_logprobs"]) == (True, TOP)
+    assert "stop" not in content
+
+
+def test_a_reasoning_model_gets_room_to_think_and_no_temperature():
+    abilities = Abilities(temperature=False, completion_tokens=True)
+    content = body(request(), "o9", abilities)
+    assert not {"temperature", "top_p", "max_tokens"} & set(content)
+    assert content["max_completion_tokens"] == most_completion_tokens(request(), abilities) > 1000
+
+
+@pytest.mark.parametrize(
+    ("param", "message", "lost"),
+    [
+        ("temperature", "Unsupported value: 'temperature' does not support 0.0 with this model.", "temperature"),
+        (None, "Unsupported parameter: 'top_logprobs'", "logprobs"),
+        (None, "response_format of type json_schema is not supported", "schema"),
+        ("stop", "'stop' is not supported with this model", "stop"),
+    ],
+)
+def test_what_is_refused_is_left_out(param, message, lost):
+    assert getattr(give_up(ALL, param, message), lost) is False
+
+
+def test_what_cannot_be_left_out_is_no_help():
+    changed = give_up(ALL, "max_tokens", "use 'max_completion_tokens' instead")
+    assert changed is not None
+    assert changed.completion_tokens
+    assert give_up(changed, "max_tokens", "too large") is None
+    assert give_up(ALL, "messages", "context_length_exceeded") is None
+
+
+@given(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=70, unique=True), st.data())
+def test_a_bare_code_is_a_vote_for_its_class(names, data):
+    asked = request(tuple(names))
+    name = data.draw(st.sampled_from(names))
+    code = code_names(names)[name]
+    if code.strip("\"'`*.:()[] ") != code or not code.strip():
+        return  # a class whose name is nothing but punctuation, and no code left for it
+    for text in (code, json.dumps({"class": code})):
+        chosen = read_choice(asked, text, None)
+        assert chosen is not None
+        assert chosen.logprobs[names.index(name)] == 0.0
+        assert sum(value is not None for value in chosen.logprobs) == 1
+
+
+def test_the_distribution_is_read_where_the_code_stands():
+    """Structured output puts other tokens before the code; an alternative there may be spelt with a space or a quote."""
+    tokens = [
+        {"token": '{"', "top_logprobs": top(A=0.9)},
+        {"token": "class", "top_logprobs": top(**{"class": 1.0})},
+        {"token": '":"', "top_logprobs": []},
+        {"token": "B", "top_logprobs": top(B=0.5, A=0.2, **{" A": 0.1, '"C': 0.05, "Hm": 0.1})},
+        {"token": '"}', "top_logprobs": []},
+    ]
+    asked = request(CLASSES)
+    codes = code_names(CLASSES)
+    chosen = read_choice(asked, '{"class":"B"}', tokens)
+    assert chosen is not None
+    by_code = dict(zip(codes.values(), chosen.logprobs, strict=True))
+    assert math.exp(by_code["A"]) == pytest.approx(0.3)
+    assert math.exp(by_code["B"]) == pytest.approx(0.5)
+    assert math.exp(by_code["C"]) == pytest.approx(0.05)
+    assert chosen.residual == pytest.approx(0.15)
+
+
+def test_a_class_beyond_the_tokens_told_of_is_left_open():
+    chosen = read_choice(request(CLASSES), "A", [{"token": "A", "top_logprobs": top(A=0.8, B=0.15)}])
+    assert chosen is not None
+    assert sorted(value is None for value in chosen.logprobs) == [False, False, True]
+    assert chosen.residual == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("text", ["", "I can't say.", "[1, 2]", "refund or billing"])
+def test_a_reply_that_names_no_class(text):
+    assert read_choice(request(CLASSES), text, None) is None
+
+
+def test_77_classes_that_begin_alike():
+    names = tuple(f"card payment {i}" for i in range(77))
+    chosen = read_choice(request(names), '{"class": "card payment 7"}', None)
+    assert chosen is not None
+    assert chosen.logprobs.index(0.0) == 7

@@ -1,0 +1,43 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.failures import LONGEST_BACKOFF_S, backoff_s, classify
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (429, None, "throttled"),
+        (429, "rate_limit_exceeded", "throttled"),
+        (429, "insufficient_quota", "fatal"),
+        (500, None, "transient"),
+        (502, None, "transient"),
+        (503, None, "transient"),
+        (529, None, "transient"),
+        (408, None, "transient"),
+        (599, None, "transient"),
+        (400, "context_length_exceeded", "final"),
+        (400, "content_filter", "final"),
+        (422, None, "final"),
+        (401, "invalid_api_key", "fatal"),
+        (403, None, "fatal"),
+        (404, "model_not_found", "fatal"),
+    ],
+)
+def test_kinds(status, code, kind):
+    assert classify(status, code, "a\n message").kind == kind
+
+
+def test_the_message_is_one_line_and_says_the_status():
+    failure = classify(503, None, "over\nloaded  now", retry_after_s=7)
+    assert failure.message == "HTTP 503: over loaded now"
+    assert failure.retry_after_s == 7
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True), st.floats(0, 1000))
+def test_backoff_is_capped_grows_and_obeys_the_endpoint(attempt, jitter, asked):
+    wait = backoff_s(attempt, jitter)
+    assert 0 < wait <= LONGEST_BACKOFF_S
+    assert wait <= backoff_s(attempt + 1, jitter)
+    assert backoff_s(attempt, jitter, asked) == max(wait, asked)
