@@ -2,8 +2,8 @@
 
     potstill plan conf/trec6.yaml
 
-Needs no cluster and loads no model; tokens are estimated at ``CHARACTERS_PER_TOKEN``, within a fifth for
-English text.
+Needs no cluster and loads no model; tokens are estimated from the characters (``potstill/cost.py``), about within a
+fifth for English text.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from jobs.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill import strategies
 from potstill.config import Config
+from potstill.cost import about_tokens
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
 from potstill.rows import Request
-
-CHARACTERS_PER_TOKEN = 4.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +108,4 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
 
 
 def _prompt_tokens(requests: Sequence[Request]) -> int:
-    characters = sum(len(message.content) for request in requests for message in request.messages)
-    return round(characters / CHARACTERS_PER_TOKEN)
+    return sum(about_tokens(request.messages) for request in requests)
