@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -18,47 +19,122 @@ from actors.backends.embedded import identify
 from actors.ledger_store import LedgerStore
 from jobs import generate
 from jobs.job import Job, prepare
+from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill import strategies
-from potstill.config import Config
-from potstill.cost import about_tokens
+from potstill.config import Config, EmbeddedTeacher
+from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
 from potstill.rows import Request
 
+N = TypeVar("N", int, float)
+FIRST_TOKEN_S, COMPLETION_TOKENS_PER_S = 0.5, 80.0  # what hosted models usually take for a reply
+CHOICE_TOKENS = 16  # a class as structured output
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What asking a teacher costs and how fast it may be asked.
+
+    ``price`` is ``None`` where it is not known, ``concurrency`` where nobody can say how fast the teacher is.
+    ``choice_tokens``: completion tokens of the answer to a question for a class.
+    """
+
+    price: Price | None
+    concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    choice_tokens: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage's requests; ``known`` of them are in the ledger (``None``: not to be known beforehand)."""
+    """One stage's requests; ``known`` of them are in the ledger (``None``: not to be known beforehand).
+
+    ``cost_usd`` and ``seconds`` are for what the ledger lacks, at the tokens given; ``None``: not known.
+    """
 
     stage: str
     requests: int
     known: int | None
     prompt_tokens: int
     completion_tokens: int
+    cost_usd: float | None = None
+    seconds: float | None = None
 
 
 def plan(job: Job) -> list[StagePlan]:
     """The stages that ask the teacher. Relabelling is an estimate: its texts are not written yet."""
+    terms = teacher_terms(job.config.teacher)
     requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
     distinct = {request.request_id: request for request in requests}
-    texts = strategies.texts_wanted(job.config.augment) * len(job.labels)
-    stages = [
-        StagePlan(
-            "generate",
-            len(distinct),
-            count_known(job.config, list(distinct)),
-            _prompt_tokens(list(distinct.values())),
-            sum(request.sampling.max_tokens for request in distinct.values()),
-        )
-    ]
+    known = count_known(job.config, list(distinct))
+    stages = [plan_stage("generate", list(distinct.values()), terms, known=known)]
     if job.config.relabel.enabled:
         config, identity = job.config, identify(job.config.teacher)
         renderer = choose_renderer(config.teacher.renderer, identity)
         each = sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
-        asked = texts + len(job.data.seeds)
-        stages.append(StagePlan("relabel", asked * len(each), None, asked * _prompt_tokens(each), 0))
+        texts = strategies.texts_wanted(config.augment) * len(job.labels) + len(job.data.seeds)
+        stages.append(plan_stage("relabel", each, terms, times=texts))
     return stages
+
+
+def teacher_terms(teacher: EmbeddedTeacher) -> Terms:
+    """A teacher in our own processes costs nothing; how fast it is depends on the cluster's cores or GPUs."""
+    return Terms(FREE)
+
+
+def http_terms(
+    model: str,
+    base_url: str,
+    concurrency: int,
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
+    price: Price | None = None,
+) -> Terms:
+    """The terms of an endpoint; ``price`` is the config's own, where it names one."""
+    return Terms(find_price(model, base_url, price), concurrency, requests_per_minute, tokens_per_minute, CHOICE_TOKENS)
+
+
+def plan_stage(
+    stage: str, requests: Sequence[Request], terms: Terms, *, times: int = 1, known: int | None = None
+) -> StagePlan:
+    """Tokens, dollars and time of ``requests``, each of them ``times`` over, at their longest replies."""
+    count = times * len(requests)
+    prompts = [about_tokens(request.messages) for request in requests]
+    replies = [terms.choice_tokens if request.choices else request.sampling.max_tokens for request in requests]
+    prompt_tokens, completion_tokens = times * sum(prompts), times * sum(replies)
+    new = count - (known or 0)
+    share = new / count if count else 0.0
+    dollars = seconds = None
+    if terms.price is not None:
+        each = [cost(terms.price, *tokens) for tokens in zip(prompts, replies, strict=True)]
+        dollars = share * times * sum(each)
+    if terms.concurrency is not None:
+        latency_s = FIRST_TOKEN_S + completion_tokens / max(count, 1) / COMPLETION_TOKENS_PER_S
+        tokens = round(share * (prompt_tokens + completion_tokens))
+        limits = (terms.requests_per_minute, terms.tokens_per_minute)
+        seconds = expected_seconds(new, tokens, terms.concurrency, latency_s, *limits)
+    return StagePlan(stage, count, known, prompt_tokens, completion_tokens, dollars, seconds)
+
+
+def total(stages: Sequence[StagePlan]) -> StagePlan:
+    """All stages as one; what is not known of one is not known of the whole."""
+    return StagePlan(
+        "total",
+        sum(stage.requests for stage in stages),
+        _sum([stage.known for stage in stages]),
+        sum(stage.prompt_tokens for stage in stages),
+        sum(stage.completion_tokens for stage in stages),
+        _sum([stage.cost_usd for stage in stages]),
+        _sum([stage.seconds for stage in stages]),
+    )
+
+
+def _sum(values: Sequence[N | None]) -> N | None:
+    known = [value for value in values if value is not None]
+    return sum(known[1:], known[0]) if known and len(known) == len(values) else None
 
 
 def count_known(config: Config, request_ids: Sequence[str]) -> int:
@@ -91,21 +167,33 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         f"{augment.strategy} with {augment.shots} shots: {strategies.texts_wanted(augment)} texts a class to write, "
         f"the {augment.per_class} surest to keep"
     )
-    rows = [
-        (
-            stage.stage,
-            f"{stage.requests:,}" if stage.known is not None else f"about {stage.requests:,}",
-            "-" if stage.known is None else f"{stage.known:,}",
-            f"{stage.prompt_tokens:,}",
-            f"{stage.completion_tokens:,}",
-            "$0.00",
-        )
-        for stage in stages
-    ]
     terminal.table(
-        "", ["stage", "requests", "in the ledger", "prompt tokens (about)", "completion tokens (at most)", "cost"], rows
+        "",
+        [
+            "stage",
+            "requests",
+            "in the ledger",
+            "prompt tokens (about)",
+            "completion tokens (at most)",
+            "cost (about)",
+            "time (about)",
+        ],
+        [_row(stage) for stage in ([*stages, total(stages)] if len(stages) > 1 else stages)],
     )
+    if total(stages).cost_usd is None:
+        terminal.say(
+            f"no price of {job.config.teacher.model} is known, so only its tokens are counted; "
+            "set teacher.price: {prompt, completion} in dollars per million tokens"
+        )
 
 
-def _prompt_tokens(requests: Sequence[Request]) -> int:
-    return sum(about_tokens(request.messages) for request in requests)
+def _row(stage: StagePlan) -> tuple[str, ...]:
+    return (
+        stage.stage,
+        f"{stage.requests:,}" if stage.known is not None else f"about {stage.requests:,}",
+        "-" if stage.known is None else f"{stage.known:,}",
+        f"{stage.prompt_tokens:,}",
+        f"{stage.completion_tokens:,}",
+        "price unknown" if stage.cost_usd is None else format_usd(stage.cost_usd),
+        "-" if stage.seconds is None else format_duration(stage.seconds),
+    )
