@@ -44,9 +44,8 @@ class Anchor:
         say = second_opinion.choose_say(
             job.student,
             n_seeds=len(export.read_rows(arm.anchor)),
-            n_classes=len(job.labels),
             choices=opinion[len(rows) :].argmax(axis=1),
-            others=np.array([np.argmax(row.label_probs) for row in asked], dtype=np.int64),
+            others=np.array([row.label_probs for row in asked]).reshape(len(asked), len(job.labels)),
         )
         if all(max(row.label_probs) == 1.0 for row in rows):
             say = replace(say, opinion=0.0)  # hard labels leave nothing to have an opinion on

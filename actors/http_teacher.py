@@ -17,6 +17,7 @@ from actors.backends.openai import OpenAIBackend, Sent
 from actors.ledger import Ledger
 from actors.teacher import Answer, keep_leases
 from potstill.chat import Abilities
+from potstill.cost import cost, find_price, own_price
 from potstill.errors import TeacherError
 from potstill.failures import backoff_s
 from potstill.rows import Request, Response
@@ -38,6 +39,7 @@ class HttpTeacherActor:
         self._places = asyncio.Semaphore(places)
         self._backend = OpenAIBackend(config, abilities)
         self._committer = Committer(ledger)
+        self._price = find_price(config.model, config.base_url, own_price(config))
         self._fatal: str | None = None
         keep_leases(ledger, owner)
 
@@ -81,13 +83,16 @@ class HttpTeacherActor:
                     return Response(request.request_id, error=self._fatal)
                 sent = await self._backend.send(request)
             if sent.response is not None:
-                return sent.response
+                return replace(sent.response, cost_usd=self._cost(sent))
             assert sent.failure is not None
             if sent.failure.kind == "fatal":
                 self._fatal = self._backend.explain(sent.failure)
             if sent.failure.kind in ("final", "fatal") or attempt >= self._config.max_attempts:
                 return _failed(request, sent, attempt)
             await asyncio.sleep(backoff_s(attempt, random.random(), sent.failure.retry_after_s))
+
+    def _cost(self, sent: Sent) -> float:
+        return cost(self._price, sent.prompt_tokens, sent.completion_tokens) if self._price is not None else 0.0
 
 
 class Committer:

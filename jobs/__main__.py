@@ -42,6 +42,7 @@ Overrides = Annotated[
         "--set", metavar="FIELD=VALUE", help="override a field of the config, such as augment.per_class=50; repeatable"
     ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="start without asking, whatever the plan says it costs")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's and DeepSpeed's own logs, and tracebacks")]
 
 
@@ -54,19 +55,19 @@ def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = Fal
 
 
 @app.command()
-def distill(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def distill(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """The whole job: generate, relabel, fine-tune, evaluate, register."""
     from jobs.distill import distill as run
 
-    run(_load(config, overrides, ALL_STAGES), verbose)
+    run(_load(config, overrides, ALL_STAGES), verbose, yes)
 
 
 @app.command()
-def generate(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def generate(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """Stage 1: the teacher writes texts."""
     from jobs.distill import run_stages
 
-    run_stages(_load(config, overrides, ["generate"]), ["generate"], verbose)
+    run_stages(_load(config, overrides, ["generate"]), ["generate"], verbose, yes=yes)
 
 
 @app.command()

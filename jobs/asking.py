@@ -1,18 +1,19 @@
-"""Put a stage's requests to the teacher pool: progress line, tables written, costs counted."""
+"""Put a stage's requests to the teacher pool: progress counted, tables written, costs added up."""
 
 from __future__ import annotations
 
 import collections
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.pool import TeacherPool
 from jobs.job import Job
-from jobs.terminal import StageLine
+from jobs.progress import Meter
 from potstill.errors import StageError
 from potstill.rows import Request, Response, from_table
 from potstill.teachers import OpenAITeacher
@@ -23,7 +24,10 @@ FORGIVEN = 9  # failures that are never too many, as long as anything was answer
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a stage asked and what that took; ``new_*`` is what the ledger did not have."""
+    """What a stage asked and what that took; ``new_*`` is what the ledger did not have.
+
+    ``prompt_tokens`` and ``completion_tokens`` are of all answers, ``new_tokens`` of both kinds of the new ones.
+    """
 
     requests: int = 0
     new_requests: int = 0
@@ -32,13 +36,20 @@ class Usage:
     completion_tokens: int = 0
     new_cost_usd: float = 0.0
     seconds: float = 0.0
+    new_tokens: int = 0
+    retries: int = 0
+
+    @property
+    def reused_requests(self) -> int:
+        """How many answers the ledger had."""
+        return self.requests - self.new_requests
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 def ask(
-    job: Job, pool: TeacherPool, part: str, requests: Sequence[Request], line: StageLine
+    job: Job, pool: TeacherPool, part: str, requests: Sequence[Request], meter: Meter
 ) -> tuple[dict[str, Response], Usage]:
     """Answers by request id, and what they took. Writes ``request/<part>`` and ``response/<part>``.
 
@@ -47,33 +58,44 @@ def ask(
     """
     distinct = list({request.request_id: request for request in requests}.values())
     job.run.write(Request, part, distinct)
-    start, tokens = time.monotonic(), 0
-    line.extend(len(distinct))
+    start = time.monotonic()
+    meter.expect(len(distinct))
 
     def on_batch(batch: pa.Table) -> None:
-        nonlocal tokens
-        tokens += pc.sum(batch["prompt_tokens"]).as_py() + pc.sum(batch["completion_tokens"]).as_py()
-        rate = tokens / max(time.monotonic() - start, 1e-3)
-        line.advance(
-            batch.num_rows, note="from the ledger" if pc.all(batch["reused"]).as_py() else f"{rate:,.0f} tokens/s"
+        used = _usage(batch)
+        meter.count(
+            new=used.new_requests,
+            reused=used.reused_requests,
+            tokens=used.new_tokens,
+            cost_usd=used.new_cost_usd,
+            retries=used.retries,
         )
 
     table = pool.ask(distinct, on_batch)
-    fresh = table.filter(pc.invert(table["reused"]))
-    usage = Usage(
-        requests=table.num_rows,
-        new_requests=fresh.num_rows,
-        failed=table.num_rows - table["error"].null_count,
-        prompt_tokens=pc.sum(table["prompt_tokens"]).as_py() or 0,
-        completion_tokens=pc.sum(table["completion_tokens"]).as_py() or 0,
-        new_cost_usd=pc.sum(fresh["cost_usd"]).as_py() or 0.0,
-        seconds=time.monotonic() - start,
-    )
+    usage = replace(_usage(table), seconds=time.monotonic() - start)
     job.run.write_table("response", part, table)
     responses = from_table(table, Response)
     teacher = job.config.teacher
     _stop_on_errors(part, responses, teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE)
     return {response.request_id: response for response in responses if response.error is None}, usage
+
+
+def _usage(table: pa.Table) -> Usage:
+    """What some answers took, but for the time."""
+    fresh = table.filter(pc.invert(table["reused"]))
+    return Usage(
+        requests=table.num_rows,
+        new_requests=fresh.num_rows,
+        failed=table.num_rows - table["error"].null_count,
+        prompt_tokens=_sum(table["prompt_tokens"]),
+        completion_tokens=_sum(table["completion_tokens"]),
+        new_cost_usd=float(_sum(fresh["cost_usd"])),
+        new_tokens=_sum(fresh["prompt_tokens"]) + _sum(fresh["completion_tokens"]),
+    )
+
+
+def _sum(column: pa.ChunkedArray) -> Any:
+    return pc.sum(column).as_py() or 0
 
 
 def _stop_on_errors(part: str, responses: Sequence[Response], allowed: float) -> None:

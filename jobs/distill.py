@@ -25,9 +25,9 @@ from potstill.errors import InputError, Problem
 STAGES = ("generate", "relabel", "finetune", "evaluate")
 
 
-def distill(config: Config, verbose: bool = False) -> None:
+def distill(config: Config, verbose: bool = False, yes: bool = False) -> None:
     """Run all stages."""
-    run_stages(config, STAGES, verbose, command="distill")
+    run_stages(config, STAGES, verbose, command="distill", yes=yes)
 
 
 def run_stages(
@@ -36,6 +36,7 @@ def run_stages(
     verbose: bool = False,
     command: str | None = None,
     run: Run | None = None,
+    yes: bool = False,
 ) -> None:
     """Run some stages of a job, in order, in the folder of ``run`` or of the run that the config names.
 
@@ -52,7 +53,9 @@ def run_stages(
             raise InputError([Problem(f"run {run.name}", message)])
         job = replace(job, run=run)
     if "generate" in stages:
-        plan.print_plan(job, plan.plan(job))
+        planned = plan.plan(job)
+        plan.print_plan(job, planned)
+        plan.ask_first(job, planned, yes)
     with cluster.connect(verbose):
         preflight.check_cluster(job, stages)
         job.run.write_config(config)

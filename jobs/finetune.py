@@ -17,7 +17,7 @@ from dataclasses import replace
 from jobs import training
 from jobs.job import Job
 from potstill import draws, second_opinion
-from potstill.arms import Arm, from_choices, from_examples, from_texts
+from potstill.arms import Arm, from_examples, from_opinions, from_texts
 from potstill.errors import StageError
 from potstill.rows import Example
 from potstill.task import LabelledText
@@ -78,7 +78,7 @@ def plan_arms(job: Job) -> list[Arm]:
     if anchor or SEEDS_ONLY in config.evaluate.compare:
         arms.append(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels)))
     distilled = [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)]
-    asked = tuple(from_choices(relabelled, labels))
+    asked = tuple(from_opinions(relabelled, labels))
     arms.append(replace(arm(DISTILLED, distilled), anchor=anchor, asked=asked))
     if GENERATED in config.evaluate.compare:
         arms.append(

@@ -17,6 +17,7 @@ from actors.backends.identity import identify
 from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.job import Job
+from jobs.progress import Meter
 from jobs.runs import as_json
 from potstill import filters, strategies
 from potstill.errors import StageError
@@ -69,10 +70,12 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
     drawn: dict[str, int] = {}
     counts = next_counts(job, examples, drawn)
     with job.terminal.stage("generate") as line, job.tracker.stage("generate") as record:
+        meter = Meter(record.metrics)
+        line.follow(meter.progress)
         while counts and rounds < job.config.augment.max_rounds:
             rounds += 1
             requests = plan_requests(job, counts)
-            responses, used = ask(job, pool, f"generate-{rounds}", requests, line)
+            responses, used = ask(job, pool, f"generate-{rounds}", requests, meter)
             usage += used
             examples = _filter(job, examples + _parse(job, requests, responses))
             drawn |= {label: stop for label, (_, stop) in counts.items()}
@@ -102,7 +105,9 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
     return {
         "requests": usage.requests,
         "requests_new": usage.new_requests,
+        "requests_reused": usage.reused_requests,
         "requests_failed": usage.failed,
+        "retries": usage.retries,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "cost_usd_new": usage.new_cost_usd,

@@ -13,7 +13,7 @@ from actors import embedder
 from actors.backends.identity import identify
 from actors.backends.openai import read_key
 from actors.ledger_store import LedgerStore
-from jobs import cluster, loading, mlflow_server, paths, training
+from jobs import cluster, loading, mlflow_server, paths, plan, training
 from jobs.job import Job
 from jobs.job import prepare as read_task
 from jobs.terminal import Terminal
@@ -85,6 +85,12 @@ def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
         identify(config.teacher)  # whatever the stages: its weights are part of the run's name
         if isinstance(config.teacher, OpenAITeacher) and {"generate", "relabel"} & set(stages):
             read_key(config.teacher)
+            if config.teacher.budget_usd is not None and plan.teacher_terms(config.teacher).price is None:
+                message = (
+                    f"no price of {config.teacher.model!r} is known, so it can't be kept; set teacher.price: "
+                    "{prompt, completion} in dollars per million tokens"
+                )
+                found.append(Problem(f"teacher.budget_usd = {config.teacher.budget_usd:g}", message))
     except TeacherError as error:
         found.append(_problem("teacher", error))
     if {"relabel", "evaluate"} & set(stages):

@@ -19,6 +19,7 @@ from jobs.asking import Usage, ask
 from jobs.embedding import embed
 from jobs.generate import usage_metrics
 from jobs.job import Job
+from jobs.progress import Meter
 from jobs.runs import as_json
 from potstill import relabelling
 from potstill.renderers import choose_renderer
@@ -51,7 +52,9 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         line.note("embedding")
         vectors = _embed(job, standing)
         requests, seed_requests = plan_requests(job, standing, vectors) if job.config.relabel.enabled else ([], [])
-        responses, usage = ask(job, pool, "relabel", [*seed_requests, *requests], line)
+        meter = Meter(record.metrics)
+        line.follow(meter.progress)
+        responses, usage = ask(job, pool, "relabel", [*seed_requests, *requests], meter)
         resolution = resolve(
             job.task,
             job.data.seeds,

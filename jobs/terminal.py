@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-PLAIN_EVERY_S = 30.0
+from jobs.progress import Progress, format_progress
+
+LIVE_EVERY_S, PLAIN_EVERY_S = 0.5, 30.0
+WIDE = 140  # a bar of full length fits beside the numbers
+AROUND_NUMBERS = 24  # characters of a live line without its bar: spinner, name, clock and the gaps between
 
 
 class Terminal:
     """Writes to standard output; live lines on a terminal, plain ones in a log file."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, plain_every_s: float = PLAIN_EVERY_S) -> None:
         # A log file has no width of its own, and rich's 80 columns would cut paths in two.
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.plain_every_s = plain_every_s
 
     def say(self, text: str = "") -> None:
         """One line of text (rich markup allowed)."""
@@ -42,9 +48,9 @@ class Terminal:
         self.console.print(table)
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[StageLine]:
+    def stage(self, name: str) -> Iterator[StageLine]:
         """One line that shows how far a stage is."""
-        line = StageLine(self, name, total)
+        line = StageLine(self, name)
         try:
             with line:
                 yield line
@@ -57,52 +63,62 @@ class Terminal:
 class StageLine:
     """The progress line of one stage: live on a terminal, every 30 s elsewhere."""
 
-    def __init__(self, terminal: Terminal, name: str, total: int | None) -> None:
+    def __init__(self, terminal: Terminal, name: str) -> None:
         self._console = terminal.console
         self._name = name
-        self._done, self._total = 0, total
-        self._start = self._last_plain = time.monotonic()
+        self._start = time.monotonic()
         self.summary = ""
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn(f"{name:<10}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+        live = self._console.is_terminal
+        self._every_s = LIVE_EVERY_S if live else terminal.plain_every_s
+        bar = 30 if self._console.width >= WIDE else 10
+        self._room = self._console.width - AROUND_NUMBERS - bar
+        self._progress = rich_progress.Progress(
+            rich_progress.SpinnerColumn(),
+            rich_progress.TextColumn(f"{name:<10}"),
+            rich_progress.BarColumn(bar_width=bar),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not live,
         )
-        self._task = self._progress.add_task(name, total=total, note="")
+        self._task = self._progress.add_task(name, total=None, note="")
+        self._read: Callable[[], Progress] | None = None
+        self._left = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> StageLine:
         self._progress.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._left.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
         self._progress.stop()
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """``count`` more are done."""
-        self._done += count
-        self._progress.update(self._task, advance=count, note=note)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
-            self._last_plain = now
-            of = f"/{self._total}" if self._total else ""
-            self._console.print(
-                f"  {self._name:<10} {self._done}{of}  {now - self._start:.0f} s  {note}", soft_wrap=True
-            )
-
-    def extend(self, count: int) -> None:
-        """``count`` more are to do."""
-        self._total = (self._total or 0) + count
-        self._progress.update(self._task, total=self._total)
+    def follow(self, read: Callable[[], Progress]) -> None:
+        """From now on show the numbers that ``read`` gives; it is called from another thread, also when nothing comes
+        in, so that a teacher that fell silent shows."""
+        self._read = read
+        if not self._ticker.is_alive():
+            self._ticker.start()
 
     def note(self, text: str) -> None:
         """What is going on just now."""
         self._progress.update(self._task, note=text)
+
+    def _tick(self) -> None:
+        while not self._left.wait(self._every_s):
+            if self._read is not None:
+                self._show(self._read())
+
+    def _show(self, progress: Progress) -> None:
+        if self._console.is_terminal:
+            numbers = format_progress(progress, self._room)
+            self._progress.update(self._task, completed=progress.done, total=progress.total or None, note=numbers)
+        else:
+            self._console.print(f"  {self._name:<8}  {format_progress(progress)}", soft_wrap=True)
 
     def finish(self, summary: str, style: str = "green") -> None:
         """Leave one plain line behind."""

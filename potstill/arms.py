@@ -38,8 +38,8 @@ class TrainingRow:
 class Arm:
     """One student to train. ``seed``: order, dropout, head. ``validation`` (real texts the setting allows)
     turns on early stopping; ``anchor`` names an earlier arm of the job that has a say in this one
-    (``potstill.second_opinion``), as far as it agrees with the teacher
-    on ``asked`` (texts with the teacher's own choice, kept for training or not); ``lineage`` goes into the model card and decides nothing."""
+    (``potstill.second_opinion``), as far as it agrees with what others
+    say of the texts in ``asked`` (kept for training or not); ``lineage`` goes into the model card and decides nothing."""
 
     name: str
     rows: tuple[TrainingRow, ...]
@@ -77,10 +77,18 @@ def from_examples(
     ]
 
 
-def from_choices(examples: Iterable[Example], labels: Sequence[str]) -> list[TrainingRow]:
-    """The texts that the teacher was asked about, all probability on the class that it chose."""
-    texts = [LabelledText(row.example_id, row.text, row.teacher_label) for row in examples if row.teacher_label]
-    return from_texts(texts, labels)
+def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[TrainingRow]:
+    """The texts that the teacher was asked about, kept or not: half the probability on the class that each was
+    written for, half on the one that the teacher took it for."""
+    index = {label: i for i, label in enumerate(labels)}
+    rows = []
+    for row in examples:
+        if row.teacher_label is not None:
+            probs = [0.0] * len(labels)
+            for label in (row.target_label or row.label, row.teacher_label):
+                probs[index[label]] += 0.5
+            rows.append(TrainingRow(row.text, tuple(probs)))
+    return rows
 
 
 def repeat(arm: Arm, repeats: int) -> list[Arm]:

@@ -10,9 +10,9 @@ unruly message spam, though it *ranks* messages no worse than before. Two things
   from the same encoder (WiSE-FT: Wortsman et al., CVPR 2022, section 3).
 
 How much say: as much as so few texts can have taught (two seeds tell two classes apart far better than six),
-and only as far as the teacher, asked about the same texts, agrees more than by chance. The two learnt from
-different sources, so where they agree both are likely to be right; on SUBJ a seeds-only student that was
-worse than a coin showed in its agreement alone.
+and only as far as it agrees, beyond chance, with what is known of the generated texts: the class that each was
+written for and the one that the teacher took it for. A seeds-only student of SUBJ that was worse than a coin on
+real sentences agreed at 0.3, those of SMS spam, which were good, at 0.4 to 0.75.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from potstill.config import StudentConfig
 
 FLOOR = 0.02
 """The least probability that counts: a student of a few texts is too sure of itself to rule a class out."""
-_LARGEST_BLEND = 0.3
-_AGREEMENT = (0.2, 0.45)  # Cohen's kappa up to which the opinion counts for nothing, and from which on in full
+_LARGEST_BLEND = 0.4
+_AGREEMENT = (0.35, 0.5)  # up to the first the opinion counts for nothing, from the second on in full
 
 
 @dataclass(frozen=True, slots=True)
 class Say:
     """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights
-    in the exported student; ``agreement``: Cohen's kappa of its and the teacher's choices, ``None`` where the teacher
-    was asked nothing."""
+    in the exported student; ``agreement``: beyond chance (``agreement``), ``None`` where the teacher was asked nothing."""
 
     opinion: float = 0.0
     blend: float = 0.0
@@ -47,35 +46,35 @@ def wanted(student: StudentConfig) -> bool:
     return student.second_opinion != 0 or student.blend != 0
 
 
-def choose_say(
-    student: StudentConfig,
-    n_seeds: int,
-    n_classes: int,
-    choices: NDArray[np.int64],
-    others: NDArray[np.int64],
-) -> Say:
-    """As configured; auto: in full from as many seeds a class as there are classes and a kappa of 0.45, with
-    fewer seeds by the square of that ratio, and nothing below a kappa of 0.2.
+def choose_say(student: StudentConfig, n_seeds: int, choices: NDArray[np.int64], others: NDArray[np.float64]) -> Say:
+    """As configured; auto: in full from as many seeds a class as there are classes and an agreement of 0.5, with
+    fewer seeds by the square of that ratio, and nothing below an agreement of 0.35.
 
-    ``choices``, ``others``: the classes (indices) that the seeds-only student and the teacher take the same
-    texts for, over all texts that the teacher was asked about: those that selection kept are those on which
-    everybody agrees. The constants were found on training-side rows of several tasks (``benchmarks/README.md``).
+    ``choices`` [texts]: the classes that the seeds-only student takes texts for; ``others`` [texts, classes]: what
+    else is known of them. All texts that the teacher was asked about belong here: on those that selection kept
+    everybody agrees. The constants were found on training-side rows of several tasks (``docs/method.md``).
     """
-    from sklearn.metrics import cohen_kappa_score
-
-    agreement = None
-    if len(choices):
-        # It is no number where both always say the same one class.
-        agreement = float(np.nan_to_num(cohen_kappa_score(choices, others, labels=range(n_classes))))
+    n_classes = others.shape[1]
+    agreed = agreement(choices, others) if len(choices) else None
     taught = min(1.0, n_seeds / max(n_classes, 1) ** 2) ** 2
     low, high = _AGREEMENT
     # Nobody vouches for it where the teacher was asked nothing.
-    standing = taught * float(np.clip(((agreement or 0.0) - low) / (high - low), 0.0, 1.0))
+    standing = taught * float(np.clip(((agreed or 0.0) - low) / (high - low), 0.0, 1.0))
     return Say(
         standing if student.second_opinion == "auto" else student.second_opinion,
         _LARGEST_BLEND * standing if student.blend == "auto" else student.blend,
-        agreement,
+        agreed,
     )
+
+
+def agreement(choices: NDArray[np.int64], others: NDArray[np.float64]) -> float:
+    """Cohen's kappa of hard ``choices`` [texts] with distributions ``others`` [texts, classes]: how much of the
+    others' probability is on what was chosen, beyond what the classes' totals alone would give; 1 at most."""
+    rows = np.arange(len(choices))
+    seen = float(others[rows, choices].mean())
+    chosen = np.bincount(choices, minlength=others.shape[1]) / len(choices)
+    by_chance = float((chosen * others.mean(axis=0)).sum())
+    return (seen - by_chance) / (1.0 - by_chance) if by_chance < 1.0 else 0.0
 
 
 def in_words(say: Mapping[str, float | None]) -> str:
@@ -83,7 +82,7 @@ def in_words(say: Mapping[str, float | None]) -> str:
     if not say:
         return ""
     kappa = say["agreement"]
-    agreement = "the teacher was asked nothing" if kappa is None else f"agrees with the teacher at kappa {kappa:.2f}"
+    agreement = "the teacher was asked nothing" if kappa is None else f"agrees with the others at kappa {kappa:.2f}"
     return (
         f"second opinion of the seeds-only student: weight {say['opinion']:.2f}, blend {say['blend']:.2f} ({agreement})"
     )

@@ -1,16 +1,23 @@
 """What the stages decide before any cluster is asked: plans, arms, usage."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from rich.console import Console
 
+from actors.teacher import Answer, to_answer_table
 from jobs import finetune, generate, plan, report
-from jobs.asking import Usage
+from jobs.asking import Usage, ask
 from jobs.job import prepare
+from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill.config import parse
+from potstill.cost import Price
 from potstill.errors import StageError
-from potstill.rows import Example, Prediction, from_table, to_table
+from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
 
 MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
@@ -103,7 +110,113 @@ def test_nothing_kept_is_an_error(job):
 
 
 def test_usage_adds_up():
-    assert Usage(1, 1, 0, 10, 5, 0.1, 2.0) + Usage(2, 0, 1, 20, 5, 0.0, 1.0) == Usage(3, 1, 1, 30, 10, 0.1, 3.0)
+    both = Usage(1, 1, 0, 10, 5, 0.1, 2.0, 15, 2) + Usage(2, 0, 1, 20, 5, 0.0, 1.0)
+    assert both == Usage(3, 1, 1, 30, 10, 0.1, 3.0, 15, 2)
+    assert both.reused_requests == 2
+
+
+class ScriptedPool:
+    """Answers every request; every third from the ledger, every fifth with an error, in batches of four."""
+
+    def ask(self, requests, on_batch):
+        tables = []
+        for start in range(0, len(requests), 4):
+            answers = [self.answer(i, requests[i]) for i in range(start, min(start + 4, len(requests)))]
+            tables.append(to_answer_table(answers))
+            on_batch(tables[-1])
+        return pa.concat_tables(tables)
+
+    def answer(self, number, request):
+        error = "content filter" if number % 5 == 4 and number < 10 else None
+        response = Response(request.request_id, "1. a text", prompt_tokens=100, completion_tokens=10, cost_usd=0.001)
+        return Answer(replace(response, error=error), reused=number % 3 == 0)
+
+
+def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
+    requests = generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10)))
+    assert len(requests) == 30
+    meter = Meter()
+    responses, usage = ask(job, ScriptedPool(), "generate-1", requests, meter)
+    assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
+    assert usage.new_cost_usd == pytest.approx(0.02)
+    assert len(responses) == 28
+    shown = meter.progress()
+    assert (shown.done, shown.total, shown.reused) == (30, 30, 10)
+    assert shown.cost_usd == pytest.approx(shown.expected_usd) == pytest.approx(0.02)
+
+
+def question(text, *choices):
+    return Request(
+        "s", "t", "s", "chat", "openai", "m", None, (Message("user", text),), Sampling(max_tokens=40), choices
+    )
+
+
+def test_a_stage_costs_what_its_tokens_do_and_takes_what_its_limits_allow():
+    terms = plan.Terms(Price(1.0, 2.0, request=0.01), concurrency=2, requests_per_minute=30, choice_tokens=5)
+    asked = [question("a" * 42), question("b" * 84, "yes", "no")]
+    stage = plan.plan_stage("relabel", asked, terms, times=10)
+    assert (stage.requests, stage.prompt_tokens, stage.completion_tokens) == (20, 10 * (14 + 24), 10 * (40 + 5))
+    assert stage.cost_usd == pytest.approx((380 + 2 * 450) / 1e6 + 20 * 0.01)
+    assert stage.seconds == pytest.approx(40)
+    half = plan.plan_stage("relabel", asked, terms, times=10, known=10)
+    assert (half.requests, half.known) == (20, 10)
+    assert (half.cost_usd, half.seconds) == (pytest.approx(stage.cost_usd / 2), pytest.approx(20))
+    nothing_left = plan.plan_stage("relabel", asked, terms, times=10, known=20)
+    assert (nothing_left.cost_usd, nothing_left.seconds) == (0, 0)
+    nothing = plan.plan_stage("relabel", [], terms)
+    assert (nothing.requests, nothing.cost_usd, nothing.seconds) == (0, 0, 0)
+
+
+def test_without_a_limit_a_minute_concurrency_bounds_the_time():
+    quick, slow = (plan.plan_stage("generate", [question("a")] * 64, plan.Terms(None, size)) for size in (64, 16))
+    assert slow.seconds == pytest.approx(4 * quick.seconds)
+    assert quick.cost_usd is None
+
+
+def test_the_whole_is_known_where_all_stages_are():
+    one = plan.StagePlan("generate", 10, 4, 100, 50, 0.5, 30.0)
+    two = plan.StagePlan("relabel", 20, None, 200, 0, 0.25, 60.0)
+    assert plan.total([one, two]) == plan.StagePlan("total", 30, None, 300, 50, 0.75, 90.0)
+    assert plan.total([one, replace(two, cost_usd=None, seconds=None)]).cost_usd is None
+    assert plan.total([one, one]).known == 8
+    assert plan.total([]).cost_usd is None
+
+
+def shown_plan(job, monkeypatch, terms):
+    stream = io.StringIO()
+    monkeypatch.setattr(plan, "teacher_terms", lambda teacher: terms)
+    told = replace(job, terminal=Terminal(Console(file=stream, width=140)))
+    plan.print_plan(told, plan.plan(told))
+    return stream.getvalue()
+
+
+def test_the_embedded_teacher_costs_nothing_and_nobody_knows_how_fast_it_is(job, monkeypatch):
+    rows = shown_plan(job, monkeypatch, plan.teacher_terms(job.config.teacher)).splitlines()
+    (total,) = [row.split() for row in rows if row.startswith("total")]
+    assert total[-2:] == ["$0.00", "-"]
+
+
+def test_an_endpoint_has_a_price_and_a_time(job, monkeypatch):
+    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64, requests_per_minute=60)
+    text = shown_plan(job, monkeypatch, terms)
+    generated, relabelled, whole = (
+        row for row in text.splitlines() if row.startswith(("generate", "relabel", "total"))
+    )
+    assert "price" not in text
+    stages = plan.plan(job)
+    assert all(0 < stage.cost_usd < 0.1 for stage in stages)
+    assert generated.split()[-2:] == [format_usd(stages[0].cost_usd), format_duration(stages[0].requests)]
+    assert relabelled.split()[-2] == format_usd(stages[1].cost_usd)
+    assert whole.split()[-2] == format_usd(sum(stage.cost_usd for stage in stages))
+
+
+def test_a_server_of_ones_own_has_no_price_until_the_config_names_one(job, monkeypatch):
+    text = shown_plan(job, monkeypatch, plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8))
+    assert text.count("price unknown") == 3
+    assert "set teacher.price" in text
+    named = plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8, price=Price(0.1, 0.2))
+    assert "price unknown" not in shown_plan(job, monkeypatch, named)
 
 
 def test_a_report_survives_its_file(job):

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, redact
+from jobs.progress import Meter
 from jobs.spool import Entry, Session, Spool, replay, spool_folder
 from jobs.tracking import NullTracker, Tracker, open_tracker, problems
 from jobs.tracking_values import MAX_PARAM_CHARACTERS, flatten, param_value, safe_key
@@ -112,6 +113,22 @@ def test_a_job_is_a_run_and_its_stages_are_child_runs(config: Config, start: Cal
     history = client(config).get_metric_history(child_of(config, tracker, "finetune").info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(0, 3.0), (10, 2.0), (20, 1.0)]
     assert not spool_folder(os.environ["POTSTILL_HOME"] + "/run").exists()
+
+
+def test_progress_is_a_curve_over_the_seconds_of_its_stage(config: Config, start: Callable[..., Tracker]) -> None:
+    seconds = iter([0.0, 4.0, 10.0, 10.0, 16.0, 22.0, 22.0])
+    with start() as tracker, tracker.stage("generate") as stage:
+        meter = Meter(stage.metrics, clock=lambda: next(seconds))
+        for _ in range(4):
+            meter.count(new=10, tokens=1000, cost_usd=0.25)
+    run = child_of(config, tracker, "generate").info.run_id
+    history = {
+        name: [(point.step, point.value) for point in client(config).get_metric_history(run, f"progress/{name}")]
+        for name in ("requests", "cost_usd", "tokens_per_s")
+    }
+    assert history["requests"] == [(10, 20), (22, 40)]
+    assert history["cost_usd"] == [(10, 0.5), (22, 1.0)]
+    assert history["tokens_per_s"] == [(10, 200.0), (22, pytest.approx(4000 / 22))]
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError("no luck"), "FAILED"), (KeyboardInterrupt(), "KILLED")])

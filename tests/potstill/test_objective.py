@@ -12,8 +12,8 @@ from potstill.arms import (
     Arm,
     TrainingRow,
     arm_digest,
-    from_choices,
     from_examples,
+    from_opinions,
     from_table,
     from_texts,
     problems,
@@ -97,14 +97,14 @@ def test_rows_from_examples_keep_what_is_kept() -> None:
     assert from_texts([LabelledText("1", "t", "c")], LABELS, 5.0) == [TrainingRow("t", (0.0, 0.0, 1.0), 5.0)]
 
 
-def test_the_teachers_choices_count_where_it_was_asked() -> None:
+def test_what_others_say_of_the_texts_that_were_asked_about() -> None:
     examples = [
         Example("1", "asked", "a", target_label="a", teacher_label="b"),
-        Example("2", "dropped", "b", teacher_label="c", kept=False, dropped_because="low evidence"),
+        Example("2", "dropped", "b", target_label="c", teacher_label="c", kept=False, dropped_because="low evidence"),
         Example("3", "not asked", "c"),
     ]
-    assert from_choices(examples, LABELS) == [
-        TrainingRow("asked", (0.0, 1.0, 0.0)),
+    assert from_opinions(examples, LABELS) == [
+        TrainingRow("asked", (0.5, 0.5, 0.0)),
         TrainingRow("dropped", (0.0, 0.0, 1.0)),
     ]
 

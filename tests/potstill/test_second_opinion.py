@@ -2,12 +2,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from potstill.config import StudentConfig
-from potstill.second_opinion import FLOOR, Say, choose_say, refine, wanted
+from potstill.second_opinion import FLOOR, Say, agreement, choose_say, refine, wanted
 
 AUTO = StudentConfig()
 HALF = np.array([0, 1] * 50)
+
+
+def said(columns, n=2):
+    return np.eye(n)[columns]
 
 
 def distributions(rows: int, classes: int) -> st.SearchStrategy[np.ndarray]:
@@ -42,36 +47,51 @@ def test_what_is_certain_stays_so_and_no_opinion_rules_a_class_out():
 
 
 def test_full_say_for_two_classes_that_both_sources_tell_apart():
-    say = choose_say(AUTO, n_seeds=4, n_classes=2, choices=HALF, others=HALF)
-    assert say == Say(opinion=1.0, blend=0.3, agreement=1.0)
+    say = choose_say(AUTO, n_seeds=4, choices=HALF, others=said(HALF))
+    assert say == Say(opinion=1.0, blend=0.4, agreement=1.0)
 
 
 def test_less_say_with_more_classes_or_fewer_seeds():
-    says = [choose_say(AUTO, 2 * n, n, np.arange(120) % n, np.arange(120) % n).opinion for n in (2, 4, 6, 77)]
+    def agreed(seeds, n):
+        return choose_say(AUTO, seeds * n, np.arange(154) % n, said(np.arange(154) % n, n)).opinion
+
+    says = [agreed(2, n) for n in (2, 4, 6, 77)]
     assert says == sorted(says, reverse=True)
     assert says[1] == pytest.approx(0.25)
-    more_seeds = choose_say(AUTO, 6 * 6, 6, np.arange(120) % 6, np.arange(120) % 6)
+    more_seeds = choose_say(AUTO, 6 * 6, np.arange(120) % 6, said(np.arange(120) % 6, 6))
     assert more_seeds.opinion == 1.0
 
 
 def test_no_say_without_agreement_beyond_chance():
     rng = np.random.default_rng(0)
-    by_chance = choose_say(AUTO, 4, 2, HALF, rng.permutation(HALF))
+    by_chance = choose_say(AUTO, 4, HALF, said(rng.permutation(HALF)))
     assert by_chance.opinion == by_chance.blend == 0
-    opposed = choose_say(AUTO, 4, 2, HALF, 1 - HALF)
+    opposed = choose_say(AUTO, 4, HALF, said(1 - HALF))
     assert opposed.opinion == 0
     assert opposed.agreement == pytest.approx(-1)
 
 
-@pytest.mark.filterwarnings("ignore")  # scikit-learn divides by nothing where only one class occurs
-@pytest.mark.parametrize(("choices", "agreement"), [(np.array([], dtype=int), None), (np.zeros(9, dtype=int), 0.0)])
-def test_no_say_where_agreement_means_nothing(choices, agreement):
-    assert choose_say(AUTO, 4, 2, choices, choices) == Say(0.0, 0.0, agreement)
+@pytest.mark.parametrize(("choices", "agreed"), [(np.array([], dtype=int), None), (np.zeros(9, dtype=int), 0.0)])
+def test_no_say_where_agreement_means_nothing(choices, agreed):
+    assert choose_say(AUTO, 4, choices, said(choices).reshape(-1, 2)) == Say(0.0, 0.0, agreed)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
+def test_with_hard_labels_it_is_cohens_kappa(pairs):
+    ours, theirs = np.array(pairs).T
+    if len(set(ours)) + len(set(theirs)) > 2:
+        expected = cohen_kappa_score(ours, theirs, labels=range(3))
+        assert agreement(ours, said(theirs, 3)) == pytest.approx(expected)
+
+
+def test_two_others_count_half_each():
+    both = (said(HALF) + said(1 - HALF)) / 2
+    assert agreement(HALF, both) == pytest.approx(0.0)
 
 
 def test_what_is_configured_holds_whatever_the_agreement():
     student = StudentConfig(second_opinion=0.4, blend=0.0)
-    assert choose_say(student, 4, 2, HALF, 1 - HALF) == Say(0.4, 0.0, pytest.approx(-1))
+    assert choose_say(student, 4, HALF, said(1 - HALF)) == Say(0.4, 0.0, pytest.approx(-1))
     assert wanted(student)
     assert wanted(AUTO)
     assert not wanted(StudentConfig(second_opinion=0, blend=0))

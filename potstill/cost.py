@@ -1,0 +1,243 @@
+"""What asking a teacher costs, how many tokens a prompt has and how long a stage takes: no network, no tokenizer.
+
+Prices come with the package ``genai-prices``, which carries them and fetches nothing unless told to. Its import
+takes 0.2 to 0.7 s (it brings an HTTP client), so it is made when the first price is looked up.
+
+Tokens are counted in two ways, since no tokenizer is at hand for most teachers: ``about_tokens`` for plans, within
+a fifth for English, and ``at_most_tokens`` for budgets, which is four times that for English and never too low.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from potstill.rows import Message
+from potstill.teachers import OpenAITeacher
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice, Provider
+
+PER_MILLION = 1e-6
+CHARACTERS_PER_TOKEN = 4.2
+CHAT_MESSAGE_TOKENS = 4  # role and separators, as most chat templates have them
+
+# Templates write more around a message than its role, and some put a page of their own before the first.
+MOST_MESSAGE_TOKENS = 16
+MOST_TEMPLATE_TOKENS = 128
+
+# Scripts without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, CJK and Hangul, half- and full-width forms.
+_DENSE = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\ua4cf\ua960-\ua97f\uaa60-\uaa7f"
+    "\uac00-\ud7ff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U0001b000-\U0001b2ff\U00020000-\U0003ffff]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs, in dollars per million tokens; ``request`` in dollars a request.
+
+    ``cached_prompt`` and ``cache_write`` are for prompt tokens that the server read from its cache or put there
+    (``None``: they cost what others do). ``above``: from prompts of more than that many tokens on, all of the
+    request's tokens cost the other price.
+    """
+
+    prompt: float
+    completion: float
+    cached_prompt: float | None = None
+    cache_write: float | None = None
+    request: float = 0.0
+    above: tuple[int, Price] | None = None
+
+
+FREE = Price(0.0, 0.0)
+
+
+def find_price(
+    model: str, where: str, override: Price | None = None, *, batch: bool = False, now: datetime | None = None
+) -> Price | None:
+    """The price of a chat model at a provider; ``None`` where it is not known, as for a server of one's own.
+
+    ``where`` is a base URL (``https://api.groq.com/openai/v1``), its host, or a provider's id (``groq``). An
+    ``override`` is always right. ``batch``: at the price of batch processing, where one is listed. Where prices
+    change with the hour, the dearest of the day of ``now`` (default: today) is given. A listed price can be out of
+    date, and a new model may go by the price of the one whose name its own begins with.
+    """
+    if override is not None:
+        return override
+    found = _find_model(model, where)
+    if found is None:
+        return None
+    provider, listed = found
+    # A model that the provider lists under another's prices has no batch price of its own.
+    own = any(listed is one for one in provider.models)
+    context = {"processing": "batch"} if batch and own else None
+    day = (now or datetime.now(UTC)).astimezone(UTC)
+    hours = {day, *(day.replace(hour=hour, minute=59) for hour in range(24))} if _by_the_hour(listed) else {day}
+    prices = [price for hour in sorted(hours) if (price := _to_price(listed.get_prices(hour, context))) is not None]
+    return _dearest(prices)
+
+
+def own_price(teacher: OpenAITeacher) -> Price | None:
+    """The price that the config gives, if any."""
+    return Price(teacher.price.prompt, teacher.price.completion) if teacher.price is not None else None
+
+
+def cost(
+    price: Price, prompt_tokens: int, completion_tokens: int, *, cached_tokens: int = 0, written_tokens: int = 0
+) -> float:
+    """Dollars for one request. Of ``prompt_tokens``, ``cached_tokens`` were read from the server's cache and
+    ``written_tokens`` put there. Raises ``ValueError`` if these are more than the prompt has."""
+    price = _at_length(price, prompt_tokens)
+    plain = prompt_tokens - cached_tokens - written_tokens
+    if min(plain, cached_tokens, written_tokens, completion_tokens) < 0:
+        raise ValueError(
+            f"no request has {prompt_tokens} prompt tokens, {cached_tokens} of them cached and {written_tokens} "
+            f"written, and {completion_tokens} completion tokens"
+        )
+    cached = price.prompt if price.cached_prompt is None else price.cached_prompt
+    written = price.prompt if price.cache_write is None else price.cache_write
+    tokens = (
+        plain * price.prompt + cached_tokens * cached + written_tokens * written + completion_tokens * price.completion
+    )
+    return tokens * PER_MILLION + price.request
+
+
+def worst_case(price: Price, prompt_tokens: int, max_completion_tokens: int) -> float:
+    """The most that one request can cost, in dollars: what a budget has to have left before it is sent.
+
+    ``prompt_tokens`` is an upper bound (``at_most_tokens``); a shorter prompt at a dearer price is thought of.
+    """
+    worst, tokens, step = 0.0, prompt_tokens, price
+    while True:
+        # Under ``above``, the longest prompt at this price; beyond it, the next price.
+        longest = tokens if step.above is None else min(tokens, step.above[0])
+        dearest = max(step.prompt, step.cached_prompt or 0.0, step.cache_write or 0.0)
+        worst = max(worst, (longest * dearest + max_completion_tokens * step.completion) * PER_MILLION + step.request)
+        if step.above is None or tokens <= step.above[0]:
+            return worst
+        step = step.above[1]
+
+
+def about_tokens(messages: Sequence[Message]) -> int:
+    """Tokens of a prompt, estimated: a character of a script without spaces is one, of others 4.2 make one."""
+    characters = dense = around = 0
+    for message in messages:
+        characters += len(message.content)
+        if not message.content.isascii():
+            dense += sum(1 for _ in _DENSE.finditer(message.content))
+        around += CHAT_MESSAGE_TOKENS * (message.role != "prompt")
+    return around + dense + round((characters - dense) / CHARACTERS_PER_TOKEN)
+
+
+def at_most_tokens(messages: Sequence[Message], schema: str = "") -> int:
+    """A bound that no byte-level BPE exceeds: a token for every byte of UTF-8, and what chat templates add.
+
+    ``schema`` is the JSON schema of a structured output, which servers put before the prompt.
+    """
+    texts = [schema, *(message.content for message in messages)]
+    written = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return written + MOST_MESSAGE_TOKENS * len(messages) + MOST_TEMPLATE_TOKENS
+
+
+def expected_seconds(
+    requests: int,
+    tokens: int,
+    concurrency: int,
+    latency_s: float,
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
+) -> float:
+    """How long ``requests`` with ``tokens`` in all take, in seconds: the tightest of three limits.
+
+    ``concurrency`` requests at a time that take ``latency_s`` each, and what may be asked a minute (``None``: as much
+    as one likes).
+    """
+    if requests <= 0:
+        return 0.0
+    return max(
+        math.ceil(requests / concurrency) * latency_s,
+        60 * requests / requests_per_minute if requests_per_minute else 0.0,
+        60 * tokens / tokens_per_minute if tokens_per_minute else 0.0,
+    )
+
+
+def _find_model(model: str, where: str) -> tuple[Provider, ModelInfo] | None:
+    from genai_prices.data_snapshot import get_snapshot
+
+    snapshot, place = get_snapshot(), where.strip().lower()
+    url = place if "://" in place else f"https://{place}" if re.search(r"[.:/]", place) else None
+    # The package takes any id that *contains* a provider's name; "my-openai-proxy" has prices of its own.
+    if url is None and all(provider.id != place for provider in snapshot.providers):
+        return None
+    try:
+        return snapshot.find_provider_model(model, None, None if url else place, url)
+    except LookupError:
+        return None
+
+
+def _by_the_hour(listed: ModelInfo) -> bool:
+    from genai_prices.types import TimeOfDateConstraint
+
+    return isinstance(listed.prices, list) and any(
+        isinstance(one.constraint, TimeOfDateConstraint) for one in listed.prices
+    )
+
+
+def _to_price(listed: ModelPrice) -> Price | None:
+    """A listed price as ours; ``None`` where it is none of a chat model (embeddings, images, speech)."""
+    if listed.input_mtok is None or listed.output_mtok is None:
+        return None
+    values = (listed.input_mtok, listed.output_mtok, listed.cache_read_mtok, listed.cache_write_mtok)
+    starts = sorted({tier.start for value in values for tier in getattr(value, "tiers", ())}, reverse=True)
+    per_thousand = _at(listed.requests_kcount, 0)
+    above: tuple[int, Price] | None = None
+    for start in [*starts, -1]:
+        prompt, completion, cached, written = (_at(value, start + 1) for value in values)
+        if prompt is None or completion is None:
+            return None
+        price = Price(prompt, completion, cached, written, (per_thousand or 0.0) / 1000, above)
+        above = (start, price)
+    return price
+
+
+def _at(value: object, prompt_tokens: int) -> float | None:
+    """A listed price for prompts of that length."""
+    from genai_prices.types import TieredPrices
+
+    if isinstance(value, TieredPrices):
+        passed = [tier.price for tier in value.tiers if prompt_tokens > tier.start]
+        value = passed[-1] if passed else value.base
+    return float(value) if isinstance(value, Decimal) else None
+
+
+def _dearest(prices: Sequence[Price]) -> Price | None:
+    """The greatest of each number, at every length of prompt."""
+    if not prices:
+        return None
+    starts = [price.above[0] for price in prices if price.above is not None]
+    following = _dearest([price.above[1] if price.above else price for price in prices]) if starts else None
+    return Price(
+        max(price.prompt for price in prices),
+        max(price.completion for price in prices),
+        _greatest(prices, lambda price: price.cached_prompt),
+        _greatest(prices, lambda price: price.cache_write),
+        max(price.request for price in prices),
+        None if following is None else (min(starts), following),
+    )
+
+
+def _greatest(prices: Iterable[Price], number: Callable[[Price], float | None]) -> float | None:
+    values = [number(price) for price in prices]
+    return None if any(value is None for value in values) else max(value for value in values if value is not None)
+
+
+def _at_length(price: Price, prompt_tokens: int) -> Price:
+    while price.above is not None and prompt_tokens > price.above[0]:
+        price = price.above[1]
+    return price
