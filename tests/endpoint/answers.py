@@ -189,7 +189,7 @@ class _Writer:
                 0.9 + 0.1 * p if option == self._fixed else 0.1 * p
                 for option, p in zip(options, probabilities, strict=True)
             ]
-        chosen = self._choose(probabilities, path)
+        chosen = options.index(self._fixed) if self._fixed in options else self._choose(probabilities, path)
         left = [(_pieces(option, closing), p) for option, p in zip(options, probabilities, strict=True)]
         tokens: list[Token] = []
         for place, piece in enumerate(_pieces(options[chosen], closing)):

@@ -24,6 +24,7 @@ CONNECTION_FAULTS = ("hang", "reset_before", "reset_midway")
 PAYLOAD_FAULTS = (
     "truncated_json",
     "not_json",
+    "html_page",
     "wrong_type",
     "empty_body",
     "invalid_utf8",
@@ -91,6 +92,8 @@ class Script:
     stray_mass: Share = 0.02  # probability of tokens that belong to no option
     vary: bool = False  # the same question gets another answer each time it is asked
     reasoning_tokens: Annotated[int, Field(ge=0)] = 0  # spent, and charged, before the first visible one
+
+    book_characters: Annotated[int, Field(ge=0)] = 2000  # of a prompt that the book keeps
 
     batch_validating_s: NotNegative = 0.0
     batch_running_s: NotNegative = 0.0

@@ -64,6 +64,10 @@ class Endpoint:
         """All entries, in order of arrival, or those from number ``since`` on."""
         return [Entry(**json.loads(line)) for line in self._fetch(f"/_book?since={since}").splitlines()]
 
+    def clear_book(self) -> None:
+        """Empty the book: numbers and attempts start at 0 again. Not for while requests are under way."""
+        self._fetch("/_book", method="DELETE")
+
     def summary(self) -> dict[str, Any]:
         """Counts of the book, for runs of which the book is long: see ``Book.summary``."""
         found: dict[str, Any] = json.loads(self._fetch("/_book/summary"))
@@ -77,7 +81,7 @@ class Endpoint:
         if not changes:
             return read_script(self._fetch("/_script"))
         try:
-            return read_script(self._fetch("/_script", json.dumps(changes).encode()))
+            return read_script(self._fetch("/_script", json.dumps(changes).encode(), "PUT"))
         except urllib.error.HTTPError as refused:
             with refused:
                 raise ValueError(json.loads(refused.read())["error"]) from None
@@ -109,8 +113,8 @@ class Endpoint:
             raise RuntimeError(f"the endpoint did not start: {line or 'it said nothing'}")
         return line
 
-    def _fetch(self, path: str, body: bytes | None = None) -> str:
-        request = urllib.request.Request(self.root_url + path, data=body, method="PUT" if body else "GET")
+    def _fetch(self, path: str, body: bytes | None = None, method: str = "GET") -> str:
+        request = urllib.request.Request(self.root_url + path, data=body, method=method)
         # No proxy of the environment's: the endpoint is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as response:

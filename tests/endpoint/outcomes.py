@@ -212,8 +212,9 @@ def spoil(outcome: Outcome, fault: str) -> None:
         outcome.payload = outcome.payload[: len(outcome.payload) // 2]
     elif fault == "empty_body":
         outcome.payload = b""
-    elif fault == "not_json":
+    elif fault in ("not_json", "html_page"):
         outcome.payload = b"<html><body><h1>It works!</h1></body></html>"
+        outcome.content_type = JSON if fault == "not_json" else "text/html"
     elif fault == "wrong_type":
         outcome.content_type = "text/html"
     elif fault == "invalid_utf8":

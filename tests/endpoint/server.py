@@ -1,7 +1,7 @@
 """The HTTP server: routes, keys, limits and storms, and the ways in which a connection fails.
 
-One process, one event loop. Beside the API under ``/v1`` there are ``/_book`` (JSON lines; ``?since=N``),
-``/_book/summary`` and ``/_script`` (GET; PUT with the fields to change).
+One process, one event loop. Beside the API under ``/v1`` there are ``/_book`` (JSON lines; ``?since=N``; DELETE
+empties it), ``/_book/summary`` and ``/_script`` (GET; PUT with the fields to change).
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Service:
                 web.get("/v1/batches/{id}", self._api("batches", lambda r: batches.describe(r.match_info["id"]))),
                 web.post("/v1/batches/{id}/cancel", self._api("batches", lambda r: batches.cancel(r.match_info["id"]))),
                 web.get("/_book", self._show_book),
+                web.delete("/_book", self._clear_book),
                 web.get("/_book/summary", self._show_summary),
                 web.get("/_script", self._show_script),
                 web.put("/_script", self._change_script),
@@ -97,7 +98,9 @@ class Service:
             except ValueError:  # UnicodeDecodeError is one too
                 body = None
             if isinstance(body, dict):
-                self.book.describe(entry, body, request.headers.get("X-Client-Request-Id", ""))
+                self.book.describe(
+                    entry, body, request.headers.get("X-Client-Request-Id", ""), self.script.book_characters
+                )
             outcome = self._turned_away(request, body)
             if outcome is None:
                 outcome = await self._serve(body, entry)
@@ -139,7 +142,7 @@ class Service:
     def _answer_line(self, body: Mapping[str, Any], custom_id: str) -> Outcome:
         """A line of a batch, in the book like any request."""
         entry = self.book.open("batch", time.time())
-        self.book.describe(entry, body, custom_id)
+        self.book.describe(entry, body, custom_id, self.script.book_characters)
         key = draw_key(self.script, entry.digest, entry.attempt, entry.number)
         outcome = outcome_of(self.script, body, entry.attempt, key)
         _note(entry, outcome)
@@ -246,6 +249,10 @@ class Service:
             await response.write(lines)
         await response.write_eof()
         return response
+
+    async def _clear_book(self, _: web.Request) -> web.Response:
+        self.book.clear()
+        return web.Response(status=204)
 
     async def _show_summary(self, _: web.Request) -> web.Response:
         return web.json_response(self.book.summary())
