@@ -36,6 +36,7 @@ PAYLOAD_FAULTS = (
     "huge",
 )
 FAULTS = ERROR_FAULTS + CONNECTION_FAULTS + PAYLOAD_FAULTS
+SPOILT_BODIES = ("truncated_json", "not_json", "html_page", "wrong_type", "empty_body", "invalid_utf8")  # of any answer
 API_FAULTS = ("500", "502", "503", "529", "hang", "reset_before", "reset_midway", "truncated_json", "not_json")
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -75,6 +76,7 @@ class Script:
     # What a share is drawn by: the content (a retry meets the same), the content and how often it was asked (a
     # retry draws anew, whatever the order of arrival), or the number of arrival.
     decided_by: Literal["content", "attempt", "arrival"] = "attempt"
+    fault_retry_after_s: NotNegative | None = None  # Retry-After of the errors that shares bring; None: without
     poison: dict[str, Annotated[int, Field(ge=400, le=599)]] = Field(default_factory=dict)  # substring -> status
     huge_bytes: Annotated[int, Field(ge=1)] = 5_000_000
 
@@ -86,6 +88,8 @@ class Script:
     max_top_logprobs: Annotated[int, Field(ge=0)] = 20
     context_length: Annotated[int, Field(ge=1)] = 128_000
 
+    # base_url of a real server that answers what is answered well, with the caller's key; batches stay scripted.
+    upstream: str | None = None
     answers: dict[str, str] = Field(default_factory=dict)  # substring of the last message -> the answer
     options: tuple[str, ...] = ()  # what a question is answered with; none: read from the prompt's list of classes
     option_format: str = "{}"  # how an option is put in a free text, e.g. "The class is {}."

@@ -63,7 +63,7 @@ def last_message(body: Mapping[str, Any]) -> str:
 
 
 class Book:
-    """All entries, in memory: about 1 kB each, beside the prompt's text."""
+    """All entries, in memory: about half a kB each, beside the prompt's text."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from tests.endpoint.behaviour import CONNECTION_FAULTS, Script, draw_fault
 from tests.endpoint.book import last_message
 
 JSON = "application/json"
+_CONTENT = re.compile(rb'("content": ?")')
 _REFUSAL = "I'm sorry, but I can't help with that."
 _MESSAGES = {
     429: ("Rate limit reached for requests. Please try again later.", "requests", "rate_limit_exceeded"),
@@ -113,6 +115,8 @@ def _check_parameters(script: Script, body: Mapping[str, Any]) -> Outcome | None
         if body.get(name) is not None:
             message = f"Unsupported parameter: '{name}' is not supported with this model."
             return invalid(message, name, "unsupported_parameter")
+    if not isinstance(body.get("temperature", 1), int | float | None):
+        return invalid("Invalid type for 'temperature': expected a decimal.", "temperature", "invalid_type")
     if script.temperature == "refused" and body.get("temperature", 1) not in (1, None):
         message = f"Unsupported value: 'temperature' does not support {body['temperature']} with this model. Only the default (1) value is supported."
         return invalid(message, "temperature", "unsupported_value")
@@ -182,7 +186,11 @@ def _error_of(script: Script, fault: str, body: Mapping[str, Any]) -> Outcome | 
 
 
 def _answer(script: Script, body: Mapping[str, Any], attempt: int, fault: str) -> Outcome:
-    reply = compose(script, body, attempt)
+    try:
+        reply = compose(script, body, attempt)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as problem:
+        message = f"Invalid schema for response_format: {type(problem).__name__}: {problem}"
+        return invalid(message, "response_format", "invalid_json_schema")
     if fault == "length":
         reply = Reply(reply.tokens[: len(reply.tokens) // 2], "length", reply.hidden_tokens)
     prompt_tokens = count_prompt_tokens(body)
@@ -218,7 +226,7 @@ def spoil(outcome: Outcome, fault: str) -> None:
     elif fault == "wrong_type":
         outcome.content_type = "text/html"
     elif fault == "invalid_utf8":
-        outcome.payload = outcome.payload.replace(b'"content": "', b'"content": "\xff\xfe\xc3\x28', 1)
+        outcome.payload = _CONTENT.sub(lambda found: found[1] + b"\xff\xfe\xc3\x28", outcome.payload, count=1)
 
 
 def _completion(script: Script, body: Mapping[str, Any], reply: Reply, prompt_tokens: int) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, web
 
 from tests.endpoint.answers import count_prompt_tokens, token_limit
 from tests.endpoint.batches import Batches
 from tests.endpoint.behaviour import (
     ERROR_FAULTS,
+    SPOILT_BODIES,
     Script,
     change_script,
     draw_fault,
@@ -43,6 +44,7 @@ class Service:
     def __init__(self, script: Script) -> None:
         self.book = Book()
         self._in_flight = 0
+        self._upstream: ClientSession | None = None
         self._batches = Batches(lambda: self.script, self._answer_line)
         self._use(script, {"requests_per_minute", "storm_s"})
 
@@ -72,7 +74,7 @@ class Service:
                 web.route("*", "/{rest:.*}", self._api("other", self._nowhere)),
             ]
         )
-        app.on_cleanup.append(lambda _: batches.close())
+        app.on_cleanup.append(self._close)
         return app
 
     def _use(self, script: Script, changed: set[str]) -> None:
@@ -103,9 +105,12 @@ class Service:
                 )
             outcome = self._turned_away(request, body)
             if outcome is None:
-                outcome = await self._serve(body, entry)
+                outcome = await self._serve(body, entry, request.headers.get("Authorization", ""))
             outcome.headers |= self._limits.headers()
             return await self._send(request, entry, outcome)
+        except Exception:
+            entry.status, entry.fault = 500, "crash"  # of this server, not a scripted one
+            raise
         finally:
             self._in_flight -= 1
             entry.ended = time.time()
@@ -130,14 +135,43 @@ class Service:
         excess = self._limits.admit(count_prompt_tokens(body) + (token_limit(body) or 0))
         return None if excess is None else _too_much(script, excess, str(body.get("model")))
 
-    async def _serve(self, body: Mapping[str, Any], entry: Entry) -> Outcome:
-        key = draw_key(self.script, entry.digest, entry.attempt, entry.number)
-        outcome = outcome_of(self.script, body, entry.attempt, key)
+    async def _serve(self, body: Mapping[str, Any], entry: Entry, authorization: str) -> Outcome:
+        script = self.script
+        key = draw_key(script, entry.digest, entry.attempt, entry.number)
+        outcome = outcome_of(script, body, entry.attempt, key)
+        if outcome.fault in ERROR_FAULTS:
+            outcome.headers |= retry_headers(script, script.fault_retry_after_s)
+        if (
+            script.upstream is not None
+            and outcome.status == 200
+            and outcome.fault in ("", "reset_midway", *SPOILT_BODIES)
+        ):
+            await self._ask_upstream(script.upstream, body, authorization, outcome)
         if outcome.status == 200 or outcome.fault:
-            delay_s = draw_latency_s(self.script, key)
+            delay_s = draw_latency_s(script, key)
             if delay_s:
                 await asyncio.sleep(delay_s)
         return outcome
+
+    async def _ask_upstream(self, url: str, body: Mapping[str, Any], authorization: str, outcome: Outcome) -> None:
+        """Put the upstream's answer into the outcome, spoilt as its fault has it; 502 where there is none."""
+        if self._upstream is None:
+            self._upstream = ClientSession()
+        try:
+            headers = {"Authorization": authorization}
+            async with self._upstream.post(f"{url}/chat/completions", json=body, headers=headers) as response:
+                outcome.payload, outcome.status = await response.read(), response.status
+                usage = (json.loads(outcome.payload).get("usage") or {}) if response.status == 200 else {}
+        except (ClientError, ValueError):
+            outcome.payload, outcome.status, usage = plain_error(502).payload, 502, {}
+        outcome.prompt_tokens = usage.get("prompt_tokens", 0)
+        outcome.completion_tokens = usage.get("completion_tokens", 0)
+        spoil(outcome, outcome.fault)
+
+    async def _close(self, _: web.Application) -> None:
+        await self._batches.close()
+        if self._upstream is not None:
+            await self._upstream.close()
 
     def _answer_line(self, body: Mapping[str, Any], custom_id: str) -> Outcome:
         """A line of a batch, in the book like any request."""
