@@ -132,10 +132,11 @@ class OpenAIBackend:
                     _seconds(headers),
                 )
                 return Sent(None, failure, headers)
-            except self._openai.APITimeoutError:
-                message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
-                return Sent(None, Failure("transient", message), {})
             except self._openai.APIConnectionError as error:
+                # The transport calls a refused connection a timeout too.
+                if isinstance(error, self._openai.APITimeoutError) and "Connect" not in type(error.__cause__).__name__:
+                    message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
+                    return Sent(None, Failure("transient", message), {})
                 return Sent(None, Failure("transient", self._hide(_root(error))), {})
             except ValueError:  # no JSON, or no UTF-8
                 return Sent(None, Failure("transient", "the reply is no JSON"), {})

@@ -1,0 +1,127 @@
+"""The pool for a teacher behind HTTP: real Ray, a real endpoint that misbehaves, its book against the ledger."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.backends.identity import identify
+from actors.ledger import Ledger
+from actors.pool import TeacherPool
+from potstill.errors import TeacherError
+from potstill.rows import Message, Request, Response, Sampling, from_table
+from potstill.teachers import OpenAITeacher
+from tests.endpoint.client import Endpoint
+
+pytestmark = pytest.mark.slow
+CLASSES = ("app error", "billing", "refund")
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as running:
+        yield running
+
+
+def teacher(endpoint: Endpoint, **changes: Any) -> OpenAITeacher:
+    settings = {"kind": "openai", "model": "scripted-1", "base_url": endpoint.base_url, "api_key_env": ""}
+    return OpenAITeacher(**{**settings, "concurrency": 32, "price": {"prompt": 1.0, "completion": 2.0}, **changes})
+
+
+def requests(config: OpenAITeacher, count: int, choices: tuple[str, ...] = ()) -> list[Request]:
+    identity = identify(config)
+    return [
+        Request(
+            "generate",
+            "t",
+            "s",
+            "codes",
+            identity.provider,
+            identity.model,
+            None,
+            (Message("user", f"Write 2 examples. Number {i}."),),
+            Sampling(max_tokens=40),
+            choices,
+        )
+        for i in range(count)
+    ]
+
+
+def ask(config: OpenAITeacher, path: Path, wanted: list[Request]) -> tuple[list[Response], int]:
+    """The pool's answers, and how many of them the ledger had."""
+    with TeacherPool(config, Ledger(f"sqlite:///{path}")) as pool:
+        table = pool.ask(wanted)
+    return from_table(table.drop_columns("reused"), Response), sum(table["reused"].to_pylist())
+
+
+def asked(endpoint: Endpoint) -> dict[str, int]:
+    """How often each prompt was answered whole, without the trial request."""
+    counts: dict[str, int] = {}
+    for entry in endpoint.book():
+        if entry.answered and entry.prompt.startswith("Write"):
+            counts[entry.prompt] = counts.get(entry.prompt, 0) + 1
+    return counts
+
+
+def test_everything_is_asked_once_and_paid_once(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    endpoint.script(latency_s=0.05)
+    config = teacher(endpoint)
+    wanted = requests(config, 300)
+    answers, reused = ask(config, tmp_path / "ledger.db", wanted)
+    assert {answer.request_id for answer in answers} == {request.request_id for request in wanted}
+    assert reused == 0
+    assert all(answer.error is None and answer.text for answer in answers)
+    dollars = sum(answer.prompt_tokens * 1e-6 + answer.completion_tokens * 2e-6 for answer in answers)
+    assert sum(answer.cost_usd for answer in answers) == pytest.approx(dollars)
+    assert set(asked(endpoint).values()) == {1}
+    again, reused = ask(config, tmp_path / "ledger.db", wanted)
+    assert reused == 300
+    assert {a.request_id: a.text for a in again} == {a.request_id: a.text for a in answers}
+    assert set(asked(endpoint).values()) == {1}
+
+
+def test_what_may_yet_work_is_tried_again_and_the_rest_is_recorded(
+    endpoint: Endpoint, tmp_path: Path, ray_cluster: Any
+) -> None:
+    endpoint.script(
+        shares={"500": 0.1, "429": 0.1, "reset_midway": 0.05, "truncated_json": 0.05}, poison={"Number 7.": 400}
+    )
+    config = teacher(endpoint, max_attempts=12)
+    answers, _ = ask(config, tmp_path / "ledger.db", requests(config, 100))
+    failed = [answer for answer in answers if answer.error is not None]
+    assert len(answers) == 100
+    assert len(failed) == 1
+    assert failed[0].error.startswith("HTTP 400")
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        assert connection.execute("select count(*) from responses").fetchone() == (99,)
+        assert connection.execute("select count(*) from claims").fetchone() == (0,)
+
+
+def test_the_slowest_request_of_a_batch_holds_up_no_other(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    """One in fifty hangs until the timeout: with batches that wait for their slowest, nearly every batch would."""
+    endpoint.script(latency_s=0.02, shares={"hang": 0.02}, decided_by="attempt")
+    config = teacher(endpoint, timeout_s=3.0, concurrency=64)
+    answers, _ = ask(config, tmp_path / "ledger.db", requests(config, 600))
+    assert all(answer.error is None for answer in answers)
+    arrivals = [entry.arrived for entry in endpoint.book() if entry.attempt == 0 and entry.prompt.startswith("Write")]
+    # All were sent for the first time while the first ones that hung were still hanging, give or take a slow machine.
+    assert max(arrivals) - min(arrivals) < 2 * 3.0
+
+
+def test_classes_are_chosen_with_probabilities(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    endpoint.script(options=("A", "B", "C"))
+    config = teacher(endpoint)
+    answers, _ = ask(config, tmp_path / "ledger.db", requests(config, 40, CLASSES))
+    assert all(len(answer.choice_logprobs) == 3 and None not in answer.choice_logprobs for answer in answers)
+
+
+def test_a_wrong_key_stops_before_anything_is_asked(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    endpoint.script(keys=("right",))
+    config = teacher(endpoint)
+    with pytest.raises(TeacherError, match=r"teacher\.api_key_env"):
+        ask(config, tmp_path / "ledger.db", requests(config, 50))
+    assert len(endpoint.book()) <= 2
