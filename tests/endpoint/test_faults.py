@@ -70,6 +70,22 @@ def test_a_client_that_leaves_is_no_whole_answer(endpoint):
     assert (entry.status, entry.whole, entry.fault) == (None, False, "")
 
 
+def test_a_client_that_leaves_in_mid_answer_has_not_had_it_whole(endpoint):
+    endpoint.script(shares={"huge": 1}, huge_bytes=40_000_000)
+
+    async def read_a_little():
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(endpoint.base_url + "/chat/completions", json=chat()) as response,
+        ):
+            await response.content.readexactly(1000)
+            response.close()
+
+    asyncio.run(read_a_little())
+    entry = wait_for_end(endpoint)
+    assert (entry.status, entry.whole) == (200, False)
+
+
 def test_a_reset_before_the_answer(endpoint):
     endpoint.script(shares={"reset_before": 1})
     with pytest.raises(openai.APIConnectionError):
