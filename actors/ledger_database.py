@@ -30,14 +30,18 @@ _FIXES = {
     "Permission denied": "give yourself write access to the file and its folder, or name another file",
     "Read-only file system": "name a file on a disk that can be written",
     "database is locked": f"another process has kept it locked for {LOCK_WAIT_S} s; end that one, or wait for it",
-    "No module named 'psycopg": "run `pip install 'psycopg[binary]'`",
+    "No module named 'psycopg": "run `pip install 'potstill[postgres]'`",
     "Can't load plugin": "a ledger is sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE",
     "Could not parse": "a ledger is sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE",
 }
 
 
+class NoLedgerError(LedgerError):
+    """There is no ledger yet where one was to be read."""
+
+
 class LedgerDatabase:
-    """An open ledger. ``create=False``: one that is there already; nothing is made or changed.
+    """An open ledger. ``create=False``: one that is there already (``NoLedgerError`` if not); nothing is changed.
 
     Raises ``LedgerError`` if it can't be opened, is of another schema or no ledger at all.
     """
@@ -123,13 +127,13 @@ class LedgerDatabase:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
         elif not path.is_file():
-            raise self.error("there is no ledger; name the one that your jobs write")
+            raise NoLedgerError(str(self.error("there is no ledger; name the one that your jobs write")))
         self._url = self._url.set(database=str(path))
 
     def _check(self, create: bool) -> None:
         found = self._schema_version()
         if found is None and not create:
-            raise self.error("is a database, but no ledger; name the one that your jobs write")
+            raise NoLedgerError(str(self.error("there is no ledger in it; name the one that your jobs write")))
         if create and self.is_sqlite:
             self._use_wal()
         if found is None:
@@ -152,10 +156,10 @@ class LedgerDatabase:
         until = time.monotonic() + LOCK_WAIT_S
         with contextlib.closing(self.engine.raw_connection()) as connection:
             cursor = connection.cursor()
-            # Only a new file takes it: pruned pages can then be given back bit by bit.
-            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
             while cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                 try:
+                    # Only a new file takes it: pruned pages can then be given back bit by bit.
+                    cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
                     cursor.execute("PRAGMA journal_mode=WAL")
                 except sqlite3.OperationalError as error:
                     # It does not wait for another process that has the new file open, as other statements do.

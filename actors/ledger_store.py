@@ -37,7 +37,7 @@ class LedgerStore:
 
     def __init__(self, uri: str, create: bool = True) -> None:
         self.database = LedgerDatabase(uri, create)
-        # A list of ids is one bound value, whatever its length.
+        # What $ids stands for in a query: a list of ids is one bound value, whatever its length.
         self._ids = (
             "SELECT value FROM json_each(:ids)" if self.database.is_sqlite else "SELECT unnest(CAST(:ids AS text[]))"
         )
@@ -84,7 +84,7 @@ class LedgerStore:
                 if name == "take":
                     results[number] = self._take(connection, *args)
                 elif name != "commit":
-                    {"renew": _renew, "release": _release}[name](connection, *args)
+                    {"renew": self._renew, "release": self._release}[name](connection, *args)
         return results
 
     def count_known(self, request_ids: Sequence[str]) -> int:
@@ -92,7 +92,7 @@ class LedgerStore:
         with self.database.read() as connection:
             return self._run(
                 connection,
-                f"SELECT count(*) FROM responses WHERE request_id IN ({self._ids})",
+                "SELECT count(*) FROM responses WHERE request_id IN ($ids)",
                 request_ids,
             ).scalar_one()
 
@@ -117,16 +117,16 @@ class LedgerStore:
         missing = [name for name in dict.fromkeys(request_ids) if name not in answered]
         if not missing:
             return known, [], []
-        now = time.time()
+        now = self._now(connection)
         self._run(
             connection,
-            f"DELETE FROM claims WHERE expires_at < :now AND request_id IN ({self._ids})",
+            "DELETE FROM claims WHERE expires_at < :now AND request_id IN ($ids)",
             missing,
             now=now,
         )
         self._run(
             connection,
-            f"INSERT INTO claims (request_id, owner, expires_at) SELECT ids.*, :owner, :end FROM ({self._ids}) AS ids "  # noqa: S608
+            "INSERT INTO claims (request_id, owner, expires_at) SELECT ids.*, :owner, :end FROM ($ids) AS ids "
             "WHERE true ON CONFLICT DO NOTHING",
             missing,
             owner=owner,
@@ -134,7 +134,7 @@ class LedgerStore:
         )
         claimed = self._run(
             connection,
-            f"SELECT request_id FROM claims WHERE owner = :owner AND request_id IN ({self._ids})",
+            "SELECT request_id FROM claims WHERE owner = :owner AND request_id IN ($ids)",
             missing,
             owner=owner,
         )
@@ -145,23 +145,28 @@ class LedgerStore:
         if rows:
             connection.exec_driver_sql(self._insert, rows)
         if request_ids:
-            self._run(connection, f"DELETE FROM claims WHERE request_id IN ({self._ids})", request_ids)  # noqa: S608
+            self._run(connection, "DELETE FROM claims WHERE request_id IN ($ids)", request_ids)
 
     def _fetch(self, connection: sa.Connection, request_ids: Sequence[str]) -> list[Row]:
-        query = f"SELECT {_ANSWER} FROM responses WHERE request_id IN ({self._ids})"  # noqa: S608
+        query = f"SELECT {_ANSWER} FROM responses WHERE request_id IN ($ids)"  # noqa: S608
         return [tuple(row) for row in self._run(connection, query, request_ids)]
+
+    def _renew(self, connection: sa.Connection, owner: str, lease_s: float = LEASE_S) -> None:
+        end = self._now(connection) + lease_s
+        connection.execute(sa.update(tables.claims).where(_below(owner)).values(expires_at=end))
+
+    def _release(self, connection: sa.Connection, owner: str) -> None:
+        connection.execute(sa.delete(tables.claims).where(_below(owner)))
+
+    def _now(self, connection: sa.Connection) -> float:
+        """Seconds since 1970. Machines that share a PostgreSQL go by its clock, since theirs may differ by a lease."""
+        if self.database.is_sqlite:
+            return time.time()
+        return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
     def _run(self, connection: sa.Connection, query: str, request_ids: Sequence[str], **values: Any) -> sa.CursorResult:
         ids = json.dumps(list(request_ids)) if self.database.is_sqlite else list(request_ids)
-        return connection.execute(sa.text(query), {"ids": ids, **values})
-
-
-def _renew(connection: sa.Connection, owner: str, lease_s: float = LEASE_S) -> None:
-    connection.execute(sa.update(tables.claims).where(_below(owner)).values(expires_at=time.time() + lease_s))
-
-
-def _release(connection: sa.Connection, owner: str) -> None:
-    connection.execute(sa.delete(tables.claims).where(_below(owner)))
+        return connection.execute(sa.text(query.replace("$ids", self._ids)), {"ids": ids, **values})
 
 
 def _below(owner: str) -> sa.ColumnElement[bool]:

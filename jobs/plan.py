@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import sqlalchemy as sa
 
 from actors.backends.embedded import identify
+from actors.ledger_database import NoLedgerError
 from actors.ledger_store import LedgerStore
 from jobs import generate
 from jobs.job import Job, prepare
@@ -63,11 +61,11 @@ def plan(job: Job) -> list[StagePlan]:
 
 
 def count_known(config: Config, request_ids: Sequence[str]) -> int:
-    """How many requests the ledger holds; a ledger file that does not exist yet is not made."""
-    url = sa.make_url(config.ledger.uri)
-    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
+    """How many requests the ledger holds; one that does not exist yet is not made."""
+    try:
+        store = LedgerStore(config.ledger.uri, create=False)
+    except NoLedgerError:
         return 0
-    store = LedgerStore(config.ledger.uri)
     try:
         return store.count_known(request_ids)
     finally:
