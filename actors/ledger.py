@@ -4,10 +4,15 @@ SQLite takes one writing machine, so a detached actor on the node of the file ow
 node of the cluster talks to that actor. Its name holds the schema version and the URI: after an edit of
 the code a new version starts beside an old one, and both are safe since claims live in the database.
 It ends by itself when nobody has asked for ``IDLE_S``.
+
+Calls from all over the cluster share transactions (``actors/ledger_writer.py``), and calls of one process's
+coroutines share messages to the actor.
 """
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import threading
 import time
 from collections.abc import Sequence
@@ -16,95 +21,189 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.ledger_store import SCHEMA_VERSION, LedgerStore, Taken, redact
+from actors.ledger_database import redact
+from actors.ledger_store import Call, LedgerStore
+from actors.ledger_tables import SCHEMA_VERSION, Taken, to_response, to_rows, to_taken
+from actors.ledger_writer import GroupWriter
 from potstill.draws import digest
 from potstill.errors import LedgerError
 from potstill.rows import Request, Response
 
 NAMESPACE = "potstill"
+PROTOCOL = 2  # of the messages between handle and actor: a handle never meets an actor that speaks another
 IDLE_S = 300.0
 TRIES = 5
+READERS = 2
 
 
 class LedgerActor:
-    """A ``LedgerStore`` in a process of its own; calls run one after another."""
+    """A ``LedgerStore`` in a process of its own: one thread writes, a few read, many callers wait."""
 
     def __init__(self, uri: str, idle_s: float = IDLE_S) -> None:
         self._store = LedgerStore(uri)
+        self._writer = GroupWriter(self._store.write)
+        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
         self._last_call = time.monotonic()
+        self._under_way = 0
         threading.Thread(target=self._end_when_idle, args=(idle_s,), daemon=True).start()
 
-    def call(self, method: str, *args: Any) -> Any:
-        """Run a method of the store."""
-        self._last_call = time.monotonic()
-        return getattr(self._store, method)(*args)
+    async def write(self, calls: Sequence[Call]) -> list[Any]:
+        """``LedgerStore.write``, in one transaction with whatever else came meanwhile."""
+        return await self._count(asyncio.wrap_future(self._writer.submit(calls)))
+
+    async def read(self, method: str, *args: Any) -> Any:
+        """Run a method of the store that only reads."""
+        reading = asyncio.get_running_loop().run_in_executor(self._readers, getattr(self._store, method), *args)
+        return await self._count(reading)
+
+    async def _count(self, answer: asyncio.Future[Any]) -> Any:
+        self._under_way += 1
+        try:
+            return await answer
+        finally:
+            self._under_way -= 1
+            self._last_call = time.monotonic()
 
     def _end_when_idle(self, idle_s: float) -> None:
-        while time.monotonic() - self._last_call < idle_s:
+        while self._under_way or time.monotonic() - self._last_call < idle_s:
             time.sleep(min(5.0, idle_s / 4))
-        # A caller that meets the dying actor starts a new one (Ledger.call).
+        # A caller that meets the dying actor starts a new one (Ledger._call).
         ray.kill(ray.get_runtime_context().current_actor)
 
 
 class Ledger:
-    """A handle on the ledger that survives the owning actor's end. Cheap to send to other processes."""
+    """A handle on the ledger that survives the owning actor's end. Cheap to send to other processes.
+
+    Every method raises ``LedgerError``. Those with an ``a`` before their name are for coroutines: what many of
+    them commit or take at the same time travels together.
+    """
 
     def __init__(self, uri: str, node_id: str | None = None, idle_s: float = IDLE_S) -> None:
         self.uri = uri
         self._idle_s = idle_s
         self._node_id = node_id or ray.get_runtime_context().get_node_id()
         self._actor: Any = None
+        self._gathered: list[tuple[Call, asyncio.Future[Any]]] = []
+        self._sender: asyncio.Task[None] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[str, str, float]]:
         return Ledger, (self.uri, self._node_id, self._idle_s)
 
     def take(self, request_ids: Sequence[str], owner: str) -> Taken:
         """See ``LedgerStore.take``."""
-        return self.call("take", list(request_ids), owner)
+        return to_taken(self._write("take", list(request_ids), owner))
 
     def commit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
         """See ``LedgerStore.commit``."""
-        self.call("commit", list(requests), list(responses))
+        self._write("commit", *to_rows(requests, responses))
 
     def fetch(self, request_ids: Sequence[str]) -> list[Response]:
         """See ``LedgerStore.fetch``."""
-        return self.call("fetch", list(request_ids))
+        return [to_response(row) for row in self._call("read", "fetch_rows", list(request_ids))]
 
     def count_known(self, request_ids: Sequence[str]) -> int:
         """See ``LedgerStore.count_known``."""
-        return self.call("count_known", list(request_ids))
+        return self._call("read", "count_known", list(request_ids))
 
     def renew(self, owner: str) -> None:
         """See ``LedgerStore.renew``."""
-        self.call("renew", owner)
+        self._write("renew", owner)
 
     def release(self, owner: str) -> None:
         """See ``LedgerStore.release``."""
-        self.call("release", owner)
+        self._write("release", owner)
 
-    def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the store; a dead owner is replaced, and every method is safe to repeat."""
+    async def atake(self, request_ids: Sequence[str], owner: str) -> Taken:
+        """``take`` for coroutines."""
+        return to_taken(await self._awrite("take", list(request_ids), owner))
+
+    async def acommit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
+        """``commit`` for coroutines: returns when the answers are durable."""
+        await self._awrite("commit", *to_rows(requests, responses))
+
+    async def afetch(self, request_ids: Sequence[str]) -> list[Response]:
+        """``fetch`` for coroutines."""
+        return [to_response(row) for row in await self._acall("read", "fetch_rows", list(request_ids))]
+
+    async def arenew(self, owner: str) -> None:
+        """``renew`` for coroutines."""
+        await self._awrite("renew", owner)
+
+    async def arelease(self, owner: str) -> None:
+        """``release`` for coroutines."""
+        await self._awrite("release", owner)
+
+    def _write(self, *call: Any) -> Any:
+        return self._call("write", [call])[0]
+
+    async def _awrite(self, *call: Any) -> Any:
+        """One of many calls: those that come while a message is under way leave together in the next."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._gathered.append((call, answer))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send())
+        return await answer
+
+    async def _send(self) -> None:
+        while self._gathered:
+            batch, self._gathered = self._gathered, []
+            try:
+                results = await self._acall("write", [call for call, _ in batch])
+            except BaseException as error:
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error if isinstance(error, Exception) else LedgerError("broken off"))
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            for (_, answer), result in zip(batch, results, strict=True):
+                if not answer.done():  # its coroutine may have been cancelled; the answer is durable all the same
+                    answer.set_result(result)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """Call the actor; a dead one is replaced, and every method is safe to repeat."""
         for attempt in range(TRIES):
             # A variable of this call: another thread may drop the handle it finds dead.
             actor = self._actor or self._find()
             self._actor = actor
             try:
-                return ray.get(actor.call.remote(method, *args))
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
-                self._actor = None
-                message = _last_line(str(error))
-                if "LedgerError" in str(error):
-                    raise LedgerError(message) from error
+                return ray.get(getattr(actor, method).remote(*args))
+            except ray.exceptions.RayError as error:
+                message = self._lost(error)
                 time.sleep(0.2 * 2**attempt)
-        raise LedgerError(f"ledger.uri = {redact(self.uri)!r}: its process dies again and again: {message}")
+        raise self._given_up(message)
+
+    async def _acall(self, method: str, *args: Any) -> Any:
+        for attempt in range(TRIES):
+            actor = self._actor or await asyncio.to_thread(self._find)
+            self._actor = actor
+            try:
+                return await getattr(actor, method).remote(*args)
+            except ray.exceptions.RayError as error:
+                message = self._lost(error)
+                await asyncio.sleep(0.2 * 2**attempt)
+        raise self._given_up(message)
+
+    def _lost(self, error: Exception) -> str:
+        """Forget the actor if it has gone; anything else that went wrong is raised."""
+        if isinstance(error, ray.exceptions.RayTaskError):
+            raise error.cause from error
+        if not isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
+            raise error
+        self._actor = None
+        message = _last_line(str(error))
+        if "LedgerError" in str(error):
+            raise LedgerError(message) from error
+        return message
+
+    def _given_up(self, message: str) -> LedgerError:
+        return LedgerError(f"ledger.uri = {redact(self.uri)!r}: its process dies again and again: {message}")
 
     def _find(self) -> Any:
         return (
             ray.remote(LedgerActor)
             .options(
-                name=f"ledger-v{SCHEMA_VERSION}-{digest(self.uri, size=6)}",
+                name=f"ledger-v{SCHEMA_VERSION}.{PROTOCOL}-{digest(self.uri, size=6)}",
                 namespace=NAMESPACE,
                 lifetime="detached",
                 get_if_exists=True,

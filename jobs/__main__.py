@@ -14,7 +14,7 @@ import typer
 
 import actors
 import potstill
-from jobs import interrupt
+from jobs import interrupt, ledger_command
 from potstill.config import Config, ConfigError, load
 from potstill.errors import InputError, PotstillError, Problem
 
@@ -29,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(ledger_command.app, name="ledger")
 
 ALL_STAGES = ("generate", "relabel", "finetune", "evaluate")
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-import sqlalchemy as sa
 import typer
 from rich.markup import escape
 
 from actors.backends.identity import identify
+from actors.ledger_database import NoLedgerError
 from actors.ledger_store import LedgerStore
 from jobs import generate
 from jobs.job import Job, prepare
@@ -153,11 +152,11 @@ def _sum(values: Sequence[N | None]) -> N | None:
 
 
 def count_known(config: Config, request_ids: Sequence[str]) -> int:
-    """How many requests the ledger holds; a ledger file that does not exist yet is not made."""
-    url = sa.make_url(config.ledger.uri)
-    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
+    """How many requests the ledger holds; one that does not exist yet is not made."""
+    try:
+        store = LedgerStore(config.ledger.uri, create=False)
+    except NoLedgerError:
         return 0
-    store = LedgerStore(config.ledger.uri)
     try:
         return store.count_known(request_ids)
     finally:

@@ -72,7 +72,11 @@ def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> li
     """Everything but task and storage: places, MLflow, ledger, models."""
     found = [*paths.problems(config), *mlflow_server.problems(config.tracking, config.tracking.experiment or task)]
     try:
-        LedgerStore(config.ledger.uri).close()
+        store = LedgerStore(config.ledger.uri)
+        try:
+            store.database.check_writable()  # before anything is paid that could not be kept
+        finally:
+            store.close()
     except LedgerError as error:
         found.append(_problem("ledger", error))
     return found + _models(config, stages)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from potstill.draws import digest
 
 Role = Literal["system", "user", "assistant", "prompt"]
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,13 @@ class Response:
     latency_s: float = 0.0
     created_at: float = 0.0
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        # NUL and lone surrogates fit into no Parquet file and not every database; all must see the same text.
+        for name in ("text", "error"):
+            value = getattr(self, name)
+            if value and ("\0" in value or not value.isascii()):
+                object.__setattr__(self, name, _UNSTORABLE.sub("\ufffd", value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +228,12 @@ def to_table(rows: Iterable[Row], kind: type[Row]) -> pa.Table:
 def from_table(table: pa.Table, kind: type[Row]) -> list[Row]:
     """The rows of a table written by ``to_table``; unknown columns are ignored."""
     names = [f.name for f in fields(kind)]
-    return [kind(**{name: _revive(name, record.get(name)) for name in names}) for record in table.to_pylist()]
+    return [from_record({name: record.get(name) for name in names}, kind) for record in table.to_pylist()]
+
+
+def from_record(record: Mapping[str, Any], kind: type[Row]) -> Row:
+    """A row from plain lists and dicts, as JSON and Arrow give them."""
+    return kind(**{name: _revive(name, value) for name, value in record.items()})
 
 
 def _revive(name: str, value: Any) -> Any:

@@ -1,9 +1,15 @@
-import sqlite3
+"""What a ledger promises, whichever database it is."""
+
+import multiprocessing
+import random
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+import sqlalchemy as sa
 
 from actors.ledger_store import LedgerStore
+from actors.ledger_tables import to_rows
 from potstill.errors import LedgerError
 from potstill.rows import Message, Request, Response, Sampling
 
@@ -25,11 +31,6 @@ def request(occurrence: int) -> Request:
 
 REQUESTS = [request(i) for i in range(1200)]
 IDS = [r.request_id for r in REQUESTS]
-
-
-@pytest.fixture
-def uri(tmp_path):
-    return f"sqlite:///{tmp_path}/deep/ledger.db"
 
 
 def answer(requests, **changes):
@@ -96,18 +97,110 @@ def test_the_first_answer_stays(uri):
     assert store.fetch(IDS[:1])[0].text == "text 0"
 
 
-def test_files_that_are_no_ledger(tmp_path):
-    path = tmp_path / "notes.db"
-    path.write_text("just some text that is long enough to be no database header at all")
-    with pytest.raises(LedgerError, match=r"ledger.uri = .*notes.db.*not a database"):
-        LedgerStore(f"sqlite:///{path}")
-    with pytest.raises(LedgerError, match="can't be opened"):
-        LedgerStore("nonsense://x")
+def test_an_unsafe_text_is_stored_as_everybody_sees_it(uri):
+    store = LedgerStore(uri)
+    response = Response(IDS[0], "a\0b\ud800c ünd 😀 \u2028", choice_logprobs=(float("-inf"), None))
+    assert response.text == "a\ufffdb\ufffdc ünd 😀 \u2028"
+    store.commit(REQUESTS[:1], [response])
+    assert store.fetch(IDS[:1]) == [response]
 
 
-def test_a_newer_schema_is_refused(uri, tmp_path):
-    LedgerStore(uri).close()
-    with sqlite3.connect(tmp_path / "deep/ledger.db") as connection:
-        connection.execute("update meta set value = '99'")
-    with pytest.raises(LedgerError, match="is of schema 99, this potstill reads 1"):
-        LedgerStore(uri)
+def test_more_ids_than_a_statement_takes_values(uri):
+    store = LedgerStore(uri)
+    many = [f"unknown {i}" for i in range(70_000)]
+    store.commit(REQUESTS[:10], answer(REQUESTS[:10]))
+    assert store.count_known([*many, *IDS[:10], *IDS[:10]]) == 10
+    assert len(store.take([*many, *IDS[:10]], "a").mine) == 70_000
+    store.release("a")
+
+
+def test_calls_that_share_a_transaction_are_seen_in_order(uri):
+    store = LedgerStore(uri)
+    rows, ids = to_rows(REQUESTS[:2], answer(REQUESTS[:2]))
+    store.take(IDS[:2], "a")
+    # Commits first: who takes at the same time gets the answers. Then each take sees those before it.
+    taken = store.write([("take", IDS[:4], "b"), ("commit", rows, ids), ("take", IDS[:4], "c"), ("release", "b")])
+    assert taken[1] is None
+    assert [len(part) for part in taken[0]] == [2, 2, 0]
+    assert [len(part) for part in taken[2]] == [2, 0, 2]
+    assert store.take(IDS[:4], "d").mine == tuple(IDS[2:4])
+
+
+def test_a_transaction_that_fails_leaves_nothing_behind(uri):
+    store = LedgerStore(uri)
+    rows, ids = to_rows(REQUESTS[:2], answer(REQUESTS[:2]))
+    broken = (ids[1], *(None for _ in rows[1][1:]))
+    with pytest.raises(LedgerError, match="can't be written"):
+        store.write([("take", IDS[2:4], "a"), ("commit", [rows[0], broken], ids)])
+    assert store.count_known(IDS) == 0
+    assert set(store.take(IDS[:4], "b").mine) == set(IDS[:4])
+
+
+def ask_all(uri, owner, seed, start, paid):
+    """A process that asks everything and writes down what it had to pay for."""
+    order = random.Random(seed).sample(IDS, len(IDS))
+    by_id = {request.request_id: request for request in REQUESTS}
+    store = LedgerStore(uri)
+    start.wait(60)
+    for begin in range(0, len(order), 40):
+        pending = order[begin : begin + 40]
+        while pending:
+            taken = store.take(pending, owner)
+            mine = [by_id[name] for name in taken.mine]
+            with open(paid, "a") as file:
+                file.writelines(f"{request.request_id}\n" for request in mine)
+            store.commit(mine, answer(mine))
+            pending = list(taken.others)
+            if pending and not mine:
+                time.sleep(0.002)
+    store.close()
+
+
+def test_processes_that_want_the_same_at_the_same_time_pay_once(uri, tmp_path):
+    """They also make the ledger at the same time, and find each other's rows in another order."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    papers = [tmp_path / f"paid-{number}" for number in range(3)]
+    processes = [
+        context.Process(target=ask_all, args=(uri, f"job-{number}", number, start, paper))
+        for number, paper in enumerate(papers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    paid = [paper.read_text().split() for paper in papers]
+    assert sorted(name for names in paid for name in names) == sorted(IDS)
+    assert sum(bool(names) for names in paid) > 1  # more than one had work to do
+    store = LedgerStore(uri)
+    assert store.count_known(IDS) == len(IDS)
+    assert not store.take(IDS, "late").mine
+    store.close()
+
+
+def test_who_looks_while_an_answer_is_being_committed_waits_for_it(uri):
+    """Otherwise it would see neither answer nor claim, and pay."""
+    one, two = LedgerStore(uri), LedgerStore(uri)
+    rows, ids = to_rows(REQUESTS[:2], answer(REQUESTS[:2]))
+    with ThreadPoolExecutor(1) as other:
+        with one.database.write() as connection:
+            one._commit(connection, rows, ids)
+            looking = other.submit(two.take, IDS[:3], "two")
+            wait([looking], 0.5)
+            assert not looking.done()
+        taken = looking.result(60)
+    assert {response.request_id for response in taken.known} == set(IDS[:2])
+    assert taken.mine == (IDS[2],)
+    one.close()
+    two.close()
+
+
+def test_a_newer_schema_is_refused(uri):
+    store = LedgerStore(uri)
+    with store.database.write() as connection:
+        connection.execute(sa.text("update meta set value = '99'"))
+    store.close()
+    for create in (True, False):
+        with pytest.raises(LedgerError, match="is of schema 99, this potstill reads 1; use the potstill that wrote it"):
+            LedgerStore(uri, create)

@@ -1,0 +1,117 @@
+"""The ledger's tables, and how requests and responses become their rows.
+
+Rows travel between processes as plain tuples in the order of ``COLUMNS``: that is what the database takes, and
+it leaves JSON and dataclasses to the many that ask, not to the one process that owns the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from potstill.rows import Request, Response, Sampling, from_record
+
+SCHEMA_VERSION = 1
+
+Row = tuple[Any, ...]
+
+metadata = sa.MetaData()
+meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.String))
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("stage", sa.String),
+    sa.Column("task", sa.String),
+    sa.Column("provider", sa.String),
+    sa.Column("model", sa.String),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("finish_reason", sa.String),
+    sa.Column("choice_logprobs", sa.Text, nullable=False),
+    sa.Column("residual_mass", sa.Float),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("cost_usd", sa.Float, nullable=False),
+    sa.Column("latency_s", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+)
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("owner", sa.String, nullable=False, index=True),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
+COLUMNS = tuple(column.name for column in responses.columns)
+# The columns of a ``Response``, in the order of its fields; ``error`` has none, since failures are not stored.
+ANSWER_COLUMNS = ("request_id", *COLUMNS[COLUMNS.index("text") :])
+_OWN_COLUMNS = ("request_id", "stage", "task", "provider", "model")
+_CONTENT = tuple(field.name for field in fields(Request) if field.name not in _OWN_COLUMNS)
+_SAMPLING = tuple(field.name for field in fields(Sampling))
+_LOGPROBS = ANSWER_COLUMNS.index("choice_logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the ledger says about a batch of requests: answered before, yours to ask, or being asked by others."""
+
+    known: tuple[Response, ...]
+    mine: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def to_rows(requests: Iterable[Request], answers: Sequence[Response]) -> tuple[list[Row], list[str]]:
+    """Rows of the good answers, and the ids of all."""
+    by_id = {request.request_id: request for request in requests}
+    good = [_row(by_id[answer.request_id], answer) for answer in answers if answer.error is None]
+    return good, [answer.request_id for answer in answers]
+
+
+def to_response(row: Row) -> Response:
+    """The response in a row of ``ANSWER_COLUMNS``. Raises ``ValueError`` where its JSON is broken."""
+    logprobs = row[_LOGPROBS]
+    parsed = () if logprobs == "[]" else tuple(json.loads(logprobs))
+    values: Row = (*row[:_LOGPROBS], parsed, *row[_LOGPROBS + 1 :])
+    return Response(*values)
+
+
+def to_taken(found: tuple[list[Row], list[str], list[str]]) -> Taken:
+    """What ``LedgerStore.write`` gives for a ``take``, as its caller sees it."""
+    known, mine, others = found
+    return Taken(tuple(map(to_response, known)), tuple(mine), tuple(others))
+
+
+def to_request(row: Row) -> Request:
+    """The request in a row of ``COLUMNS``. Raises ``ValueError``, ``TypeError`` or ``KeyError`` where it is broken."""
+    record = dict(zip(COLUMNS, row, strict=True))
+    return from_record({**json.loads(record["request"]), **{name: record[name] for name in _OWN_COLUMNS[1:]}}, Request)
+
+
+def _row(request: Request, answer: Response) -> Row:
+    # By hand: `dataclasses.asdict` copies deeply, which took three quarters of a commit's time.
+    content = {name: getattr(request, name) for name in _CONTENT}
+    content["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+    content["sampling"] = {name: getattr(request.sampling, name) for name in _SAMPLING}
+    return (
+        request.request_id,
+        request.stage,
+        request.task,
+        request.provider,
+        request.model,
+        json.dumps(content, ensure_ascii=False),
+        answer.text,
+        answer.finish_reason,
+        json.dumps(answer.choice_logprobs) if answer.choice_logprobs else "[]",
+        answer.residual_mass,
+        answer.prompt_tokens,
+        answer.completion_tokens,
+        answer.cost_usd,
+        answer.latency_s,
+        answer.created_at,
+    )

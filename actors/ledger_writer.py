@@ -1,0 +1,78 @@
+"""Group commit: calls that arrive while one transaction runs share the next.
+
+What a durable commit costs is the disk's answer, whatever it holds. One thread writes; each caller waits for
+the transaction that its call is in, so with one caller it is one transaction a call, and with a hundred it is
+about as many calls a transaction as arrive during one.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from potstill.errors import LedgerError
+
+MOST_CALLS = 1000  # in one transaction: other processes wait for its end
+
+Batch = tuple[list[Any], "Future[list[Any]]"]
+
+
+class GroupWriter:
+    """Runs calls in a thread of its own, as many together as there are. ``write`` takes calls and gives a result each."""
+
+    def __init__(self, write: Callable[[Sequence[Any]], list[Any]]) -> None:
+        self._write = write
+        self._waiting: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="ledger-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, calls: Sequence[Any]) -> Future[list[Any]]:
+        """Results of ``calls``, once they are durable; or the error that they met."""
+        future: Future[list[Any]] = Future()
+        self._waiting.put((list(calls), future))
+        return future
+
+    def close(self) -> None:
+        """Carry out what waits, then end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group, ends = [first], False
+            while not ends and sum(len(calls) for calls, _ in group) < MOST_CALLS:
+                try:
+                    more = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                ends = more is None
+                if more is not None:
+                    group.append(more)
+            self._carry_out(group)
+            if ends:
+                return
+
+    def _carry_out(self, group: list[Batch]) -> None:
+        try:
+            results = self._write([call for calls, _ in group for call in calls])
+        except Exception as error:  # handed to the callers, whatever it is: none may wait for ever
+            if len(group) > 1:
+                # One caller's nonsense is not the others' fault. Nothing of the group was kept.
+                for batch in group:
+                    self._carry_out([batch])
+            else:
+                group[0][1].set_exception(error if isinstance(error, LedgerError) else _as_ledger_error(error))
+            return
+        start = 0
+        for calls, future in group:
+            future.set_result(results[start : start + len(calls)])
+            start += len(calls)
+
+
+def _as_ledger_error(error: Exception) -> LedgerError:
+    wrapped = LedgerError(f"the ledger could not carry out a call: {type(error).__name__}: {error}".splitlines()[0])
+    wrapped.__cause__ = error
+    return wrapped

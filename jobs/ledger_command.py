@@ -1,0 +1,175 @@
+"""The ledger's upkeep from the command line; needs no Ray, and works while a job is writing.
+
+potstill ledger stats
+potstill ledger export answers.parquet
+potstill ledger prune --older-than 90d --dry-run
+potstill ledger verify --ledger postgresql+psycopg://me@host/potstill
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.terminal import Terminal
+from potstill.config import LedgerConfig
+from potstill.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from actors.ledger_database import LedgerDatabase
+    from actors.ledger_upkeep import Spent
+
+app = typer.Typer(no_args_is_help=True, help="The ledger of all answers: what was spent, a copy, pruning, a check.")
+
+_UNITS_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+_VIEWS = ("model", "stage", "task", "day")
+
+Place = Annotated[
+    str | None,
+    typer.Option("--ledger", metavar="URI", help="its URI or file, a config's ledger.uri; default: the standard place"),
+]
+
+
+@app.command()
+def stats(
+    ledger: Place = None, as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False
+) -> None:
+    """Answers, tokens and dollars by model, stage, task and day."""
+    from actors import ledger_upkeep
+
+    with _opened(ledger) as database:
+        spent, size = ledger_upkeep.spent(database), ledger_upkeep.size_bytes(database)
+        shown = database.shown
+    views = {view: _summed(spent, view) for view in _VIEWS}
+    total = _total(spent)
+    if as_json:
+        print(json.dumps({"ledger": shown, "bytes": size, **total, **{f"by_{v}": rows for v, rows in views.items()}}))
+        return
+    terminal = Terminal()
+    terminal.say(f"{shown}: {total['answers']:,} answers, ${total['cost_usd']:,.2f}, {size / 2**20:,.1f} MiB")
+    for view, rows in views.items():
+        if rows:
+            terminal.say()
+            terminal.table("", [view, "answers", "prompt tokens", "completion tokens", "cost"], list(map(_cells, rows)))
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="the Parquet file to write; must not exist")],
+    ledger: Place = None,
+) -> None:
+    """Write all answers with their requests to one Parquet file."""
+    from actors import ledger_upkeep
+
+    if file.exists():
+        raise InputError([Problem(f"FILE = {str(file)!r}", "is there already; name another file, or delete it")])
+    with _opened(ledger) as database:
+        try:
+            count = ledger_upkeep.export(database, file)
+        except OSError as error:
+            problem = f"can't be written: {error.strerror or error}; name a file in a folder that you may write"
+            raise InputError([Problem(f"FILE = {str(file)!r}", problem)]) from error
+    Terminal().say(f"{count:,} answers in {file} ({file.stat().st_size / 2**20:,.1f} MiB)")
+
+
+@app.command()
+def prune(
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="such as 90d (days), 12h (hours) or 8w (weeks)")],
+    ledger: Place = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="delete without asking")] = False,
+) -> None:
+    """Delete answers by age and give their space back. A job that wants them again pays again."""
+    from actors import ledger_upkeep
+
+    before = time.time() - _seconds(older_than)
+    terminal = Terminal()
+    with _opened(ledger) as database:
+        old = ledger_upkeep.count_older(database, before)
+        terminal.say(f"{old.answers:,} answers that cost ${old.cost_usd:,.2f} are older than {older_than}")
+        if dry_run or not (old.answers or old.claims):
+            return
+        if old.answers and not yes:
+            _ask()
+        size = ledger_upkeep.size_bytes(database)
+        gone = ledger_upkeep.prune(database, before)
+        ledger_upkeep.reclaim(database)
+        left = ledger_upkeep.size_bytes(database)
+    claims = f" and {gone.claims:,} claims of jobs that died" if gone.claims else ""
+    terminal.say(
+        f"deleted {gone.answers:,} answers that cost ${gone.cost_usd:,.2f}{claims}; "
+        f"the ledger takes {left / 2**20:,.1f} MiB, it took {size / 2**20:,.1f}"
+    )
+
+
+@app.command()
+def verify(ledger: Place = None) -> None:
+    """Check the file and every answer in it; exit code 1 and a line for each fault."""
+    from actors import ledger_upkeep
+
+    with _opened(ledger) as database:
+        findings = ledger_upkeep.verify(database)
+        answers = sum(spent.answers for spent in ledger_upkeep.spent(database))
+        shown = database.shown
+    for finding in findings:
+        print(f"ledger.uri = {shown!r}: {finding}", file=sys.stderr)
+    if findings:
+        raise typer.Exit(1)
+    Terminal().say(f"{shown}: {answers:,} answers, all as they should be")
+
+
+@contextmanager
+def _opened(place: str | None) -> Iterator[LedgerDatabase]:
+    """An existing ledger; a place without ``://`` is a file of SQLite's."""
+    from actors.ledger_database import LedgerDatabase
+
+    uri = place or ""
+    if uri and "://" not in uri:
+        uri = f"sqlite:///{Path(uri).expanduser().absolute()}"
+    database = LedgerDatabase(LedgerConfig(uri=uri).uri, create=False)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _seconds(age: str) -> float:
+    found = re.fullmatch(r"(\d+)([hdw])", age.strip())
+    if found is None:
+        raise InputError([Problem(f"--older-than = {age!r}", "is no age; give one such as 90d, 12h or 8w")])
+    return int(found[1]) * _UNITS_S[found[2]]
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise InputError([Problem("--yes", "is needed where nobody can be asked; nothing was deleted")])
+    typer.confirm("Delete them?", abort=True)
+
+
+def _summed(spent: Sequence[Spent], view: str) -> list[dict[str, str | int | float]]:
+    groups: dict[str, list[Spent]] = {}
+    for one in spent:
+        groups.setdefault(getattr(one, view), []).append(one)
+    return [{view: name, **_total(groups[name])} for name in sorted(groups)]
+
+
+def _total(spent: Sequence[Spent]) -> dict[str, int | float]:
+    return {
+        "answers": sum(one.answers for one in spent),
+        "prompt_tokens": sum(one.prompt_tokens for one in spent),
+        "completion_tokens": sum(one.completion_tokens for one in spent),
+        "cost_usd": sum(one.cost_usd for one in spent),
+    }
+
+
+def _cells(row: dict[str, str | int | float]) -> list[str]:
+    name, answers, prompt, completion, cost = row.values()
+    return [str(name), f"{answers:,}", f"{prompt:,}", f"{completion:,}", f"${cost:,.2f}"]
