@@ -65,7 +65,7 @@ class Report:
 class Grant:
     """Permission for ``requests`` more, with ``tokens`` and ``usd`` (reserved) for all of them.
 
-    ``wait_s``: ask again after so long. ``hold``: send nothing now, not even what was granted before; give it back.
+    They are spread evenly over ``spread_s``. ``wait_s``: ask again after so long. ``hold``: send nothing now, not even what was granted before; give it back.
     ``share``: places in the cluster's concurrency. ``stop``: nothing will be granted any more, and why.
     """
 
@@ -73,6 +73,7 @@ class Grant:
     tokens: float = 0.0
     usd: float = 0.0
     wait_s: float = 0.0
+    spread_s: float = 0.0
     hold: bool = False
     share: int = 0
     stop: str | None = None
@@ -144,7 +145,8 @@ class Pacer:
         self._accounts.give(report.holder, count, count * usd_each, now)
         self._rates.take(count, count * report.tokens_each, now)
         self._breaker.probe(now)
-        return Grant(count, count * report.tokens_each, count * usd_each, self._rates.hold_s(now), False, share)
+        wait, spread = self._rates.wait_s(now), self._rates.spread_s(now)
+        return Grant(count, count * report.tokens_each, count * usd_each, wait, spread, share=share)
 
     def _stop_because(self, now: float) -> str | None:
         pause = self._rates.paused_until - now

@@ -5,8 +5,8 @@ at once. Refusals (429) lower the rate below them too, since somebody else may u
 
 Without a known limit the rate is found by additive-increase/multiplicative-decrease in the manner of TCP:
 
-- *Slow start* bounds what is outstanding: it doubles each round trip up to 32, then grows by 5 % a round trip.
-  So when an allowance ends that was good for n requests, at most about n/20 are refused.
+- *Slow start* bounds what is outstanding: it doubles each round trip up to 32, then grows by 4 % a round trip.
+  So when an allowance ends that was good for n requests, at most about n/25 are refused.
 - *A refusal* sets the rate just below the measured rate of success. All refusals of what was sent before that
   took effect are one signal. Then the rate creeps up again, faster the longer nothing is refused.
 - *A blackout* (nothing but refusals, or ``Retry-After`` of seconds) lets only a probe through now and then. When
@@ -24,13 +24,15 @@ from potstill.rate_headers import RateHeaders
 
 MARGIN = 0.98  # of a known limit; the rest is for jitter on the way, which a sliding window would count against us
 DEPTH_S = 0.5  # a bucket holds so much of its rate: a caller that comes late loses nothing, and no burst is larger
-BELOW = 0.95  # of the measured rate, after a refusal
+BELOW = 0.95  # of the measured rate, after a refusal; nearer to it where refusals are rare
 FLOOR_PER_S = 0.02
 FIRST_WINDOW = 4.0
 FAST_WINDOW = 32.0  # up to here slow start doubles
-SLOW_GROWTH = 1.05  # a round trip, above that
-GRACE_S = 0.15  # until every process has heard of a cut
-BLACKOUT_AFTER = 10  # refusals without a success between them
+SLOW_GROWTH = 1.04  # a round trip, above that
+GRACE_S = 0.25  # until every process has heard of a cut
+BLACKOUT_AFTER = 10  # refusals at least, and
+BLACKOUT_SHARE = 0.6  # of what was granted since the first of them, of which nothing has succeeded
+BULK_S = 0.2  # under a rate, holders ask so often
 LONG_PAUSE_S = 2.0  # a Retry-After of more is a blackout
 FIRST_PROBE_S, LONGEST_PROBE_S = 0.5, 5.0
 
@@ -110,7 +112,9 @@ class RateControl:
         self._probe_at: float | None = None  # set in a blackout: when the next probe may go
         self._probe_every = FIRST_PROBE_S
         self._blackout_at = -math.inf
-        self._streak = 0
+        self._refused_since_cut = self._succeeded_since_cut = 0
+        self._streak, self._streak_at = 0, math.inf  # refusals, and when the first of them was sent
+        self._granted: deque[tuple[float, int]] = deque()  # lately
         self._cycle_at: float | None = None
         self._cycle_successes = 0
 
@@ -164,6 +168,10 @@ class RateControl:
     def take(self, count: int, tokens: float, now: float) -> None:
         """Note that ``count`` requests have been granted (negative: given back unused)."""
         self._cycle_at = now if self._cycle_at is None else self._cycle_at
+        if count:
+            self._granted.append((now, count))
+            while self._granted[0][0] < now - SuccessMeter.LONGEST_S:
+                self._granted.popleft()
         if math.isfinite(self.requests_per_s):
             self._requests.level -= count
         if math.isfinite(self.tokens_per_s):
@@ -173,17 +181,21 @@ class RateControl:
             self._probe_every = min(LONGEST_PROBE_S, 1.5 * self._probe_every)
 
     def wait_s(self, now: float) -> float:
-        """After ``allowed`` said 0: seconds until it may say more."""
+        """After ``allowed`` and ``take``: seconds until it makes sense to ask again."""
         if hold := self.hold_s(now):
             return hold
         waits = [0.005]
         if self._window_bound_at == now:
             waits.append(min(0.05, (self._latency or 0.2) / 4))
-        if math.isfinite(self.requests_per_s):
-            waits.append((1 - self._requests.level) / self.requests_per_s)
+        if self._rate_bound_at == now:
+            waits.append(max(BULK_S, (1 - self._requests.level) / self.requests_per_s))
         if math.isfinite(self.tokens_per_s):
-            waits.append(-self._tokens.level / self.tokens_per_s)
+            waits.append(BULK_S * (self._tokens.level <= 0) - self._tokens.level / self.tokens_per_s)
         return max(waits)
+
+    def spread_s(self, now: float) -> float:
+        """Over how long to spread what was just allowed: under a rate, until the next time of asking."""
+        return 0.9 * BULK_S if self._rate_bound_at == now else 0.0
 
     def settle(self, answers: Answers, now: float) -> None:
         """Learn from what came back."""
@@ -193,7 +205,9 @@ class RateControl:
         if answers.succeeded:
             self._meter.add(answers.succeeded, now)
             self._cycle_successes += answers.succeeded
-            self._streak = 0
+            self._succeeded_since_cut += answers.succeeded
+            if now - answers.success_age_s > self._streak_at:
+                self._streak, self._streak_at = 0, math.inf
             mean = answers.latency_s
             self._latency = mean if self._latency is None else 0.8 * self._latency + 0.2 * mean
             if self.probing and now - answers.success_age_s >= self._blackout_at:
@@ -211,26 +225,42 @@ class RateControl:
                 self._black_out(now, one.exhausted_s)
 
     def _refuse(self, answers: Answers, now: float) -> None:
-        self._streak += 0 if answers.succeeded else answers.refused
-        if now - answers.refusal_age_s > self._cut_at + GRACE_S:
+        sent_at = now - answers.refusal_age_s
+        self._streak += answers.refused
+        self._refused_since_cut += answers.refused
+        self._streak_at = min(self._streak_at, sent_at)
+        if sent_at > self._cut_at + GRACE_S and not self.probing:
             self._cut(now)
         wait = answers.retry_after_s or 0.0
         if wait:
-            self.paused_until = max(self.paused_until, now + wait)
-            self._requests.restart(self.paused_until)
-            self._tokens.restart(self.paused_until)
-        if self._streak >= BLACKOUT_AFTER or wait > LONG_PAUSE_S:
+            self._pause(now + wait)
+        granted = sum(count for time, count in self._granted if time >= self._streak_at)
+        if self._streak >= max(BLACKOUT_AFTER, BLACKOUT_SHARE * granted) or wait > LONG_PAUSE_S:
             self._black_out(now, wait)
+
+    def _pause(self, until: float) -> None:
+        self.paused_until = max(self.paused_until, until)
+        self._requests.restart(self.paused_until)
+        self._tokens.restart(self.paused_until)
 
     def _cut(self, now: float) -> None:
         """Fall back to just below the measured rate of success."""
         rate = self.requests_per_s
-        measured = self._meter.rate(max(self._cut_at, self._cycle_at or now), now)
+        since = max(self._cut_at, self._cycle_at or now)
+        measured = self._meter.rate(since, now)
         if math.isinf(rate):
             rate = measured or self._window / (self._latency or 0.2)
-        new = 0.7 * rate if measured is None else min(max(BELOW * measured, rate / 2), BELOW * rate)
-        self.cap = max(FLOOR_PER_S, new)
-        self._window, self._cut_at = math.inf, now
+        refused = self._refused_since_cut / max(1, self._refused_since_cut + self._succeeded_since_cut)
+        if measured is None:  # too soon after the last cut
+            measured = rate * (1 - refused)
+        below = min(0.99, max(BELOW, 1 - 5 * refused))  # where few are refused, a large cut would cost more than they
+        self.cap = max(FLOOR_PER_S, min(below * rate, max(below * measured, rate / (2 if refused < 0.3 else 10))))
+        self._refused_since_cut = self._succeeded_since_cut = 0
+        if math.isfinite(self._window):
+            # What was measured may be an allowance being used up: wait for all refusals and begin again from below.
+            self._pause(now + GRACE_S)
+            self._window = FIRST_WINDOW
+        self._cut_at = now
 
     def _black_out(self, now: float, wait_s: float) -> None:
         if not self.probing:
@@ -247,7 +277,7 @@ class RateControl:
         elif math.isfinite(self.requests_per_s):
             self.cap = max(least, self.requests_per_s / 2)
         self._window = FIRST_WINDOW
-        self._probe_at, self._streak = None, 0
+        self._probe_at, self._streak, self._streak_at = None, 0, math.inf
         self._cycle_at, self._cycle_successes, self._cut_at = now, 0, now
         self._requests.restart(now)
 
@@ -262,6 +292,8 @@ class RateControl:
             trip = max(0.005, min(self._latency or 1.0, 1.0 if self._window < FAST_WINDOW else 0.2))
             growth = (2.0 if self._window < FAST_WINDOW else SLOW_GROWTH) ** min(64.0, elapsed / trip)
             self._window *= min(2.0, growth)
+        elif math.isfinite(self.cap) and now - max(self._window_bound_at, self._cut_at) > 1.0:
+            self._window = math.inf  # the rate is what bounds from now on
         if now - self._rate_bound_at <= 1.0 and math.isfinite(self.cap):
             calm = min(30.0, max(0.0, now - max(self._cut_at, self.paused_until)))
             self.cap *= math.exp(elapsed * (0.01 + 0.001 * calm))

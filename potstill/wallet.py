@@ -13,6 +13,7 @@ from potstill.rate_headers import RateHeaders
 
 AHEAD_S = 0.2  # of sending are asked for beforehand
 MOST_AHEAD = 4096
+LATE_S = 0.02  # timers are: so much of the spacing may be made up for
 SPARE_PLACES = 8  # of concurrency, so that a new request needn't ask first
 
 
@@ -41,6 +42,8 @@ class Wallet:
         self.requests = 0  # granted and unsent
         self.share = 0
         self.in_flight = 0
+        self.next_at = -math.inf  # nothing may be sent before
+        self._apart_s = 0.0  # from one request to the next
         self.held = False  # nothing may be sent, whatever is at hand
         self._usd = self._in_flight_usd = self._spent_usd = 0.0
         self._tokens = 0.0
@@ -74,10 +77,12 @@ class Wallet:
         """Whether a new grant, not a free place, is what a request of ``usd`` would wait for."""
         return self.held or self.requests < 1 or usd > self._usd * (1 + 1e-12)
 
-    def take(self, tokens: float, usd: float) -> bool:
+    def take(self, tokens: float, usd: float, now: float) -> bool:
         """Use one permission for a request that is sent now, if it may be sent."""
-        if self.in_flight >= self.share or self.lacks(usd):
+        if self.in_flight >= self.share or now < self.next_at or self.lacks(usd):
             return False
+        if self._apart_s:
+            self.next_at = max(self.next_at, now - LATE_S) + self._apart_s
         self.requests -= 1
         self._usd = max(0.0, self._usd - usd)
         self._tokens -= tokens
@@ -171,6 +176,9 @@ class Wallet:
         """Put a grant in. A refusal that came meanwhile holds it until the next report."""
         self.requests += grant.requests
         self._usd += grant.usd
+        if grant.requests:
+            self._apart_s = grant.spread_s / self.requests
+            self.next_at = self.next_at if self._apart_s else -math.inf
         self._tokens += grant.tokens
         self.share = grant.share
         self.held = grant.hold or self._refused > 0

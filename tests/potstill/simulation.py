@@ -114,9 +114,11 @@ class World:
             return 1000 if self.most is None else max(0, self.most - len(book.ok) - sum(w.in_flight for w in wallets))
 
         def send(client: int, now: float) -> None:
-            while waiting() and wallets[client].take(self.tokens, self.usd):
+            while waiting() and wallets[client].take(self.tokens, self.usd, now):
                 outcome, latency = self._answer(now, rng, book)
                 at(now + latency, "answer", (client, now, outcome))
+            if not wallets[client].lacks(self.usd) and wallets[client].next_at > now:
+                at(wallets[client].next_at + 0.002, "ripe", client)
             book.most_in_flight = max(book.most_in_flight, sum(wallet.in_flight for wallet in wallets))
 
         for client in range(self.clients):
@@ -129,6 +131,9 @@ class World:
                 send(client, now)
                 if outcome.kind == "refused":
                     plan(client, now + 0.002)
+                continue
+            if kind == "ripe":
+                send(what, now)
                 continue
             client, number = what
             if number != planned[client]:
@@ -144,7 +149,7 @@ class World:
                 book.stop, book.stopped_at = grant.stop, now
             send(client, now)
             starved = wallet.lacks(self.usd)
-            plan(client, now + (min(1.0, max(grant.wait_s, 0.005)) if starved else 0.05) + rng.random() / 500)
+            plan(client, now + (min(1.0, max(grant.wait_s, 0.005)) if starved else 0.1) + rng.random() / 500)
         return book
 
     def _answer(self, now: float, rng: random.Random, book: Book) -> tuple[Outcome, float]:
