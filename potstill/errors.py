@@ -4,6 +4,7 @@
     ├── InputError      what the user gave can't work: config, task, data, resources   (exit code 2)
     ├── StageError      a stage ran and could not give what the next one needs         (exit code 1)
     ├── TeacherError    the teacher's model could not be loaded or asked               (exit code 1)
+    │   └── TeacherStopped   budget reached, or the endpoint lets nothing through
     └── LedgerError     the ledger can't be opened, read or written                    (exit code 1)
 
 An ``InputError`` carries *all* problems found, so that a user mends a config once, not once a run.
@@ -52,6 +53,10 @@ class StageError(PotstillError):
 
 class TeacherError(PotstillError):
     """The teacher's model could not be loaded or asked."""
+
+
+class TeacherStopped(TeacherError):
+    """No further request may be sent: the budget is reached or the endpoint lets nothing through."""
 
 
 class LedgerError(PotstillError):

@@ -1,0 +1,208 @@
+"""Permission to send, inside an asyncio process: ``async with allowance.slot(tokens, usd) as slot``.
+
+Permissions are fetched in bulk and beforehand, what came back is reported in bulk, so a slot costs some
+microseconds and not a call to the limiter. Waiting for one counts in no request's timeout: start the clock inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from itertools import islice
+
+from potstill.errors import TeacherError, TeacherStopped
+from potstill.pacing import Grant, Report
+from potstill.wallet import Outcome, Wallet
+
+Exchange = Callable[[Report], Awaitable[Grant]]
+
+SOONEST_S = 0.002
+REPORT_S = 0.1  # news are told so often
+BEAT_S = 1.0  # a sign of life, while requests are on their way
+LOOK_AHEAD = 256  # waiting requests whose costs are looked at
+
+
+class Slot:
+    """One permission. ``finish`` says how the request went; left without it, the worst case counts as spent."""
+
+    __slots__ = ("_allowance", "_open", "sent_at", "tokens", "usd")
+
+    def __init__(self, allowance: Allowance, tokens: float, usd: float) -> None:
+        self._allowance, self.tokens, self.usd = allowance, tokens, usd
+        self._open = False
+        self.sent_at = 0.0
+
+    async def __aenter__(self) -> Slot:
+        if not self._allowance.try_take(self.tokens, self.usd):
+            await self._allowance.wait(self.tokens, self.usd)
+        self._open = True
+        self.sent_at = self._allowance.now()
+        return self
+
+    def finish(self, outcome: Outcome) -> None:
+        """Account for the request; once."""
+        if self._open:
+            self._open = False
+            self._allowance.finish(outcome, self)
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.finish(Outcome("abandoned", usd=None))
+
+
+class Allowance:
+    """One for each event loop that sends requests. ``exchange`` takes a report to the limiter and brings the grant."""
+
+    def __init__(self, exchange: Exchange, holder: str) -> None:
+        self._exchange = exchange
+        self._wallet = Wallet(holder)
+        self._waiting: deque[tuple[asyncio.Future[None], float, float]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._wake = asyncio.Event()
+        self._ask_at = 0.0  # not before
+        self._low = 0  # permissions left when it is time to ask for more
+        self._ripening = False
+        self._end: TeacherError | None = None
+        self._task = self._loop.create_task(self._run())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on their way from this process."""
+        return self._wallet.in_flight
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    def slot(self, tokens: float = 0.0, usd: float = 0.0) -> Slot:
+        """Wait for permission to send a request of about ``tokens`` that costs at most ``usd``.
+
+        Entering raises ``TeacherStopped`` once nothing may be sent any more.
+        """
+        return Slot(self, tokens, usd)
+
+    def try_take(self, tokens: float, usd: float) -> bool:
+        """A permission without waiting, if nobody waits already. For ``Slot``."""
+        if self._waiting or self._end or not self._wallet.take(tokens, usd, self.now()):
+            return False
+        if self._wallet.requests <= self._low:
+            self._low = -1
+            self._ask()
+        return True
+
+    async def wait(self, tokens: float, usd: float) -> None:
+        """Wait for a permission, in turn. For ``Slot``."""
+        if self._end:
+            raise self._end
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append((future, tokens, usd))
+        if len(self._waiting) == 1:
+            self._pump()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                now = self.now()
+                self._wallet.finish(Outcome("abandoned", usd=0.0), tokens, usd, now, now)  # never sent
+            raise
+
+    def finish(self, outcome: Outcome, slot: Slot) -> None:
+        """Account for a slot. For ``Slot``."""
+        self._wallet.finish(outcome, slot.tokens, slot.usd, slot.sent_at, self.now())
+        if outcome.kind == "refused":
+            self._ask_at = 0.0  # the others must hear of it
+            self._wake.set()
+        elif self._waiting:
+            self._pump()
+
+    async def close(self) -> None:
+        """Give everything back. Requests still on their way count as held for ever: finish or cancel them first."""
+        self._fail(TeacherStopped("the allowance is closed"))
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._wallet.held = True
+        with contextlib.suppress(TeacherError):
+            await self._exchange(self._report())
+
+    def _ask(self) -> None:
+        if self.now() >= self._ask_at:
+            self._wake.set()
+
+    def _pump(self) -> None:
+        """Hand permissions to those who wait, in turn."""
+        now = self.now()
+        while self._waiting:
+            future, tokens, usd = self._waiting[0]
+            if not future.done():
+                if not self._wallet.take(tokens, usd, now):
+                    break
+                future.set_result(None)
+            self._waiting.popleft()
+        else:
+            return
+        if self._wallet.lacks(usd):
+            self._ask()
+        elif self._wallet.next_at > now and not self._ripening:
+            self._ripening = True
+            self._loop.call_at(self._wallet.next_at, self._ripen)
+
+    def _ripen(self) -> None:
+        self._ripening = False
+        self._pump()
+
+    def _fail(self, error: TeacherError) -> None:
+        self._end = self._end or error
+        while self._waiting:
+            future = self._waiting.popleft()[0]
+            if not future.done():
+                future.set_exception(type(self._end)(*self._end.args))
+
+    def _report(self) -> Report:
+        while self._waiting and self._waiting[0][0].done():
+            self._waiting.popleft()  # cancelled
+        first = list(islice(self._waiting, LOOK_AHEAD))
+        return self._wallet.report(
+            len(self._waiting),
+            first[0][2] if first else 0.0,
+            max((usd for _, _, usd in first), default=0.0),
+            max((tokens for _, tokens, _ in first), default=0.0),
+            self.now(),
+        )
+
+    async def _run(self) -> None:
+        """Exchange reports for grants for as long as there is anything to say or to want."""
+        while True:
+            if not self._waiting and self._wallet.is_empty:
+                await self._wake.wait()
+            self._wake.clear()
+            try:
+                grant = await self._exchange(self._report())
+            except TeacherError as error:
+                self._fail(error)
+                return
+            self._wallet.receive(grant)
+            if grant.stop:
+                self._fail(TeacherStopped(grant.stop))
+            self._pump()
+            await self._rest(grant)
+
+    async def _rest(self, grant: Grant) -> None:
+        """Until the next exchange is due, or wanted."""
+        wallet = self._wallet
+        self._low = min(wallet.requests, wallet.ahead()) // 2
+        pause = min(BEAT_S, max(SOONEST_S, grant.wait_s))
+        self._ask_at = self.now() + pause
+        starved = self._waiting and wallet.lacks(self._waiting[0][2])
+        if not starved:
+            pause = max(pause, REPORT_S if self._waiting or wallet.has_news or wallet.requests else BEAT_S)
+        timer = self._loop.call_later(pause, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        # A call whose answer is still to be used up asks too soon for nothing.
+        await asyncio.sleep(SOONEST_S if self._ask_at == 0.0 else max(0.0, min(pause, self._ask_at - self.now())))

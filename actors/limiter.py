@@ -1,0 +1,121 @@
+"""One limiter for the whole cluster: a named actor around a ``Pacer``, and the allowances that draw on it.
+
+The money outlives the process: under a budget the accounts are written to a file before a grant leaves, on the
+node of the driver, where the actor is pinned, and a restarted actor goes on from there. Each process that sends requests tells its
+whole account with every report, so an exchange that is repeated after a restart counts nothing twice and forgets
+nothing. What the search has found out (rate, a pause asked for by Retry-After) is in the file too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.allowance import Allowance
+from potstill.breaker import BreakerSettings
+from potstill.budget import LEASE_S
+from potstill.errors import TeacherError
+from potstill.pacing import Grant, Limits, Pacer, PacerState, Report
+
+MAX_RESTARTS = 20
+WRITE_S = 1.0  # what is no money is written so often
+
+
+class Limiter:
+    """The actor. Calls run one after another."""
+
+    def __init__(self, limits: Limits, breaker: BreakerSettings, folder: str, lease_s: float = LEASE_S) -> None:
+        self._pacer = Pacer(limits, breaker, lease_s)
+        self._has_budget = limits.budget_usd is not None
+        self._file = Path(folder) / "limiter.json"
+        self._written_at = self._now()
+        self._held = False
+        if self._file.exists():
+            self._pacer.recall(json.loads(self._file.read_text()), self._now())
+
+    def exchange(self, report: Report) -> Grant:
+        """Take a report in and answer what it wants."""
+        now = self._now()
+        grant = self._pacer.exchange(report, now)
+        if self._has_budget or grant.hold != self._held or now - self._written_at > WRITE_S:
+            self._held, self._written_at = grant.hold, now
+            beside = self._file.with_suffix(".new")
+            beside.write_text(json.dumps(self._pacer.memo()))
+            os.replace(beside, self._file)
+        return grant
+
+    def state(self) -> PacerState:
+        """What a progress line wants to know."""
+        return self._pacer.state(self._now())
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic()  # since the node's start, so a restarted process has the same
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterHandle:
+    """What the driver has of the limiter; cheap to send to the processes that send requests."""
+
+    actor: Any
+    folder: str
+
+    @classmethod
+    def start(
+        cls, limits: Limits, job: str, breaker: BreakerSettings | None = None, lease_s: float = LEASE_S
+    ) -> LimiterHandle:
+        """Start the limiter of ``job`` on this node. It ends with the job, or by ``close``."""
+        folder = tempfile.mkdtemp(prefix="potstill-limiter-")
+        node = ray.get_runtime_context().get_node_id()
+        actor = (
+            ray.remote(Limiter)
+            .options(
+                name=f"limiter-{job}",
+                num_cpus=0,
+                max_restarts=MAX_RESTARTS,
+                max_task_retries=MAX_RESTARTS,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),  # where its file is
+            )
+            .remote(limits, breaker or BreakerSettings(), folder, lease_s)
+        )
+        return cls(actor, folder)
+
+    def allowance(self, holder: str) -> Allowance:
+        """An allowance for the running event loop. ``holder``: a name that no other process of the job ever had."""
+        return Allowance(self._exchange, holder)
+
+    def _exchange(self, report: Report) -> Awaitable[Grant]:
+        return _ask(self.actor, report)
+
+    def state(self) -> PacerState:
+        """What a progress line wants to know. Raises ``TeacherError`` if the limiter is gone."""
+        try:
+            return ray.get(self.actor.state.remote())
+        except ray.exceptions.RayError as error:
+            raise TeacherError(_gone(error)) from error
+
+    def close(self) -> None:
+        """End the limiter. Allowances are closed first."""
+        ray.kill(self.actor)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def _ask(actor: Any, report: Report) -> Grant:
+    try:
+        return await actor.exchange.remote(report)
+    except ray.exceptions.RayError as error:
+        raise TeacherError(_gone(error)) from error
+
+
+def _gone(error: Exception) -> str:
+    return f"the limiter's process can't be asked: {str(error).strip().splitlines()[-1]}"

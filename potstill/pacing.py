@@ -1,0 +1,191 @@
+"""The limiter's decisions: who may send how many requests now. No clock and no cluster in here.
+
+Every method takes ``now``, monotonic seconds. Processes that send requests (holders) exchange a ``Report`` for a
+``Grant`` several times a second; ``potstill.wallet`` is their side of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from potstill.breaker import Breaker, BreakerSettings
+from potstill.budget import LEASE_S, Accounts
+from potstill.rate_control import Answers, RateControl
+from potstill.shares import Shares
+
+MOST_AT_ONCE = 8192  # requests a grant, at most
+OFTEN_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the endpoint allows and the user wants to pay, for the whole cluster.
+
+    ``concurrency``: requests on their way at a time. ``requests_per_minute``, ``tokens_per_minute``: ``None`` where
+    they aren't known; they are read off headers or found by trying then. ``budget_usd``: ``None`` for no cap.
+    """
+
+    concurrency: int
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    budget_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a holder says: its whole account, what came back since its last report, and what it wants.
+
+    ``spent_usd``: since it began; ``held_*``: granted, unsent or on their way; ``in_flight``: the latter alone;
+    ``demand``: how many it could have on their way. ``unused``: requests given back unsent; ``tokens_over``: tokens
+    used beyond what was granted for them (below 0: fewer). ``failed``: counts by kind; ``rejected``: final errors of
+    single requests, after which the endpoint is as well as before. ``usd_next``: worst case of the first that waits,
+    ``usd_each``: of all that are wanted.
+    """
+
+    holder: str
+    spent_usd: float = 0.0
+    held_usd: float = 0.0
+    held_requests: int = 0
+    in_flight: int = 0
+    demand: int = 0
+    unused: int = 0
+    tokens_over: float = 0.0
+    answers: Answers = field(default_factory=Answers)
+    failed: Mapping[str, int] = field(default_factory=dict)
+    rejected: int = 0
+    wanted: int = 0
+    tokens_each: float = 0.0
+    usd_each: float = 0.0
+    usd_next: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission for ``requests`` more, with ``tokens`` and ``usd`` (reserved) for all of them.
+
+    They are spread evenly over ``spread_s``. ``wait_s``: ask again after so long. ``hold``: send nothing now, not even what was granted before; give it back.
+    ``share``: places in the cluster's concurrency. ``stop``: nothing will be granted any more, and why.
+    """
+
+    requests: int = 0
+    tokens: float = 0.0
+    usd: float = 0.0
+    wait_s: float = 0.0
+    spread_s: float = 0.0
+    hold: bool = False
+    share: int = 0
+    stop: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PacerState:
+    """For people: what has come back and what holds requests back. ``held_because`` is ``None`` while all is well."""
+
+    succeeded: int
+    refused: int
+    failed: int
+    spent_usd: float
+    reserved_usd: float
+    requests_per_s: float
+    held_because: str | None
+
+
+class Pacer:
+    """One for all processes that send requests to an endpoint."""
+
+    def __init__(self, limits: Limits, breaker: BreakerSettings | None = None, lease_s: float = LEASE_S) -> None:
+        self._settings = breaker or BreakerSettings()
+        self._rates = RateControl(limits.requests_per_minute, limits.tokens_per_minute)
+        self._breaker = Breaker(self._settings)
+        self._accounts = Accounts(limits.budget_usd, lease_s)
+        self._shares = Shares(limits.concurrency)
+        self._stop: str | None = None
+        self._succeeded = self._refused = self._failed = 0
+
+    def exchange(self, report: Report, now: float) -> Grant:
+        """Take a report in and answer what it wants."""
+        self.settle(report, now)
+        return self.grant(report, now)
+
+    def settle(self, report: Report, now: float) -> None:
+        """Take in what was spent, given back and seen."""
+        for gone in self._accounts.lose(now):
+            self._shares.drop(gone)
+        self._accounts.report(report.holder, report.spent_usd, report.held_usd, report.held_requests, now)
+        self._rates.take(-report.unused, report.tokens_over, now)
+        answers, failures = report.answers, sum(report.failed.values())
+        self._succeeded += answers.succeeded
+        self._refused += answers.refused
+        self._failed += failures
+        self._breaker.record(answers.succeeded + report.rejected, report.failed, answers.refused, now)
+        self._rates.settle(answers, now)
+
+    def grant(self, report: Report, now: float) -> Grant:
+        """Answer what ``report`` wants, after ``settle``."""
+        share = self._shares.update(report.holder, report.in_flight, report.demand)
+        if stop := self._stop_because(now):
+            return Grant(hold=True, share=share, stop=stop)
+        if wait := max(self._breaker.wait_s(now), self._rates.hold_s(now)):
+            return Grant(wait_s=wait, hold=True, share=share)
+        wanted = min(report.wanted, MOST_AT_ONCE, 1 if self._breaker.is_open else MOST_AT_ONCE)
+        count = self._rates.allowed(wanted, report.tokens_each, self._accounts.outstanding, now)
+        if count < 1:
+            # In a probing spell what had been granted before stays where it is.
+            careful = self._rates.probing or self._breaker.is_open
+            return Grant(wait_s=self._rates.wait_s(now) if wanted else 0.0, hold=careful, share=share)
+        usd_next = report.usd_each if report.usd_next is None else report.usd_next
+        usd_each = report.usd_each
+        if not self._accounts.fitting(usd_each, 1):
+            usd_each, count = usd_next, 1
+        count = self._accounts.fitting(usd_each, count)
+        if not count:
+            return Grant(wait_s=5 * OFTEN_S, share=share, stop=self._accounts.stop(usd_next))
+        self._accounts.give(report.holder, count, count * usd_each, now)
+        self._rates.take(count, count * report.tokens_each, now)
+        self._breaker.probe(now)
+        wait, spread = self._rates.wait_s(now), self._rates.spread_s(now)
+        return Grant(count, count * report.tokens_each, count * usd_each, wait, spread, share=share)
+
+    def _stop_because(self, now: float) -> str | None:
+        pause = self._rates.paused_until - now
+        if self._stop is None and pause > self._settings.give_up_s:
+            self._stop = (
+                f"the endpoint asks to wait {pause:.0f} s (Retry-After), more than {self._settings.give_up_s:g} s"
+            )
+        self._stop = self._stop or self._breaker.stop(now)
+        return self._stop
+
+    def state(self, now: float) -> PacerState:
+        """What a progress line wants to know."""
+        because = self._stop
+        if self._breaker.is_open:
+            because = f"nothing gets through; {self._breaker.why()}; next try in {self._breaker.wait_s(now):.0f} s"
+        elif hold := self._rates.hold_s(now):
+            because = f"refused for too many requests (429); next try in {hold:.0f} s"
+        return PacerState(
+            self._succeeded,
+            self._refused,
+            self._failed,
+            self._accounts.spent_usd,
+            self._accounts.reserved_usd,
+            self._rates.requests_per_s,
+            because,
+        )
+
+    def memo(self) -> dict[str, Any]:
+        """What must outlive this process: the money, a pause that was asked for, and the rate that was found."""
+        cap = self._rates.cap
+        return {
+            "accounts": self._accounts.memo(),
+            "paused_until": max(0.0, self._rates.paused_until),
+            "cap": cap if cap < 1e9 else None,
+        }
+
+    def recall(self, memo: Mapping[str, Any], now: float) -> None:
+        """Go on from a ``memo`` of a process of the same machine (its monotonic clock is ours)."""
+        self._accounts.recall(memo["accounts"], now)
+        self._rates.paused_until = memo["paused_until"]
+        if memo["cap"] is not None:
+            self._rates.cap = memo["cap"]
