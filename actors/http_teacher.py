@@ -1,6 +1,6 @@
 """One process of the pool for a teacher behind HTTP: an asyncio actor with hundreds of requests on their way.
 
-Batches overlap: what bounds the requests in flight is ``places``, not where a batch ends, so the next batch
+Batches overlap: what bounds the requests in flight is the limiter, not where a batch ends, so the next batch
 begins while the slowest request of this one still runs. Answers are committed in groups, and nobody sees one
 before it is committed.
 """
@@ -9,38 +9,46 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.ledger import Ledger
+from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases
-from potstill.chat import Abilities
-from potstill.cost import cost, find_price, own_price
-from potstill.errors import TeacherError
+from potstill.chat import Abilities, most_completion_tokens, schema_of
+from potstill.cost import about_tokens, at_most_tokens, cost, find_price, own_price, worst_case
+from potstill.errors import TeacherError, TeacherStopped
 from potstill.failures import backoff_s
+from potstill.pacing import Limits
+from potstill.rate_headers import read_rate_headers
 from potstill.rows import Request, Response
 from potstill.teachers import OpenAITeacher
-
-GROUP_S = 0.02  # answers that come within this time are committed together
-GROUP = 512  # and no more than these
+from potstill.wallet import Outcome
 
 
 class HttpTeacherActor:
-    """Asks the ledger first, the endpoint then; tries again what may yet work."""
+    """Asks the ledger first, the endpoint then, as fast as the limiter lets it; tries again what may yet work."""
 
     def __init__(
-        self, config: OpenAITeacher, ledger: Ledger, owner: str, places: int, abilities: Abilities | None = None
+        self,
+        config: OpenAITeacher,
+        ledger: Ledger,
+        owner: str,
+        limiter: LimiterHandle,
+        abilities: Abilities | None = None,
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._owner = owner
-        self._places = asyncio.Semaphore(places)
-        self._backend = OpenAIBackend(config, abilities)
-        self._committer = Committer(ledger)
         self._price = find_price(config.model, config.base_url, own_price(config))
-        self._fatal: str | None = None
+        self._backend = OpenAIBackend(config, abilities)
+        # A process that was restarted is another holder: what its forerunner had reserved may have been spent.
+        self._allowance = limiter.allowance(f"{owner}-{uuid.uuid4().hex[:8]}")
+        self._end: str | None = None
         keep_leases(ledger, owner)
 
     async def ready(self) -> Abilities:
@@ -50,86 +58,87 @@ class HttpTeacherActor:
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the order of ``requests``; committed before they are returned.
 
-        Raises ``TeacherError`` where no request can succeed any more; what was answered by then is committed.
+        Raises ``TeacherError`` where nothing may be sent any more (budget, breaker) or no request can succeed (key,
+        quota); what was answered by then is committed.
         """
         answers: dict[str, Answer] = {}
         pending = {request.request_id: request for request in requests}
         while pending:
-            taken = await asyncio.to_thread(self._ledger.take, list(pending), self._owner)
+            taken = await self._ledger.atake(list(pending), self._owner)
             for response in taken.known:
                 answers[response.request_id] = Answer(response, reused=True)
                 pending.pop(response.request_id)
             mine = [pending.pop(name) for name in taken.mine]
             for response in await asyncio.gather(*map(self._answer_one, mine)):
                 answers[response.request_id] = Answer(response, reused=False)
-            if self._fatal is not None:
-                raise TeacherError(self._fatal)
+            if self._end is not None:
+                raise TeacherError(self._end)
             if pending and not mine:
                 await asyncio.sleep(1.0)  # somebody else asks these; their answers, or their leases' end, will come
         return [answers[request.request_id] for request in requests]
 
     async def _answer_one(self, request: Request) -> Response:
         response = await self._ask(request)
-        await self._committer.commit(request, response)
+        await self._ledger.acommit([request], [response])
         return response
 
     async def _ask(self, request: Request) -> Response:
         """The response to a request after as many tries as it takes and is allowed."""
-        attempt = 0
-        while True:
-            attempt += 1
-            async with self._places:
-                if self._fatal is not None:
-                    return Response(request.request_id, error=self._fatal)
-                sent = await self._backend.send(request)
+        attempt = refused = 0
+        while self._end is None:
+            try:
+                sent = await self._send(request)
+            except TeacherStopped as stopped:
+                self._end = str(stopped)
+                break
             if sent.response is not None:
                 return replace(sent.response, cost_usd=self._cost(sent))
             assert sent.failure is not None
+            if sent.failure.kind == "throttled":
+                # The limiter holds everybody back as the endpoint asks, and gives up when nothing gets through.
+                refused += 1
+                continue
+            attempt += 1
             if sent.failure.kind == "fatal":
-                self._fatal = self._backend.explain(sent.failure)
+                self._end = self._backend.explain(sent.failure)
             if sent.failure.kind in ("final", "fatal") or attempt >= self._config.max_attempts:
                 return _failed(request, sent, attempt)
             await asyncio.sleep(backoff_s(attempt, random.random(), sent.failure.retry_after_s))
+        return Response(request.request_id, error=self._end)
+
+    async def _send(self, request: Request) -> Sent:
+        """One attempt within the limits; its worst case is reserved before it is sent."""
+        longest = most_completion_tokens(request, self._backend.abilities)
+        usd = 0.0
+        if self._price is not None:
+            usd = worst_case(self._price, at_most_tokens(request.messages, schema_of(request)), longest)
+        async with self._allowance.slot(about_tokens(request.messages) + longest, usd) as slot:
+            sent = await self._backend.send(request)
+            kind = sent.failure.kind if sent.failure is not None else "ok"
+            slot.finish(
+                Outcome(
+                    _OUTCOMES[kind],
+                    tokens=sent.prompt_tokens + sent.completion_tokens,
+                    # What a request cost whose connection broke nobody knows: the worst.
+                    usd=None if kind == "transient" and not sent.headers else self._cost(sent),
+                    error=sent.failure.message[:60] if sent.failure is not None else "",
+                    retry_after_s=sent.failure.retry_after_s if sent.failure is not None else None,
+                    rates=read_rate_headers(sent.headers, time.time()),
+                )
+            )
+        return sent
 
     def _cost(self, sent: Sent) -> float:
         return cost(self._price, sent.prompt_tokens, sent.completion_tokens) if self._price is not None else 0.0
 
 
-class Committer:
-    """Puts answers into the ledger in groups: a commit costs a disk's flush, whatever it holds."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._waiting: list[tuple[Request, Response, asyncio.Future[None]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def commit(self, request: Request, response: Response) -> None:
-        """Return when ``response`` is durable. Raises what the ledger raised."""
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, response, done))
-        if self._task is None:
-            self._task = asyncio.create_task(self._work())
-        await done
-
-    async def _work(self) -> None:
-        try:
-            while self._waiting:
-                await asyncio.sleep(GROUP_S)
-                group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
-                try:
-                    await asyncio.to_thread(
-                        self._ledger.commit, [item[0] for item in group], [item[1] for item in group]
-                    )
-                except Exception as error:
-                    for *_, done in group:
-                        if not done.done():
-                            done.set_exception(error)
-                    continue
-                for *_, done in group:
-                    if not done.done():
-                        done.set_result(None)
-        finally:
-            self._task = None
+_OUTCOMES: dict[str, Literal["ok", "refused", "failed", "rejected"]] = {
+    "ok": "ok",
+    "throttled": "refused",
+    "transient": "failed",
+    "final": "rejected",
+    "fatal": "failed",
+}
 
 
 def _failed(request: Request, sent: Sent, attempts: int) -> Response:
@@ -142,15 +151,19 @@ def _failed(request: Request, sent: Sent, attempts: int) -> Response:
     )
 
 
-def places_each(config: OpenAITeacher) -> tuple[int, int]:
-    """Processes, and requests in flight for each of them."""
-    count = config.actors or max(1, -(-config.concurrency // PLACES))
-    return count, max(1, config.concurrency // count)
+def limits(config: OpenAITeacher) -> Limits:
+    """What the config allows, for the whole cluster."""
+    return Limits(config.concurrency, config.requests_per_minute, config.tokens_per_minute, config.budget_usd)
 
 
-PLACES = 512  # one process keeps a core busy with about so many
+def count_processes(config: OpenAITeacher) -> int:
+    """Processes that send requests."""
+    return config.actors or max(1, -(-config.concurrency // PLACES))
 
 
-def resources(config: OpenAITeacher) -> dict[str, Any]:
-    """What a process asks Ray for: it mostly waits."""
+PLACES = 512  # requests in flight that keep about one core busy
+
+
+def resources() -> dict[str, Any]:
+    """What a process asks Ray for: it mostly waits, in many calls at a time."""
     return {"num_cpus": 0.1, "max_concurrency": 1000}

@@ -16,6 +16,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import ray
@@ -30,7 +31,9 @@ from potstill.errors import LedgerError
 from potstill.rows import Request, Response
 
 NAMESPACE = "potstill"
-PROTOCOL = 2  # of the messages between handle and actor: a handle never meets an actor that speaks another
+# Of the messages between handle and actor. They hold rows by position, so a handle must never meet an actor that
+# knows other fields: after such an edit another actor starts beside the old one.
+PROTOCOL = digest(["2", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
 IDLE_S = 300.0
 TRIES = 5
 READERS = 2

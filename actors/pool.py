@@ -15,6 +15,7 @@ import ray
 
 from actors import http_teacher
 from actors.ledger import Ledger
+from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, Answer, Ask, TeacherActor, block_size, to_answer_table
 from potstill.errors import PotstillError, TeacherError
 from potstill.rows import Request, to_table
@@ -47,6 +48,7 @@ class TeacherPool:
         self._warn = warn
         self._ledger = ledger
         self._owner = f"job-{uuid.uuid4().hex[:12]}"
+        self._limiter: LimiterHandle | None = None
         self.actors: list[Any] = []
 
     def start(self) -> None:
@@ -90,9 +92,10 @@ class TeacherPool:
     def _make_http(self) -> list[Any]:
         config = self._config
         assert isinstance(config, OpenAITeacher)
-        count, places = http_teacher.places_each(config)
-        actor = ray.remote(http_teacher.HttpTeacherActor).options(**http_teacher.resources(config), **_RESTARTED)
-        return [actor.remote(config, self._ledger, f"{self._owner}-{i}", places) for i in range(count)]
+        self._limiter = LimiterHandle.start(http_teacher.limits(config), self._owner)
+        actor = ray.remote(http_teacher.HttpTeacherActor).options(**http_teacher.resources(), **_RESTARTED)
+        owners = [f"{self._owner}-{i}" for i in range(http_teacher.count_processes(config))]
+        return [actor.remote(config, self._ledger, owner, self._limiter) for owner in owners]
 
     def _wait_for_room(self, ready: list[Any]) -> Any:
         """The first of ``ready`` that is there; says so when it takes long."""
@@ -119,8 +122,10 @@ class TeacherPool:
                 on_batch(table)
                 answered.append(table.cast(ANSWER))
         except ray.exceptions.RayError as error:
+            done = sum(table.num_rows for table in answered)
             raise TeacherError(
-                f"the teacher's processes broke off: {cause(error)}; the same command goes on"
+                f"the teacher broke off: {cause(error)}; {done:,} of {len(requests):,} answers are here and what was "
+                "answered since is in the ledger: the same command goes on from there"
             ) from error
         return pa.concat_tables(answered)
 
@@ -172,6 +177,9 @@ class TeacherPool:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+        if self._limiter is not None:
+            self._limiter.close()
+            self._limiter = None
         self._ledger.release(self._owner)
 
     def __enter__(self) -> TeacherPool:

@@ -69,6 +69,11 @@ def most_completion_tokens(request: Request, abilities: Abilities) -> int:
     return request.sampling.max_tokens + (_REASONING_TOKENS if abilities.completion_tokens else 0)
 
 
+def schema_of(request: Request) -> str:
+    """The JSON schema that goes with a request for a class, since servers count it as prompt; empty for text."""
+    return json.dumps(_schema(list(code_names(request.choices).values()))) if request.choices else ""
+
+
 def _schema(codes: Sequence[str]) -> dict[str, Any]:
     return {
         "type": "json_schema",
