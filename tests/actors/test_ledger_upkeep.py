@@ -228,6 +228,7 @@ def test_pages_that_were_overwritten_are_found(file):
     assert all("\n" not in line for line in findings)
 
 
+@pytest.mark.slow
 def test_all_of_it_works_beside_a_job_that_writes(uri, store, tmp_path, monkeypatch):
     monkeypatch.setattr(upkeep, "CHUNK", 50)
     fill(store, [request(i) for i in range(1000)], NOON)
