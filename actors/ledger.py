@@ -51,7 +51,10 @@ class LedgerActor:
         threading.Thread(target=self._end_when_idle, args=(idle_s,), daemon=True).start()
 
     async def write(self, calls: Sequence[Call]) -> list[Any]:
-        """``LedgerStore.write``, in one transaction with whatever else came meanwhile."""
+        """``LedgerStore.write``, in one transaction with whatever else came meanwhile.
+
+        What failed has a ``LedgerError`` for a result.
+        """
         return await self._count(asyncio.wrap_future(self._writer.submit(calls)))
 
     async def read(self, method: str, *args: Any) -> Any:
@@ -137,7 +140,10 @@ class Ledger:
         await self._awrite("release", owner)
 
     def _write(self, *call: Any) -> Any:
-        return self._call("write", [call])[0]
+        (result,) = self._call("write", [call])
+        if isinstance(result, LedgerError):
+            raise result
+        return result
 
     async def _awrite(self, *call: Any) -> Any:
         """One of many calls: those that come while a message is under way leave together in the next."""
@@ -160,7 +166,11 @@ class Ledger:
                     raise
                 continue
             for (_, answer), result in zip(batch, results, strict=True):
-                if not answer.done():  # its coroutine may have been cancelled; the answer is durable all the same
+                if answer.done():
+                    continue  # its coroutine was cancelled; what it wrote is durable all the same
+                if isinstance(result, LedgerError):
+                    answer.set_exception(result)
+                else:
                     answer.set_result(result)
 
     def _call(self, method: str, *args: Any) -> Any:

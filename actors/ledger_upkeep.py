@@ -97,7 +97,7 @@ def export(database: LedgerDatabase, path: Path) -> int:
     try:
         with pq.ParquetWriter(part, EXPORT, compression="zstd") as writer:
             for rows in _ranges(database):
-                writer.write_table(pa.Table.from_pylist([_record(database, row) for row in rows], schema=EXPORT))
+                writer.write_table(_table(database, rows))
                 count += len(rows)
         part.replace(path)
     finally:
@@ -238,9 +238,14 @@ def _ranges(database: LedgerDatabase) -> Iterator[list[Row]]:
         last = rows[-1][0]
 
 
-def _record(database: LedgerDatabase, row: Row) -> dict[str, Any]:
-    record = dict(zip(COLUMNS, row, strict=True))
+def _table(database: LedgerDatabase, rows: list[Row]) -> pa.Table:
+    records = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
     try:
-        return {**json.loads(record["request"]), **record, "choice_logprobs": json.loads(record["choice_logprobs"])}
-    except ValueError as error:
-        raise database.error(f"answer {row[0]} can't be read; `potstill ledger verify` tells what is wrong") from error
+        for record in records:
+            record |= {**json.loads(record["request"]), "choice_logprobs": json.loads(record["choice_logprobs"])}
+        return pa.Table.from_pylist(records, schema=EXPORT)
+    except (ValueError, TypeError) as error:
+        raise database.error(
+            f"one of the answers {rows[0][0]} to {rows[-1][0]} can't be read; "
+            "`potstill ledger verify` tells which, and what is wrong"
+        ) from error

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import sqlalchemy as sa
+
 from potstill.errors import LedgerError
 
 MOST_CALLS = 1000  # in one transaction: other processes wait for its end
@@ -30,7 +32,7 @@ class GroupWriter:
         self._thread.start()
 
     def submit(self, calls: Sequence[Any]) -> Future[list[Any]]:
-        """Results of ``calls``, once they are durable; or the error that they met."""
+        """The result of each call once it is durable, or the ``LedgerError`` that it met."""
         future: Future[list[Any]] = Future()
         self._waiting.put((list(calls), future))
         return future
@@ -56,23 +58,31 @@ class GroupWriter:
                 return
 
     def _carry_out(self, group: list[Batch]) -> None:
+        calls = [call for batch, _ in group for call in batch]
         try:
-            results = self._write([call for calls, _ in group for call in calls])
+            results = self._write(calls)
         except Exception as error:  # handed to the callers, whatever it is: none may wait for ever
-            if len(group) > 1:
-                # One caller's nonsense is not the others' fault. Nothing of the group was kept.
-                for batch in group:
-                    self._carry_out([batch])
+            if len(calls) == 1 or isinstance(error.__cause__, sa.exc.OperationalError):
+                # A lock that does not open, a full disk, a lost connection: nobody's own fault.
+                results = [_as_ledger_error(error)] * len(calls)
             else:
-                group[0][1].set_exception(error if isinstance(error, LedgerError) else _as_ledger_error(error))
-            return
+                # One call's nonsense is not the others' fault. Nothing of the group was kept.
+                results = [self._alone(call) for call in calls]
         start = 0
-        for calls, future in group:
-            future.set_result(results[start : start + len(calls)])
-            start += len(calls)
+        for batch, future in group:
+            future.set_result(results[start : start + len(batch)])
+            start += len(batch)
+
+    def _alone(self, call: Any) -> Any:
+        try:
+            return self._write([call])[0]
+        except Exception as error:
+            return _as_ledger_error(error)
 
 
 def _as_ledger_error(error: Exception) -> LedgerError:
+    if isinstance(error, LedgerError):
+        return error
     wrapped = LedgerError(f"the ledger could not carry out a call: {type(error).__name__}: {error}".splitlines()[0])
     wrapped.__cause__ = error
     return wrapped

@@ -9,6 +9,7 @@ potstill ledger verify --ledger postgresql+psycopg://me@host/potstill
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -75,7 +76,9 @@ def export(
         try:
             count = ledger_upkeep.export(database, file)
         except OSError as error:
-            problem = f"can't be written: {error.strerror or error}; name a file in a folder that you may write"
+            # Arrow writes lines of its own around what the system said.
+            reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+            problem = f"can't be written: {reason}; name a file in a folder that you may write"
             raise InputError([Problem(f"FILE = {str(file)!r}", problem)]) from error
     Terminal().say(f"{count:,} answers in {file} ({file.stat().st_size / 2**20:,.1f} MiB)")
 

@@ -1,5 +1,6 @@
 """The ledger behind its named actor: shared, replaced when it dies, gone when idle."""
 
+import asyncio
 import os
 import signal
 import time
@@ -10,8 +11,6 @@ import ray
 from actors.ledger import Ledger
 from potstill.errors import LedgerError
 from potstill.rows import Message, Request, Response, Sampling
-
-pytestmark = pytest.mark.slow
 
 MESSAGES = (Message("prompt", "hi"),)
 REQUESTS = [
@@ -24,9 +23,7 @@ def answers(requests):
     return [Response(request.request_id, f"text {request.occurrence}") for request in requests]
 
 
-@pytest.fixture
-def uri(ray_cluster, tmp_path):
-    return f"sqlite:///{tmp_path}/ledger.db"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 def process_id(ledger):
@@ -83,8 +80,8 @@ def test_what_is_no_ledger_is_named_in_one_line(ray_cluster, tmp_path):
     assert "\n" not in text
 
 
-def test_a_ledger_that_breaks_in_use_says_so(uri, tmp_path):
-    ledger = Ledger(uri)
+def test_a_ledger_that_breaks_in_use_says_so(tmp_path):
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     ledger.take(IDS, "one")
     owner = process_id(ledger)
     for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
@@ -93,3 +90,66 @@ def test_a_ledger_that_breaks_in_use_says_so(uri, tmp_path):
     os.kill(owner, signal.SIGKILL)
     with pytest.raises(LedgerError, match=r"ledger.uri = .*can't be opened as a ledger: file is not a database"):
         ledger.commit(REQUESTS, answers(REQUESTS))
+
+
+def test_many_coroutines_commit_together_and_each_is_told_when_its_answer_is_durable(uri):
+    ledger = Ledger(uri)
+
+    async def one(request, response, seen):
+        await ledger.acommit([request], [response])
+        seen.append((await ledger.afetch([request.request_id]))[0])
+
+    async def all_of_them():
+        taken = await ledger.atake(IDS, "one")
+        assert set(taken.mine) == set(IDS)
+        assert set((await ledger.atake(IDS, "two")).others) == set(IDS)
+        await ledger.arenew("one")
+        seen = []
+        await asyncio.gather(*(one(*pair, seen) for pair in zip(REQUESTS, answers(REQUESTS), strict=True)))
+        again = await ledger.atake([*IDS, "new"], "two")
+        await ledger.arelease("two")
+        return seen, again
+
+    seen, again = asyncio.run(all_of_them())
+    assert {response.request_id: response for response in seen} == {r.request_id: r for r in answers(REQUESTS)}
+    assert len(again.known) == 20
+    assert again.mine == ("new",)
+    assert ledger.take(["new"], "three").mine == ("new",)
+
+
+def test_coroutines_survive_the_owners_death_and_a_cancelled_one_harms_nobody(uri):
+    ledger = Ledger(uri)
+    process = process_id(ledger)
+
+    async def work():
+        await ledger.acommit(REQUESTS[:1], answers(REQUESTS[:1]))
+        os.kill(process, signal.SIGKILL)
+        commits = [
+            asyncio.create_task(ledger.acommit([request], [response]))
+            for request, response in zip(REQUESTS[1:], answers(REQUESTS[1:]), strict=True)
+        ]
+        await asyncio.sleep(0)
+        commits[3].cancel()
+        results = await asyncio.gather(*commits, return_exceptions=True)
+        assert [result for result in results if result is not None] == [results[3]]
+        return len(await ledger.afetch(IDS))
+
+    assert asyncio.run(work()) == 20
+    assert process_id(ledger) != process
+
+
+def test_errors_reach_the_coroutine_that_made_them(uri):
+    ledger = Ledger(uri)
+
+    async def work():
+        good = ledger.acommit(REQUESTS[:1], answers(REQUESTS[:1]))
+        bad = ledger.acommit(REQUESTS[1:2], [Response(IDS[1], text=None)])
+        return await asyncio.gather(good, bad, return_exceptions=True)
+
+    good, bad = asyncio.run(work())
+    assert isinstance(bad, LedgerError)
+    assert "can't be written" in str(bad)
+    assert "\n" not in str(bad)
+    assert good is None
+    assert [response.request_id for response in ledger.fetch(IDS)] == IDS[:1]
+    assert Ledger(uri).take(IDS[1:2], "next").mine == (IDS[1],)

@@ -156,6 +156,7 @@ def ask_all(uri, owner, seed, start, paid):
     store.close()
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_at_the_same_time_pay_once(uri, tmp_path):
     """They also make the ledger at the same time, and find each other's rows in another order."""
     context = multiprocessing.get_context("spawn")

@@ -5,9 +5,12 @@ import time
 from concurrent.futures import wait
 
 import pytest
+import sqlalchemy as sa
 
 from actors.ledger_writer import MOST_CALLS, GroupWriter
 from potstill.errors import LedgerError
+
+FULL = "ledger.uri = 'x': disk is full"
 
 
 class Disk:
@@ -16,13 +19,17 @@ class Disk:
     def __init__(self):
         self.gate = threading.Event()
         self.kept, self.groups = [], []
+        self.tries = 0
 
     def write(self, calls):
         assert self.gate.wait(30)
         if any(call == "nonsense" for call in calls):
             raise ValueError("nonsense\nand more of it")
         if "full" in calls:
-            raise LedgerError("ledger.uri = 'x': disk is full")
+            raise LedgerError(FULL)
+        if "locked" in calls:
+            self.tries += 1
+            raise LedgerError("locked") from sa.exc.OperationalError("", {}, Exception())
         self.groups.append(list(calls))
         self.kept += calls
         return [f"done {call}" for call in calls]
@@ -75,12 +82,25 @@ def test_one_callers_nonsense_is_not_the_others_fault(disk, writer):
     disk.gate.set()
     assert good.result(30) == ["done good"]
     assert late.result(30) == ["done late"]
-    with pytest.raises(LedgerError, match=r"could not carry out a call: ValueError: nonsense$"):
-        bad.result(30)
-    with pytest.raises(LedgerError, match=r"^ledger.uri = 'x': disk is full$"):
-        full.result(30)
-    assert disk.kept == ["first", "good", "late"]
+    for future, said in ((bad, "the ledger could not carry out a call: ValueError: nonsense"), (full, FULL)):
+        (error,) = future.result(30)
+        assert isinstance(error, LedgerError)
+        assert str(error) == said
+    mixed = writer.submit(["fine", "nonsense"]).result(30)  # nor that of what travelled with it
+    assert mixed[0] == "done fine"
+    assert isinstance(mixed[1], LedgerError)
+    assert disk.kept == ["first", "good", "late", "fine"]
     assert writer.submit(["again"]).result(30) == ["done again"]  # the thread lives on
+
+
+def test_what_is_wrong_with_the_database_is_told_to_all_at_once(disk, writer):
+    """Trying each call alone would wait a minute for the lock each time."""
+    wait_until_at_work(disk, writer)
+    futures = [writer.submit([name, "locked"]) for name in range(20)]
+    disk.gate.set()
+    for future in futures:
+        assert [str(error) for error in future.result(30)] == ["locked", "locked"]
+    assert disk.tries == 1
 
 
 def test_closing_carries_out_what_waits(disk):

@@ -13,7 +13,7 @@ from command_line import MAILROOM, ROOT, environment, write_config
 
 from jobs.__main__ import main
 
-COMMANDS = ("plan", "distill", "generate", "relabel", "finetune", "evaluate", "report", "promote")
+COMMANDS = ("plan", "distill", "generate", "relabel", "finetune", "evaluate", "report", "promote", "ledger")
 HEAVY = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "sklearn", "pandas")
 HELP = """
 import contextlib, io, resource, sys
