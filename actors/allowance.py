@@ -124,9 +124,8 @@ class Allowance:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        self._wallet.held = True
         with contextlib.suppress(TeacherError):
-            await self._exchange(self._report())
+            await self._exchange(self._wallet.close(self.now()))
 
     def _ask(self) -> None:
         if self.now() >= self._ask_at:

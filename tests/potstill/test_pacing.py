@@ -253,8 +253,8 @@ def test_the_budget_is_never_exceeded(budget, steps):
             now += 20
         worst_case = paid_by_dead + sum(client.paid + sum(client.sent) for client in clients)
         state = pacer.state(now)
-        assert worst_case <= budget * (1 + 1e-9)
-        assert state.spent_usd + state.reserved_usd <= budget * (1 + 1e-9)
+        assert worst_case <= budget * (1 + 1e-8)
+        assert state.spent_usd + state.reserved_usd <= budget * (1 + 1e-8)
 
 
 def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
@@ -267,7 +267,7 @@ def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
 
 def test_a_cheaper_request_still_fits():
     pacer = Pacer(Limits(8, requests_per_minute=1e6, budget_usd=1.0))
-    pacer.grant(Report("one"), 0.0)
+    pacer.exchange(Report("one", wanted=1), 0.0)
     grant = pacer.exchange(Report("one", spent_usd=0.9, wanted=5, usd_each=0.5, usd_next=0.1), 1.0)
     assert (grant.requests, grant.usd, grant.stop) == (1, 0.1, None)
     assert (
