@@ -65,6 +65,7 @@ def most_in_a_window(times, seconds):
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", ["configured", "announced"])
 def test_a_known_limit_is_used_and_obeyed(server, seed, known):
     limits = Limits(256, requests_per_minute=A_MINUTE if known == "configured" else None)
@@ -83,6 +84,7 @@ def test_a_known_limit_is_used_even_where_hardly_a_burst_is_borne(seed):
     assert book.refused_share < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
 @pytest.mark.parametrize("refusal_latency", [(0.02, 0.08), (0.15, 0.25)], ids=["fast 429", "slow 429"])
 def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
@@ -92,6 +94,7 @@ def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
     assert book.refused_share < 0.03
 
 
+@pytest.mark.slow
 def test_an_unknown_limit_is_found_with_whole_seconds_to_wait(server, seed):
     book = World(Pacer(Limits(256)), InWholeSeconds(server), tells_wait=True, seed=seed).run(120)
     assert len(book.ok) >= 0.8 * ALLOWED
@@ -298,6 +301,7 @@ def test_an_outage_without_end_is_given_up():
     assert not [time for time in book.sent if time > book.stopped_at + 1]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_only_ever_refuses_is_given_up_too():
     class Closed:
         def admit(self, now):
