@@ -64,6 +64,7 @@ class Allowance:
         self._ask_at = 0.0  # not before
         self._low = 0  # permissions left when it is time to ask for more
         self._ripening = False
+        self._quiet = False  # nothing to say before the next sign of life
         self._end: TeacherError | None = None
         self._task = self._loop.create_task(self._run())
 
@@ -115,7 +116,11 @@ class Allowance:
         if outcome.kind == "refused":
             self._ask_at = 0.0  # the others must hear of it
             self._wake.set()
-        elif self._waiting:
+            return
+        if self._quiet:
+            self._quiet = False
+            self._loop.call_later(REPORT_S, self._wake.set)
+        if self._waiting:
             self._pump()
 
     async def close(self) -> None:
@@ -124,9 +129,8 @@ class Allowance:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        self._wallet.held = True
         with contextlib.suppress(TeacherError):
-            await self._exchange(self._report())
+            await self._exchange(self._wallet.close(self.now()))
 
     def _ask(self) -> None:
         if self.now() >= self._ask_at:
@@ -198,7 +202,8 @@ class Allowance:
         self._ask_at = self.now() + pause
         starved = self._waiting and wallet.lacks(self._waiting[0][2])
         if not starved:
-            pause = max(pause, REPORT_S if self._waiting or wallet.has_news or wallet.requests else BEAT_S)
+            self._quiet = not (self._waiting or wallet.has_news or wallet.requests)
+            pause = max(pause, BEAT_S if self._quiet else REPORT_S)
         timer = self._loop.call_later(pause, self._wake.set)
         try:
             await self._wake.wait()

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 LEASE_S = 15.0
+ROUNDING = 1e-9  # 0.9 + 0.1 shall fit into 1
 
 
 @dataclass(slots=True)
@@ -84,9 +85,9 @@ class Accounts:
         if usd_each <= 0 or math.isinf(self._budget_usd):
             return wanted
         committed = self.spent_usd + self.reserved_usd
-        count = max(0, min(wanted, math.floor((self._budget_usd - committed) / usd_each)))
-        while count and committed + count * usd_each > self._budget_usd:
-            count -= 1  # the division rounds
+        count = max(0, math.floor(min(wanted, (self._budget_usd - committed) / usd_each + ROUNDING)))
+        while count and committed + count * usd_each > self._budget_usd * (1 + ROUNDING):
+            count -= 1
         return count
 
     def stop(self, usd: float) -> str | None:

@@ -5,8 +5,8 @@ at once. Refusals (429) lower the rate below them too, since somebody else may u
 
 Without a known limit the rate is found by additive-increase/multiplicative-decrease in the manner of TCP:
 
-- *Slow start* bounds what is outstanding: it doubles each round trip up to 32, then grows by 4 % a round trip.
-  So when an allowance ends that was good for n requests, at most about n/25 are refused.
+- *Slow start* bounds what is outstanding: it doubles each round trip up to 32, then grows by 3.5 % a round trip.
+  So when an allowance ends that was good for n requests, at most about n/28 are refused.
 - *A refusal* sets the rate just below the measured rate of success. All refusals of what was sent before that
   took effect are one signal. Then the rate creeps up again, faster the longer nothing is refused.
 - *A blackout* (nothing but refusals, or ``Retry-After`` of seconds) lets only a probe through now and then. When
@@ -28,7 +28,7 @@ BELOW = 0.95  # of the measured rate, after a refusal; nearer to it where refusa
 FLOOR_PER_S = 0.02
 FIRST_WINDOW = 4.0
 FAST_WINDOW = 32.0  # up to here slow start doubles
-SLOW_GROWTH = 1.04  # a round trip, above that
+SLOW_GROWTH = 1.035  # a round trip, above that
 GRACE_S = 0.25  # until every process has heard of a cut
 BLACKOUT_AFTER = 10  # refusals at least, and
 BLACKOUT_SHARE = 0.6  # of what was granted since the first of them, of which nothing has succeeded
@@ -210,7 +210,7 @@ class RateControl:
                 self._streak, self._streak_at = 0, math.inf
             mean = answers.latency_s
             self._latency = mean if self._latency is None else 0.8 * self._latency + 0.2 * mean
-            if self.probing and now - answers.success_age_s >= self._blackout_at:
+            if self.probing and now - answers.success_age_s > self._blackout_at:
                 self._resume(now)
         if answers.refused:
             self._refuse(answers, now)

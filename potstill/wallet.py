@@ -122,6 +122,11 @@ class Wallet:
         """How many unsent permissions are worth having."""
         return min(MOST_AHEAD, math.ceil(self._per_s * AHEAD_S))
 
+    def close(self, now: float) -> Report:
+        """The last report: wants nothing and gives back everything but what is on its way."""
+        self.held, self._taken, self._peak = True, 0, self.in_flight
+        return self.report(0, 0.0, 0.0, 0.0, now)
+
     def report(self, waiting: int, usd_next: float, usd_most: float, tokens_most: float, now: float) -> Report:
         """Everything since the last report, and what ``waiting`` requests want; ``usd_next``: of the first of them."""
         if self._reported_at is not None and now > self._reported_at:

@@ -65,6 +65,7 @@ def most_in_a_window(times, seconds):
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", ["configured", "announced"])
 def test_a_known_limit_is_used_and_obeyed(server, seed, known):
     limits = Limits(256, requests_per_minute=A_MINUTE if known == "configured" else None)
@@ -83,6 +84,7 @@ def test_a_known_limit_is_used_even_where_hardly_a_burst_is_borne(seed):
     assert book.refused_share < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
 @pytest.mark.parametrize("refusal_latency", [(0.02, 0.08), (0.15, 0.25)], ids=["fast 429", "slow 429"])
 def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
@@ -92,6 +94,7 @@ def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
     assert book.refused_share < 0.03
 
 
+@pytest.mark.slow
 def test_an_unknown_limit_is_found_with_whole_seconds_to_wait(server, seed):
     book = World(Pacer(Limits(256)), InWholeSeconds(server), tells_wait=True, seed=seed).run(120)
     assert len(book.ok) >= 0.8 * ALLOWED
@@ -253,8 +256,8 @@ def test_the_budget_is_never_exceeded(budget, steps):
             now += 20
         worst_case = paid_by_dead + sum(client.paid + sum(client.sent) for client in clients)
         state = pacer.state(now)
-        assert worst_case <= budget * (1 + 1e-9)
-        assert state.spent_usd + state.reserved_usd <= budget * (1 + 1e-9)
+        assert worst_case <= budget * (1 + 1e-8)
+        assert state.spent_usd + state.reserved_usd <= budget * (1 + 1e-8)
 
 
 def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
@@ -267,7 +270,7 @@ def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
 
 def test_a_cheaper_request_still_fits():
     pacer = Pacer(Limits(8, requests_per_minute=1e6, budget_usd=1.0))
-    pacer.grant(Report("one"), 0.0)
+    pacer.exchange(Report("one", wanted=1), 0.0)
     grant = pacer.exchange(Report("one", spent_usd=0.9, wanted=5, usd_each=0.5, usd_next=0.1), 1.0)
     assert (grant.requests, grant.usd, grant.stop) == (1, 0.1, None)
     assert (
@@ -298,6 +301,7 @@ def test_an_outage_without_end_is_given_up():
     assert not [time for time in book.sent if time > book.stopped_at + 1]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_only_ever_refuses_is_given_up_too():
     class Closed:
         def admit(self, now):
