@@ -111,29 +111,23 @@ def tree(tmp_path):
 
 
 def submit(head, tree, *arguments):
+    """``ray job submit``; tried again while the fresh cluster says that it has no agent yet to take jobs."""
     address, variables = head
-    return subprocess.run(
-        [
-            RAY,
-            "job",
-            "submit",
-            "--address",
-            address,
-            "--working-dir",
-            ".",
-            "--",
-            sys.executable,
-            "-m",
-            "jobs",
-            *arguments,
-        ],
-        cwd=tree,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", "."]
+    deadline = time.monotonic() + START_S
+    while True:
+        done = subprocess.run(
+            [*command, "--", sys.executable, "-m", "jobs", *arguments],
+            cwd=tree,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if "No available agent to submit job" not in done.stderr + done.stdout or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 def generated(potstill_home):
