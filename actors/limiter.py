@@ -67,8 +67,13 @@ class Limiter:
 class LimiterHandle:
     """What the driver has of the limiter; cheap to send to the processes that send requests."""
 
+    name: str
     actor: Any
     folder: str
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        # By name: Ray prints a warning about every restartable actor that is given another's handle.
+        return _find, (self.name, self.folder)
 
     @classmethod
     def start(
@@ -76,11 +81,11 @@ class LimiterHandle:
     ) -> LimiterHandle:
         """Start the limiter of ``job`` on this node. It ends with the job, or by ``close``."""
         folder = tempfile.mkdtemp(prefix="potstill-limiter-")
-        node = ray.get_runtime_context().get_node_id()
+        node, name = ray.get_runtime_context().get_node_id(), f"limiter-{job}"
         actor = (
             ray.remote(Limiter)
             .options(
-                name=f"limiter-{job}",
+                name=name,
                 num_cpus=0,
                 max_restarts=MAX_RESTARTS,
                 max_task_retries=MAX_RESTARTS,
@@ -88,7 +93,7 @@ class LimiterHandle:
             )
             .remote(limits, breaker or BreakerSettings(), folder, lease_s)
         )
-        return cls(actor, folder)
+        return cls(name, actor, folder)
 
     def allowance(self, holder: str) -> Allowance:
         """An allowance for the running event loop. ``holder``: a name that no other process of the job ever had."""
@@ -108,6 +113,10 @@ class LimiterHandle:
         """End the limiter. Allowances are closed first."""
         ray.kill(self.actor)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _find(name: str, folder: str) -> LimiterHandle:
+    return LimiterHandle(name, ray.get_actor(name), folder)
 
 
 async def _ask(actor: Any, report: Report) -> Grant:

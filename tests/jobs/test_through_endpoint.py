@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +25,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KEY = "sk-proj-Vy7mQ2xkT9-nowhere-else-4Zr8"
 Done = subprocess.CompletedProcess[str]
 
+# One cluster for all commands; its workers have the key from the node's environment, as on a real one.
+HEAD = """
+import sys
+from jobs import cluster
+with cluster.connect(num_cpus=2) as ray:
+    print("address", ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
 # What the cluster itself tells of the job, while the teachers are there.
 RECORDS = """
 import sys
@@ -46,15 +56,13 @@ class Place:
     endpoint: Endpoint
     folder: Path
     ray: Path
+    variables: dict[str, str]
     said: list[str]
 
     def run(self, *arguments: str) -> Done:
-        """A command with the key in its environment, and a Ray whose folders are this place's."""
-        variables = environment(
-            self.folder / "home", MAILROOM_KEY=KEY, RAY_TMPDIR=str(self.ray), TMPDIR=str(self.folder / "tmp")
-        )
+        """A command with the key in its environment."""
         done = subprocess.run(
-            arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=400, check=False
+            arguments, cwd=ROOT, env=self.variables, capture_output=True, text=True, timeout=600, check=False
         )
         self.said.append(done.stdout + done.stderr)
         return done
@@ -62,6 +70,19 @@ class Place:
     def asked(self) -> list[Entry]:
         """The endpoint's entries of the job, without trial requests."""
         return [e for e in self.endpoint.book() if e.route == "chat" and "Is water wet?" not in e.prompt]
+
+
+@contextlib.contextmanager
+def head(variables: dict[str, str]) -> Iterator[str]:
+    """A running cluster, by its address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD], cwd=ROOT, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        yield next(line for line in lines if line.startswith("address ")).split()[1]
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +93,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Pl
     (folder / "home/models").symlink_to(models)
     # Ray's sockets lie in its folder, and a socket's path may not exceed 107 characters: pytest's folders are too deep.
     ray = Path(tempfile.mkdtemp(prefix="potstill-ray-"))
-    with Endpoint(keys=(KEY,), latency_s=0.01) as endpoint:
+    (folder / "token").write_text("0123456789abcdef" * 4)  # of this cluster, which others must not join
+    variables = environment(
+        folder / "home",
+        MAILROOM_KEY=KEY,
+        RAY_TMPDIR=str(ray),
+        TMPDIR=str(folder / "tmp"),
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(folder / "token"),
+    )
+    with Endpoint(keys=(KEY,), latency_s=0.01) as endpoint, head(variables) as address:
         content = {
             "task": {"preset": str(MAILROOM), "max_test": 10},
             "augment": {"per_class": 3, "over_generate": 1.5, "max_rounds": 1, "max_tokens": 40},
@@ -88,7 +118,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Pl
             },
         }
         write_config(folder / "config.yaml", content)
-        yield Place(endpoint, folder, ray, [])
+        yield Place(endpoint, folder, ray, {**variables, "RAY_ADDRESS": address}, [])
     shutil.rmtree(ray, ignore_errors=True)
 
 
@@ -122,8 +152,7 @@ def recorded(refused: tuple[Place, Done]) -> tuple[Place, Done]:
     """What Ray knows of a pool of teachers that hold the key."""
     place, _ = refused
     place.endpoint.script(keys=(KEY,))
-    script = "import sys; sys.path.insert(0, '.')\n" + RECORDS
-    return place, place.run(command()[0], "-c", script, str(place.folder / "config.yaml"))
+    return place, place.run(sys.executable, "-c", RECORDS, str(place.folder / "config.yaml"))
 
 
 def test_the_book_and_the_ledger_say_the_same(distilled: Place) -> None:
@@ -131,10 +160,11 @@ def test_the_book_and_the_ledger_say_the_same(distilled: Place) -> None:
         rows = connection.execute("SELECT request, prompt_tokens, completion_tokens, stage FROM responses").fetchall()
     entries = distilled.asked()
     assert all(entry.answered for entry in entries)
-    prompts = Counter(json.loads(row[0])["messages"][-1][1][:2000] for row in rows)
+    prompts = Counter(json.loads(row[0])["messages"][-1]["content"][:2000] for row in rows)
     assert prompts == Counter(entry.prompt for entry in entries)
     assert sum(row[1] + row[2] for row in rows) == sum(e.prompt_tokens + e.completion_tokens for e in entries)
-    assert {row[3] for row in rows} == {"generate", "relabel"}
+    assert {row[3] for row in rows} >= {"generate", "relabel"}
+    assert "core_worker" not in distilled.said[0]  # Ray's own words are not the user's
 
 
 def test_a_second_run_asks_nothing(repeated: tuple[Place, int, int]) -> None:
