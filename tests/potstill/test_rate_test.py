@@ -65,9 +65,10 @@ def test_what_a_noise_explains_and_what_is_a_limit_s():
     test, now = suspicious(0.1)
     test.begin(now, 0.0)
     answer(test, now, 0.1, 1)
-    test.record(90, 10, now + 30)
-    assert test.explains()
-    test.record(10, 90, now + 31)
+    for step in range(30):
+        test.record(90, 10, now + 30 + step)
+        assert test.explains()
+    test.record(10, 90, now + 61)
     assert not test.explains()
 
 
