@@ -107,6 +107,9 @@ class RelabelConfig(Section):
     neighbours: int = Field(
         6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
     )
+    shots: int = Field(
+        4, ge=1, le=100, description="seeds a class that a question shows at most; every pair of votes draws its own"
+    )
     soft: bool = Field(True, description="train on the distribution over classes instead of the one class")
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
         "auto", description="apply a change of label only above this (0 to 1); auto: found from the labelled seeds"

@@ -10,6 +10,7 @@ last class they read; the answers are raw log-probabilities, and what they mean 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -162,6 +163,7 @@ class _Asker:
         order = draws.shuffle(
             sorted(shown, key=lambda example: example.example_id), self.seed, "relabel order", vote // 2
         )
+        order = self._at_most_shots(order)
         shown = order[::-1] if vote % 2 else order
         cards = [card(self.task, label) for label in labels]
         prompt = ChoosePrompt(
@@ -176,11 +178,21 @@ class _Asker:
         return self._request(prompt, choices, VOTE, shown, None)
 
     def _channel(self, text: str, label: str, shown: Sequence[LabelledText]) -> Request:
-        own = [example for example in shown if example.label == label]
+        own = self._at_most_shots([example for example in shown if example.label == label])
         prompt = WritePrompt(
             self.task.description, self.task.text_kind, self.task.source, (card(self.task, label, own),)
         )
         return self._request(prompt, (" ".join(text.split()),), CHANNEL, own, label)
+
+    def _at_most_shots(self, seeds: Sequence[LabelledText]) -> list[LabelledText]:
+        """The first ``relabel.shots`` of every class: other votes see others, and the prompt stays short."""
+        taken: Counter[str] = Counter()
+        kept = []
+        for example in seeds:
+            taken[example.label] += 1
+            if taken[example.label] <= self.relabel.shots:
+                kept.append(example)
+        return kept
 
     def _request(
         self,
