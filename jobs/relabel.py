@@ -128,6 +128,7 @@ def _metrics(report: RelabelReport) -> dict[str, float]:
         "share_changed": report.share_changed,
         "share_applied": report.share_applied,
         "min_confidence": report.min_confidence,
+        "description_weight": report.description_weight,
         **({"teacher_accuracy_on_seeds": report.seed_accuracy} if report.seed_accuracy is not None else {}),
     }
 

@@ -74,9 +74,9 @@ class AugmentConfig(Section):
 
     strategy: Literal["promptmix", "few_shot", "zero_shot"] = Field("promptmix", description="how prompts are made")
     shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
-    per_class: int = Field(60, ge=1, le=100_000, description="texts a class to keep, after all filters")
+    per_class: int = Field(80, ge=1, le=100_000, description="texts a class to keep, after all filters")
     over_generate: float = Field(
-        2.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
+        1.5, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
     )
     classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes shown together")
     alpha: Alpha = Alpha()
@@ -116,6 +116,11 @@ class RelabelConfig(Section):
     )
     target_prior: float = Field(
         0.8, ge=0.0, le=1.0, description="prior probability that a text belongs to the class it was written for"
+    )
+    descriptions: Annotated[float, Field(ge=0.0, le=10.0)] | Literal["auto"] = Field(
+        "auto",
+        description="weight of what a sentence encoder says by the classes' names and descriptions (0 to 10); "
+        "auto: up to 1.5, as far as it agrees with the teacher and the class a text was written for",
     )
 
     @field_validator("channel", mode="before")

@@ -50,7 +50,8 @@ class RelabelReport:
     min_confidence: float
     changes: tuple[tuple[str, str, int], ...]
     kept_per_class: tuple[tuple[str, int], ...]
-    prototype_agreement: float
+    description_weight: float
+    description_agreement: float | None
     warnings: tuple[str, ...]
 
 
@@ -106,7 +107,7 @@ def resolve(
         seed_columns,
         class_embeddings,
         targets,
-        relabel.target_prior,
+        relabel,
     )
     warnings += found.warnings
     threshold = _threshold(relabel, guard)
@@ -143,7 +144,8 @@ def resolve(
         min_confidence=threshold,
         changes=_changes(task, targets, labels),
         kept_per_class=tuple((label, int((chosen & (labels == column)).sum())) for label, column in columns.items()),
-        prototype_agreement=_share((found.prototypes.argmax(1) == choice)[asked]),
+        description_weight=found.descriptions.weight,
+        description_agreement=found.descriptions.agreement,
         warnings=tuple(warnings),
     )
     return Resolution(tuple(resolved), report)
