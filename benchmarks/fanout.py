@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "sides")]
+sys.path.insert(0, str(Path(__file__).resolve().parent / "sides"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from capacity import measure_endpoint
 from measure import Run, Side, SideError, run, shares_of_rate
@@ -60,10 +60,14 @@ def main() -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--in-flight", type=_numbers, default=[32, 128, 256, 512], help="requests at a time, with commas")
+    parser.add_argument(
+        "--in-flight", type=_numbers, default=[32, 128, 256, 512], help="requests at a time, with commas"
+    )
     parser.add_argument("--requests", type=int, default=6000, help=f"of a run at {HEADLINE} in flight; less elsewhere")
     parser.add_argument("--latency-s", type=float, default=0.2, help="of the endpoint")
-    parser.add_argument("--repeats", type=int, default=3, help=f"of pool, bare loop and curator at {HEADLINE} in flight")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help=f"of pool, bare loop and curator at {HEADLINE} in flight"
+    )
     parser.add_argument("--parts", type=_parts, default=list(PARTS), help=f"with commas; default {','.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the parts about an allowed rate")
     parser.add_argument("--instant-requests", type=int, default=30_000)
@@ -104,7 +108,11 @@ def measure_fan_out(options: argparse.Namespace) -> dict[str, Any]:
                     continue
                 show(in_flight, found)
                 runs.setdefault((name, in_flight), []).append(found)
-    return {**headline(runs), "missing": missing, "runs": [describe(key[1], one) for key, some in runs.items() for one in some]}
+    return {
+        **headline(runs),
+        "missing": missing,
+        "runs": [describe(key[1], one) for key, some in runs.items() for one in some],
+    }
 
 
 def find_sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[Mapping[str, Any]], Run]], dict[str, str]]:
@@ -184,7 +192,9 @@ def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
             for name, one in endpoints.items()
         }
         count = round(1.2 * PER_MINUTE * seconds / 60) + 500
-        side = Side("pool.py", {"part": "rates", "cases": cases, "requests": count, "in_flight": 256, "seconds": seconds + 5})
+        side = Side(
+            "pool.py", {"part": "rates", "cases": cases, "requests": count, "in_flight": 256, "seconds": seconds + 5}
+        )
         try:
             for one in endpoints.values():
                 one.clear_book()
@@ -199,7 +209,11 @@ def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
         "refused_share": max(refused for _, refused in told),
         "blind_rate_used": shares["blind"][0],
         "blind_refused_share": shares["blind"][1],
-        **{f"{name}_{what}": value for name, pair in shares.items() for what, value in zip(("used", "refused"), pair, strict=True)},
+        **{
+            f"{name}_{what}": value
+            for name, pair in shares.items()
+            for what, value in zip(("used", "refused"), pair, strict=True)
+        },
     }
 
 

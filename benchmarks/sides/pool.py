@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workload import MAX_TOKENS, MODEL, messages, options, serve
 
@@ -38,7 +37,7 @@ def main() -> None:
     """Start Ray, the pool and the ledger; work when told to."""
     told = options()
     # Ray's workers would be nicer (15) than the sides they are compared with.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     with tempfile.TemporaryDirectory() as folder, cluster.connect():
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
         {"pool": ask, "instant": ask_instant, "cached": replay, "rates": ask_for_minutes}[told["part"]](told, ledger)
@@ -141,7 +140,9 @@ def replay(told: dict[str, Any], ledger: Ledger) -> None:
 
 
 def _answer(request: Request) -> Response:
-    return Response(request.request_id, "How many people live in Paris? " * 10, "stop", (), None, 160, 64, 1e-4, 0.2, 1e9)
+    return Response(
+        request.request_id, "How many people live in Paris? " * 10, "stop", (), None, 160, 64, 1e-4, 0.2, 1e9
+    )
 
 
 def ask_for_minutes(told: dict[str, Any], ledger: Ledger) -> None:

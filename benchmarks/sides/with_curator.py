@@ -18,7 +18,12 @@ def main() -> None:
     assert litellm.origin is not None
     # It counts tokens with an encoding that it would fetch; litellm carries it.
     os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers")
-    os.environ |= {"CURATOR_DISABLE_CACHE": "1", "TELEMETRY_ENABLED": "0", "CURATOR_VIEWER": "0", "OPENAI_API_KEY": "none"}
+    os.environ |= {
+        "CURATOR_DISABLE_CACHE": "1",
+        "TELEMETRY_ENABLED": "0",
+        "CURATOR_VIEWER": "0",
+        "OPENAI_API_KEY": "none",
+    }
     os.environ |= {"CURATOR_CACHE_DIR": tempfile.mkdtemp(prefix="curator-"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     from bespokelabs import curator
 
