@@ -66,6 +66,7 @@ def test_ratios_are_medians_over_turns_and_count_the_pool_until_its_answers_are_
     assert "pool_vs_curator" not in found
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_is_told_as_such(tmp_path: Path) -> None:
     peer = Peer("nothing", (str(tmp_path / "no-such-package"),), "nothing.py")
     with pytest.raises(RuntimeError, match="nothing can't be installed"):
@@ -80,6 +81,7 @@ def test_a_side_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         measure.Side("broken.py", {})
 
 
+@pytest.mark.slow
 def test_the_cpu_of_a_tree_has_what_its_ended_processes_took() -> None:
     burn = "import time; t = time.process_time()\nwhile time.process_time() - t < 1.0: pass"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); sys.stdin.read()"
