@@ -51,9 +51,15 @@ class HttpTeacherActor:
         self._end: str | None = None
         keep_leases(ledger, owner)
 
-    async def ready(self) -> Abilities:
-        """What the endpoint takes. Raises ``TeacherError`` where key, model or address is wrong."""
-        return await self._backend.probe()
+    async def ready(self, found: Abilities | None = None) -> Abilities:
+        """What the endpoint takes: as another process of the pool has ``found``, or by a trial request.
+
+        Raises ``TeacherError`` where key, model or address is wrong.
+        """
+        if found is None:
+            return await self._backend.probe()
+        self._backend.abilities = found
+        return found
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the order of ``requests``; committed before they are returned.

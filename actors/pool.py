@@ -63,11 +63,14 @@ class TeacherPool:
             self._make_http() if isinstance(self._config, OpenAITeacher) else self._make_embedded(self._config)
         )
         count = len(self.actors)
-        waiting = {one.ready.remote(): one for one in self.actors}
+        first = self.actors[0].ready.remote()
+        # What the endpoint takes the first process finds out for all.
+        found = (first,) if isinstance(self._config, OpenAITeacher) else ()
+        waiting = {first: self.actors[0], **{one.ready.remote(*found): one for one in self.actors[1:]}}
         try:
-            first = self._wait_for_room(list(waiting))
+            there = self._wait_for_room(list(waiting))
             late = ray.wait(list(waiting), num_returns=count, timeout=LATE_S)[1]
-            ray.get([first, *(one for one in waiting if one not in late)])
+            ray.get([there, *(one for one in waiting if one not in late)])
         except ray.exceptions.RayActorError as error:
             self.close()
             raise TeacherError(cause(error)) from error
