@@ -4,7 +4,6 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -118,29 +117,39 @@ def test_usage_adds_up():
 class ScriptedPool:
     """Answers every request; every third from the ledger, every fifth with an error, in batches of four."""
 
-    def ask(self, requests, on_batch):
-        tables = []
+    def stream(self, tables):
+        requests = [request for table in tables for request in from_table(table, Request)]
         for start in range(0, len(requests), 4):
             answers = [self.answer(i, requests[i]) for i in range(start, min(start + 4, len(requests)))]
-            tables.append(to_answer_table(answers))
-            on_batch(tables[-1])
-        return pa.concat_tables(tables)
+            yield to_answer_table(answers[::-1])
 
     def answer(self, number, request):
         error = "content filter" if number % 5 == 4 and number < 10 else None
-        response = Response(request.request_id, "1. a text", prompt_tokens=100, completion_tokens=10, cost_usd=0.001)
+        response = Response(
+            request.request_id, f"1. text {number}", prompt_tokens=100, completion_tokens=10, cost_usd=0.001
+        )
         return Answer(replace(response, error=error), reused=number % 3 == 0)
 
 
 def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
-    requests = generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10)))
+    requests = list(generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10))))
     assert len(requests) == 30
     meter = Meter()
-    responses, usage = ask(job, ScriptedPool(), "generate-1", requests, meter)
+    # Three requests are planned twice: they are asked once, and both places have the answer.
+    planned = [*requests, *requests[:3]]
+    answered, usage = ask(job, ScriptedPool(), "generate-1", iter(planned), 33, meter, ("text",))
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
     assert usage.new_cost_usd == pytest.approx(0.02)
-    assert len(responses) == 28
+    assert answered["request_id"].to_pylist() == [request.request_id for request in planned]
+    texts = [None if i in (4, 9) else f"1. text {i}" for i in range(30)]
+    assert answered["text"].to_pylist() == [*texts, *texts[:3]]
+    assert answered["target_label"].to_pylist() == [request.target_label for request in planned]
+    assert job.run.read(Request, "generate-1") == requests
+    errors = {row.request_id: row.error for row in job.run.read(Response, "generate-1")}
+    assert [errors[request.request_id] for request in requests] == [
+        "content filter" if i in (4, 9) else None for i in range(30)
+    ]
     shown = meter.progress()
     assert (shown.done, shown.total, shown.reused) == (30, 30, 10)
     assert shown.cost_usd == pytest.approx(shown.expected_usd) == pytest.approx(0.02)

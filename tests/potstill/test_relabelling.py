@@ -18,7 +18,7 @@ def _plan(
     relabel: RelabelConfig, texts: list[str] = TEXTS, identity: TeacherIdentity = IDENTITY, renderer: str = "list"
 ) -> list[Request]:
     embeddings = [embed(list(part)) for part in (texts, [seed.text for seed in SEEDS], class_texts(TASK))]
-    return plan_relabel(TASK, SEEDS, texts, *embeddings, relabel, identity, renderer, 0)
+    return list(plan_relabel(TASK, SEEDS, texts, *embeddings, relabel, identity, renderer, 0))
 
 
 def test_votes_and_channel_text_by_text() -> None:
