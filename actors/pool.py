@@ -7,10 +7,11 @@ batches to the processes itself, so that it holds two tables and what is under w
 from __future__ import annotations
 
 import re
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
 T = TypeVar("T")
 LOOK_UP = 5000  # requests looked up in the ledger together
-CHUNK = 10_000  # requests of a table: those whose prompts begin alike travel together, and 30 MB are held
+CHUNK = 10_000  # requests among which those whose prompts begin alike travel together; about 30 MB
 MAX_RESTARTS = 3
 LATE_S = 60.0  # after the first process is ready, how long the others are waited for
 PATIENCE_S = 90.0  # between two words that nothing is ready yet
@@ -141,7 +142,7 @@ class TeacherPool:
 
     def _answers(self, requests: Iterable[pa.Table]) -> Iterator[pa.Table]:
         calls = _Calls()
-        for known, missing in _ahead(map(self._look_up, requests)):
+        for known, missing in _ahead(requests, self._look_up):
             if known.num_rows:
                 yield known
             if not missing.num_rows:
@@ -228,14 +229,33 @@ def _cut(requests: pa.Table, size: int) -> Iterator[pa.Table]:
         yield requests.take(order[start : start + size])
 
 
-def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items; the next is made in another thread while this one is used."""
-    iterator, end = iter(items), object()
+def _ahead(tables: Iterable[pa.Table], work: Callable[[pa.Table], T]) -> Iterator[T]:
+    """``work`` of ``CHUNK`` rows at a time; the next is done in another thread while this one is used.
+
+    ``tables`` is read there too; where this is closed early, not beyond the table that is being made.
+    """
+    over = threading.Event()
+    coming = map(work, _gather(takewhile(lambda _: not over.is_set(), tables), CHUNK))
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
+        try:
+            following = thread.submit(next, coming, None)
+            while (done := following.result()) is not None:
+                following = thread.submit(next, coming, None)
+                yield done
+        finally:
+            over.set()
+
+
+def _gather(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``rows`` or somewhat more, the last one shorter."""
+    gathered: list[pa.Table] = []
+    for table in tables:
+        gathered.append(table)
+        if sum(one.num_rows for one in gathered) >= rows:
+            yield pa.concat_tables(gathered)
+            gathered = []
+    if gathered:
+        yield pa.concat_tables(gathered)
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

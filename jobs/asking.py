@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.pool import CHUNK, TeacherPool, chunks
+from actors.pool import TeacherPool, chunks
 from actors.teacher import ANSWER
 from jobs.job import Job
 from jobs.progress import Meter
@@ -23,6 +23,7 @@ from potstill.rows import REQUEST, Request, to_table
 from potstill.teachers import OpenAITeacher
 
 MAX_ERROR_RATE = 0.1
+PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for no more
 FORGIVEN = 9  # failures that are never too many, as long as anything was answered
 
 
@@ -100,7 +101,7 @@ def ask(
 def _distinct(requests: Iterable[Request], plan: list[pa.Table], asked: TableStream) -> Iterator[pa.Table]:
     """Tables of the requests that were not there before; ``plan`` gets some columns of all, ``asked`` what is new."""
     seen: set[bytes] = set()
-    for some in chunks(requests, CHUNK):
+    for some in chunks(requests, PLANNED_TOGETHER):
         table = to_table(some, Request)
         plan.append(table.select(PLANNED))
         new = []

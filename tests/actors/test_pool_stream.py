@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def pool(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> I
             return self.batches
 
     monkeypatch.setattr(pool_module, "LOOK_UP", 30)
+    monkeypatch.setattr(pool_module, "CHUNK", 100)
     uri = f"sqlite:///{tmp_path}/ledger.db"
     store = LedgerStore(uri)
     odd = requests(400)[1::2]
@@ -115,7 +117,7 @@ def test_a_stream_is_read_as_it_is_answered(pool: TeacherPool) -> None:
 
     def plan() -> Iterator[pa.Table]:
         nonlocal planned
-        for some in chunks(requests(2000), 100):
+        for some in chunks(requests(2000), 30):  # a chunk is four of these
             planned += len(some)
             yield to_table(some, Request)
 
@@ -128,8 +130,26 @@ def test_a_stream_is_read_as_it_is_answered(pool: TeacherPool) -> None:
     assert answered == len(texts) == 2000
     assert texts == {one.request_id: "old" if i < 400 and i % 2 else "new" for i, one in enumerate(requests(2000))}
     # The table that is answered, the one that is looked up meanwhile, and what is under way.
-    assert furthest <= 3 * 100
+    assert furthest <= 3 * 120
     assert sum(len(batch) for one in ray.get([one.seen.remote() for one in pool.actors]) for batch in one) == 1800
+
+
+@pytest.mark.slow
+def test_a_stream_that_is_given_up_is_read_no_further(pool: TeacherPool) -> None:
+    planned = 0
+
+    def plan() -> Iterator[pa.Table]:
+        nonlocal planned
+        for some in chunks(requests(2000), 10):
+            planned += len(some)
+            yield to_table(some, Request)
+
+    batches = pool.stream(plan())
+    next(batches)
+    batches.close()
+    read = planned
+    time.sleep(0.5)
+    assert planned == read < 400
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def plan(count: int) -> Iterator[Request]:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(asking, "CHUNK", 500)
+    monkeypatch.setattr(asking, "PLANNED_TOGETHER", 500)
     monkeypatch.setattr(runs, "ROW_GROUP", 500)
     return SimpleNamespace(run=Run(str(tmp_path), "run"), config=parse({"task": "t"}))
 
