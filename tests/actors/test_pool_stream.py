@@ -153,7 +153,8 @@ def test_a_stream_that_is_given_up_is_read_no_further(pool: TeacherPool) -> None
 
 
 @pytest.mark.slow
-def test_one_process_sees_the_same_batches_every_time(pool: TeacherPool) -> None:
+def test_one_process_sees_the_same_batches_every_time(pool: TeacherPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "CHUNK", 1000)
     pool.actors = pool.actors[:1]
     wanted = requests(600)
     for _ in range(2):
