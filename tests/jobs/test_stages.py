@@ -4,11 +4,12 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from actors.teacher import Answer, to_answer_table
-from jobs import finetune, generate, plan, report
+from jobs import finetune, generate, plan, relabel, report
 from jobs.asking import Usage, ask
 from jobs.job import prepare
 from jobs.progress import Meter, format_duration, format_usd
@@ -16,6 +17,7 @@ from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.cost import Price
 from potstill.errors import StageError
+from potstill.relabelling import VOTE
 from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
 
@@ -248,3 +250,40 @@ def test_the_verdict_says_when_it_may_be_chance():
     assert "may be chance" in words(gain=0.02)
     assert "may be chance" not in words(gain=0.1, low=0.05)
     assert "0.100 macro-F1 below" in words(gain=-0.1, high=-0.05)
+
+
+class WritingPool(ScriptedPool):
+    """Writes a text of its own for every request, and knows by it which class it was written for."""
+
+    def answer(self, number, request):
+        if not request.choices:
+            said = f"{request.target_label} letter with the code {request.request_id} please"
+            return Answer(Response(request.request_id, said, "stop"), reused=False)
+        asked = request.choices[0] if request.target_label else request.messages[-1].content.rsplit("\n", 2)[-2]
+        about = [request.target_label] if request.target_label else request.choices
+        sure = tuple(-0.1 if name.replace(" ", "_") in asked.replace(" ", "_") else -4.0 for name in about)
+        return Answer(Response(request.request_id, choice_logprobs=sure), reused=False)
+
+
+def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
+    def embed(job, examples):
+        rng = np.random.default_rng(0)
+        parts = [rng.normal(size=(count, 8)) for count in (len(examples), len(job.data.seeds), len(job.labels))]
+        return relabel.Embeddings(*(part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts))
+
+    monkeypatch.setattr(relabel, "_embed", embed)
+    examples, made = generate.generate(job, WritingPool())
+    assert made.kept == len([example for example in examples if example.kept]) > 0
+    planned = {row.request_id: row for row in job.run.read(Request, "generate-1")}
+    for example in examples:
+        assert example.text.split()[0] == planned[example.request_id].target_label == example.target_label
+        assert example.alpha == planned[example.request_id].alpha
+    relabel.relabel(job, WritingPool())
+    rows = [row for row in job.run.read(Example, "relabelled") if row.label_probs]
+    votes = {row.request_id: row for row in job.run.read(Request, "relabel")}
+    assert len(rows) == made.kept
+    for row in rows:
+        assert row.teacher_label == row.label == row.target_label
+        first = votes[row.relabel_request_id]
+        assert (first.stage, first.strategy) == ("relabel", VOTE)
+        assert row.text in first.messages[-1].content
