@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.ledger_database import redact
 from actors.ledger_store import Call, LedgerStore
-from actors.ledger_tables import SCHEMA_VERSION, Taken, to_response, to_rows, to_taken
+from actors.ledger_tables import SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
 from actors.ledger_writer import GroupWriter
 from potstill.draws import digest
 from potstill.errors import LedgerError
@@ -105,7 +105,12 @@ class Ledger:
 
     def fetch(self, request_ids: Sequence[str]) -> list[Response]:
         """See ``LedgerStore.fetch``."""
-        return [to_response(row) for row in self._call("read", "fetch_rows", list(request_ids))]
+        return [to_response(row) for row in self.fetch_rows(request_ids)]
+
+    def fetch_rows(self, request_ids: Sequence[str]) -> list[Row]:
+        """The same as rows of ``ANSWER_COLUMNS``, for ``to_answers``."""
+        rows: list[Row] = self._call("read", "fetch_rows", list(request_ids))
+        return rows
 
     def count_known(self, request_ids: Sequence[str]) -> int:
         """See ``LedgerStore.count_known``."""

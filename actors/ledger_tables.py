@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import pyarrow as pa
 import sqlalchemy as sa
 
-from potstill.rows import Request, Response, Sampling, from_record
+from potstill.rows import RESPONSE, Request, Response, Sampling, from_record
 
 SCHEMA_VERSION = 1
 
@@ -79,6 +80,17 @@ def to_response(row: Row) -> Response:
     parsed = () if logprobs == "[]" else tuple(json.loads(logprobs))
     values: Row = (*row[:_LOGPROBS], parsed, *row[_LOGPROBS + 1 :])
     return Response(*values)
+
+
+def to_response_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows of ``ANSWER_COLUMNS`` as a table of responses. Raises ``ValueError`` where their JSON is broken."""
+    if not rows:
+        return RESPONSE.empty_table()
+    columns = dict(zip(ANSWER_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    # One array of arrays is read in a tenth of the time that as many small ones take.
+    columns["choice_logprobs"] = json.loads(f"[{','.join(columns['choice_logprobs'])}]")
+    columns["error"] = [None] * len(rows)
+    return pa.Table.from_pydict(columns, schema=RESPONSE)
 
 
 def to_taken(found: tuple[list[Row], list[str], list[str]]) -> Taken:

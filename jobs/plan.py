@@ -72,9 +72,8 @@ def plan(job: Job) -> list[StagePlan]:
     """The stages that ask the teacher. Relabelling is an estimate: its texts are not written yet."""
     terms = teacher_terms(job.config.teacher)
     requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
-    distinct = {request.request_id: request for request in requests}
-    known = count_known(job.config, list(distinct))
-    stages = [plan_stage("generate", list(distinct.values()), terms, known=known)]
+    tokens = {request.request_id: most_tokens(request, terms) for request in requests}
+    stages = [plan_tokens("generate", list(tokens.values()), terms, known=count_known(job.config, list(tokens)))]
     if job.config.relabel.enabled:
         config, identity = job.config, identify(job.config.teacher)
         renderer = choose_renderer(config.teacher.renderer, identity)
@@ -115,16 +114,25 @@ def plan_stage(
     stage: str, requests: Sequence[Request], terms: Terms, *, times: int = 1, known: int | None = None
 ) -> StagePlan:
     """Tokens, dollars and time of ``requests``, each of them ``times`` over, at their longest replies."""
-    count = times * len(requests)
-    prompts = [about_tokens(request.messages) for request in requests]
-    replies = [terms.choice_tokens if request.choices else request.sampling.max_tokens for request in requests]
-    prompt_tokens, completion_tokens = times * sum(prompts), times * sum(replies)
+    return plan_tokens(stage, [most_tokens(request, terms) for request in requests], terms, times=times, known=known)
+
+
+def most_tokens(request: Request, terms: Terms) -> tuple[int, int]:
+    """Tokens of the prompt (about) and of the longest reply."""
+    return about_tokens(request.messages), terms.choice_tokens if request.choices else request.sampling.max_tokens
+
+
+def plan_tokens(
+    stage: str, each: Sequence[tuple[int, int]], terms: Terms, *, times: int = 1, known: int | None = None
+) -> StagePlan:
+    """``plan_stage`` of requests of which only ``most_tokens`` were kept."""
+    count = times * len(each)
+    prompt_tokens, completion_tokens = times * sum(p for p, _ in each), times * sum(c for _, c in each)
     new = count - (known or 0)
     share = new / count if count else 0.0
     dollars = seconds = None
     if terms.price is not None:
-        each = [cost(terms.price, *tokens) for tokens in zip(prompts, replies, strict=True)]
-        dollars = share * times * sum(each)
+        dollars = share * times * sum(cost(terms.price, *tokens) for tokens in each)
     if terms.concurrency is not None:
         latency_s = FIRST_TOKEN_S + completion_tokens / max(count, 1) / COMPLETION_TOKENS_PER_S
         tokens = round(share * (prompt_tokens + completion_tokens))

@@ -6,17 +6,18 @@ written for, and with what a sentence encoder makes of the classes' descriptions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from potstill.agreement import kappa
+from potstill.answered import iterate
 from potstill.calibration import calibrate, normalise
 from potstill.config import RelabelConfig
 from potstill.relabelling import VOTE
-from potstill.rows import Request, Response
 from potstill.task import Task
 
 _UNNAMED = 0.05  # mass of all classes that an answer of one bare class does not name
@@ -44,34 +45,37 @@ class Answers:
         return Answers(np.full_like(self.votes, np.nan), None)
 
 
-def read_answers(task: Task, requests: Sequence[Request], responses: Mapping[str, Response], n_texts: int) -> Answers:
-    """The answers to ``plan_relabel``'s requests about ``n_texts`` texts. Failed requests leave NaN."""
+def read_answers(task: Task, answered: pa.Table, n_texts: int) -> Answers:
+    """The answers to ``plan_relabel``'s requests about ``n_texts`` texts, as ``join_answers`` gives them.
+
+    Failed requests leave NaN.
+    """
     names = {task.prompt_name(label): column for column, label in enumerate(task.labels)}
     labels = {label: column for column, label in enumerate(task.labels)}
-    per_text = len(requests) // n_texts if n_texts else 0
-    if per_text * n_texts != len(requests):
-        raise ValueError(f"{len(requests)} requests don't belong to {n_texts} texts")
-    n_votes = sum(request.strategy == VOTE for request in requests[:per_text])
+    per_text = answered.num_rows // n_texts if n_texts else 0
+    if per_text * n_texts != answered.num_rows:
+        raise ValueError(f"{answered.num_rows} requests don't belong to {n_texts} texts")
+    n_votes = answered["strategy"].slice(0, per_text).to_pylist().count(VOTE)
     votes = np.full((n_texts, n_votes, len(labels)), np.nan)
     channel = np.full((n_texts, len(labels)), np.nan) if per_text > n_votes else None
-    for i, request in enumerate(requests):
-        response = responses.get(request.request_id)
-        if response is None or response.error or len(response.choice_logprobs) != len(request.choices):
+    rows = iterate(answered, "strategy", "target_label", "choices", "choice_logprobs", "residual_mass")
+    for i, (strategy, target, choices, logprobs, residual) in enumerate(rows):
+        if logprobs is None or len(logprobs) != len(choices):
             continue
-        for choice, logprob in zip(request.choices, _filled(response), strict=True):
-            if request.strategy == VOTE:
+        for choice, logprob in zip(choices, _filled(logprobs, residual), strict=True):
+            if strategy == VOTE:
                 votes[i // per_text, i % per_text, names[choice]] = logprob
-            elif channel is not None and request.target_label is not None:
-                channel[i // per_text, labels[request.target_label]] = logprob
+            elif channel is not None and target is not None:
+                channel[i // per_text, labels[target]] = logprob
     return Answers(votes, channel)
 
 
-def _filled(response: Response) -> list[float]:
+def _filled(logprobs: Sequence[float | None], residual_mass: float | None) -> list[float]:
     """Log-probabilities of all choices. Those that a server did not name (it returns the likeliest 20 tokens, or
     one class and no probability) share the residual mass, and have a little where there is none."""
-    unnamed = sum(logprob is None for logprob in response.choice_logprobs)
-    share = max(response.residual_mass or 0.0, _UNNAMED) / max(unnamed, 1)
-    return [np.log(share) if logprob is None else logprob for logprob in response.choice_logprobs]
+    unnamed = sum(logprob is None for logprob in logprobs)
+    share = max(residual_mass or 0.0, _UNNAMED) / max(unnamed, 1)
+    return [np.log(share) if logprob is None else logprob for logprob in logprobs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ last class they read; the answers are raw log-probabilities, and what they mean 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,17 +71,17 @@ def plan_relabel(
     identity: TeacherIdentity,
     renderer: str,
     seed: int,
-) -> list[Request]:
+) -> Iterator[Request]:
     """The same number of requests for each text, text by text: its votes, then its channel scores if asked for.
 
-    Embeddings: rows of unit length for ``texts``, ``seeds`` and ``class_texts(task)``. Where there are more
+    A text's requests are made when they are asked for. Embeddings: rows of unit length for ``texts``, ``seeds`` and ``class_texts(task)``. Where there are more
     classes than ``neighbours``, the nearest ones are offered.
     """
     offered = _offer(
         task, text_embeddings, class_centres(task, seeds, seed_embeddings, class_embeddings), relabel.neighbours
     )
     ask = _Asker(task, relabel, identity, renderer, seed, "relabel")
-    return [request for text, labels in zip(texts, offered, strict=True) for request in ask.about(text, labels, seeds)]
+    return (request for text, labels in zip(texts, offered, strict=True) for request in ask.about(text, labels, seeds))
 
 
 def plan_seed_check(
@@ -117,6 +117,12 @@ def _without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
     rank = of_class[seeds[asked].label].index(asked)
     left_out = {own[rank % len(own)] for own in of_class.values()}
     return [i for i in range(len(seeds)) if i not in left_out]
+
+
+def count_questions(task: Task, relabel: RelabelConfig, identity: TeacherIdentity, renderer: str) -> int:
+    """How many requests there are about each text."""
+    channel = uses_channel(relabel, task, identity, renderer)
+    return relabel.votes + (min(len(task.labels), relabel.neighbours) if channel else 0)
 
 
 def sample_questions(

@@ -10,13 +10,13 @@ import pytest
 from potstill import evidence
 from potstill.config import RelabelConfig
 from potstill.relabelling import class_texts, plan_relabel
-from tests.potstill.made_up import IDENTITY, WORDS, answer, embed, make_seeds, make_task
+from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = np.array([column for _ in range(4) for column, words in enumerate(WORDS.values()) for _ in words])
 EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
-REQUESTS = plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(channel="on"), IDENTITY, "list", 0)
+REQUESTS = list(plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(channel="on"), IDENTITY, "list", 0))
 SEED_COLUMNS = np.repeat(np.arange(3), 2)
 
 
@@ -26,7 +26,7 @@ def _weigh(answers: evidence.Answers, targets: np.ndarray, share: float = 0.5) -
 
 
 def test_answers_are_read_into_place() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, lean=""), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, lean="")), len(TEXTS))
     assert answers.votes.shape == (48, 2, 3)
     assert answers.channel is not None
     assert (answers.votes.argmax(2) == TRUE[:, None]).all()
@@ -34,7 +34,7 @@ def test_answers_are_read_into_place() -> None:
 
 
 def test_a_leaning_teacher_is_calibrated() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, lean="tool"), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, lean="tool")), len(TEXTS))
     assert (answers.votes.argmax(2) == 2).all()  # raw, it says "tool" to everything
     assert (evidence.teacher_probs(replace(answers, channel=None))[0].argmax(1) == TRUE).all()
 
@@ -44,7 +44,7 @@ def test_failed_requests_are_no_votes() -> None:
     for request in REQUESTS[:5]:  # all about the first text
         responses[request.request_id] = replace(responses[request.request_id], error="timeout", choice_logprobs=())
     del responses[REQUESTS[5].request_id]
-    answers = evidence.read_answers(TASK, REQUESTS, responses, len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, responses), len(TEXTS))
     teacher, _ = evidence.teacher_probs(answers)
     assert np.isnan(teacher[0]).all()
     assert np.isfinite(teacher[1:]).all()
@@ -54,7 +54,7 @@ def test_failed_requests_are_no_votes() -> None:
 
 
 def test_wrong_targets_are_overruled() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS)), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
     found = _weigh(answers, targets)
@@ -111,7 +111,7 @@ def test_where_nobody_answered_descriptions_say_nothing_unasked() -> None:
 
 
 def test_descriptions_name_the_class_of_a_text() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, reliability=0.0, lean=""), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, reliability=0.0, lean="")), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
     assert (evidence.description_probs(EMBEDDINGS[0], EMBEDDINGS[2]).argmax(1) == TRUE).mean() > 0.9

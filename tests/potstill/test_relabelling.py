@@ -18,7 +18,7 @@ def _plan(
     relabel: RelabelConfig, texts: list[str] = TEXTS, identity: TeacherIdentity = IDENTITY, renderer: str = "list"
 ) -> list[Request]:
     embeddings = [embed(list(part)) for part in (texts, [seed.text for seed in SEEDS], class_texts(TASK))]
-    return plan_relabel(TASK, SEEDS, texts, *embeddings, relabel, identity, renderer, 0)
+    return list(plan_relabel(TASK, SEEDS, texts, *embeddings, relabel, identity, renderer, 0))
 
 
 def test_votes_and_channel_text_by_text() -> None:
@@ -65,7 +65,7 @@ def test_a_question_shows_so_many_seeds_a_class_and_each_vote_its_own() -> None:
     seeds = make_seeds(per_class=4)
     embeddings = [embed(list(part)) for part in (TEXTS, [seed.text for seed in seeds], class_texts(TASK))]
     relabel = RelabelConfig(votes=4, channel="on", shots=2)
-    requests = plan_relabel(TASK, seeds, TEXTS, *embeddings, relabel, IDENTITY, "list", 0)
+    requests = list(plan_relabel(TASK, seeds, TEXTS, *embeddings, relabel, IDENTITY, "list", 0))
     votes = [request for request in requests if request.strategy == VOTE]
     for request in votes:
         shown = [name.rsplit("-", 1)[0] for name in request.exemplar_ids]

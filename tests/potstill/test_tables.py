@@ -46,7 +46,7 @@ def tuples(values: Any, **sizes: int) -> Any:
 KINDS = {
     Request: st.builds(
         Request,
-        **{name: TEXT for name in ("stage", "task", "strategy", "renderer", "provider", "model")},
+        **dict.fromkeys(("stage", "task", "strategy", "renderer", "provider", "model"), TEXT),
         weights_digest=st.none() | TEXT,
         messages=tuples(st.builds(Message, st.sampled_from(get_args(Role)), TEXT)),
         sampling=st.builds(Sampling, NUMBER, NUMBER, st.integers(0, 2**40), tuples(TEXT)),
