@@ -6,6 +6,7 @@ batches to the processes itself, so that it holds two tables and what is under w
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import uuid
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import ray
 
 from actors import http_teacher
+from actors.large_stage import Spool, ask_through_ray_data
 from actors.ledger import Ledger
 from actors.ledger_tables import to_response_table
 from actors.limiter import LimiterHandle
@@ -29,6 +31,7 @@ from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
 T = TypeVar("T")
 LOOK_UP = 5000  # requests looked up in the ledger together
+LARGE = 20_000  # requests to be asked from which on Ray Data hands them out
 CHUNK = 10_000  # requests among which those whose prompts begin alike travel together; about 30 MB
 MAX_RESTARTS = 3
 LATE_S = 60.0  # after the first process is ready, how long the others are waited for
@@ -127,14 +130,16 @@ class TeacherPool:
             answered.append(table)
         return pa.concat_tables(answered)
 
-    def stream(self, requests: Iterable[pa.Table]) -> Generator[pa.Table, None, None]:
+    def stream(self, requests: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
         """Answers (``ANSWER`` schema, any order) to tables of distinct requests, as they come.
 
-        What the ledger holds needs no teacher: a job that runs again loads no model. Raises ``TeacherError``.
+        What the ledger holds needs no teacher: a job that runs again loads no model. ``folder``: an fsspec path that
+        all nodes see and that may be overwritten; with it, more than ``LARGE`` requests that the ledger does not
+        hold go through Ray Data. Raises ``TeacherError``.
         """
         done = 0
         try:
-            for answers in self._answers(requests):
+            for answers in self._answers(requests, folder):
                 done += answers.num_rows
                 yield answers
         except ray.exceptions.RayError as error:
@@ -143,14 +148,19 @@ class TeacherPool:
                 "the ledger: the same command goes on from there"
             ) from error
 
-    def _answers(self, requests: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        calls = _Calls()
-        for known, missing in _ahead(requests, self._look_up):
+    def _answers(self, requests: Iterable[pa.Table], folder: str | None) -> Iterator[pa.Table]:
+        calls, asked = _Calls(), 0
+        looked_up = _ahead(requests, self._look_up)
+        for known, missing in looked_up:
             if known.num_rows:
                 yield known
             if not missing.num_rows:
                 continue
             self.start()
+            asked += missing.num_rows
+            if folder is not None and asked > LARGE:
+                yield from self._through_ray_data(itertools.chain([(known.slice(0, 0), missing)], looked_up), folder)
+                break
             size, most = self._batches(missing)
             for batch in _cut(missing, size):
                 while len(calls) >= most:
@@ -158,6 +168,19 @@ class TeacherPool:
                 calls.begin(self.actors, batch)
         while calls:
             yield calls.take()
+
+    def _through_ray_data(
+        self, looked_up: Iterable[tuple[pa.Table, pa.Table]], folder: str
+    ) -> Generator[pa.Table, None, None]:
+        with Spool(folder) as spool:
+            size, most = 1, 1
+            for known, missing in looked_up:
+                if known.num_rows:
+                    yield known
+                if missing.num_rows:
+                    size, most = self._batches(missing)
+                    spool.write(pa.concat_tables(_cut(missing, missing.num_rows)))
+            yield from (answers.cast(ANSWER) for answers in ask_through_ray_data(spool.folder, self.actors, size, most))
 
     def _look_up(self, requests: pa.Table) -> tuple[pa.Table, pa.Table]:
         """What the ledger holds, and the requests that it has no answer to."""

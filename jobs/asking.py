@@ -76,7 +76,7 @@ def ask(
     with (
         job.run.stream("request", part, REQUEST) as asked,
         job.run.stream("response", part, ANSWER) as answered,
-        closing(pool.stream(_distinct(requests, plan, asked))) as batches,
+        closing(pool.stream(_distinct(requests, plan, asked), f"{job.run.path}/asking/{part}")) as batches,
     ):
         for batch in batches:
             answered.write(batch)

@@ -167,6 +167,27 @@ def test_one_process_sees_the_same_batches_every_time(pool: TeacherPool, monkeyp
 
 
 @pytest.mark.slow
+def test_many_requests_go_through_ray_data(
+    pool: TeacherPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some are handed out before it shows how many there are; the rest by Ray Data, each once, in bounded batches."""
+    monkeypatch.setattr(pool_module, "LARGE", 300)
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    (folder / "of an earlier run.parquet").write_bytes(b"broken off")
+    wanted = requests(1000)
+    tables = list(pool.stream((to_table(some, Request) for some in chunks(wanted, 100)), str(folder)))
+    texts = {row["request_id"]: row["text"] for table in tables for row in table.to_pylist()}
+    assert sum(table.num_rows for table in tables) == len(texts) == 1000
+    assert texts == {one.request_id: "old" if i < 400 and i % 2 else "new" for i, one in enumerate(wanted)}
+    seen = [batch for one in ray.get([one.seen.remote() for one in pool.actors]) for batch in one]
+    assert sum(map(len, seen)) == 800
+    assert max(map(len, seen)) <= 4
+    assert all(ray.get([one.seen.remote() for one in pool.actors]))
+    assert not folder.exists()
+
+
+@pytest.mark.slow
 def test_a_process_that_raises_ends_the_stream_in_one_line(pool: TeacherPool) -> None:
     with pytest.raises(TeacherError, match=r"the teacher broke off: .*out of order; 200 answers are here") as caught:
         pool.ask([*requests(400)[1::2], *requests(5, "poison")])
