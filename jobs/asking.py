@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.pool import TeacherPool
+from jobs.batch_watch import watched
 from jobs.job import Job
 from jobs.progress import Meter
 from potstill.errors import StageError
@@ -71,7 +72,8 @@ def ask(
             retries=used.retries,
         )
 
-    table = pool.ask(distinct, on_batch)
+    with watched(pool, meter):
+        table = pool.ask(distinct, on_batch)
     usage = replace(_usage(table), seconds=time.monotonic() - start)
     job.run.write_table("response", part, table)
     responses = from_table(table, Response)
