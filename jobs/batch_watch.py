@@ -21,7 +21,8 @@ def watched(pool: TeacherPool, meter: Meter, every_s: float = EVERY_S) -> Iterat
     def watch() -> None:
         while not left.wait(every_s):
             progress = pool.batch_progress()
-            meter.note(format_batches(progress) if progress else "")
+            if not left.is_set():
+                meter.note(format_batches(progress) if progress else "")
 
     thread = threading.Thread(target=watch, name="batches", daemon=True)
     thread.start()

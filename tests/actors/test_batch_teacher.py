@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -18,17 +17,16 @@ import pytest
 import sqlalchemy as sa
 
 from actors import ledger_tables as tables
-from actors.allowance import Allowance
 from actors.backends.openai import OpenAIBackend
-from actors.batch_teacher import BatchTeacherActor, limits
+from actors.batch_teacher import BatchTeacherActor
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
 from potstill.chat import Abilities, body
 from potstill.errors import TeacherError
-from potstill.pacing import Pacer
 from potstill.rows import Request
 from potstill.teachers import OpenAITeacher
 from tests.actors.batch_requests import PRICE, requests, teacher
+from tests.actors.near import NearLedger, NearLimiter
 from tests.endpoint.behaviour import Script
 from tests.endpoint.client import Endpoint
 
@@ -55,39 +53,6 @@ def store(uri: str) -> Iterator[LedgerStore]:
     store = LedgerStore(uri)
     yield store
     store.close()
-
-
-class NearLedger:
-    """A ``Ledger`` in this process."""
-
-    def __init__(self, store: LedgerStore) -> None:
-        self.store = store
-        self.renew = store.renew
-
-    async def atake(self, request_ids: Sequence[str], owner: str) -> Any:
-        return await asyncio.to_thread(self.store.take, request_ids, owner)
-
-    async def acommit(self, *rows: Any) -> None:
-        await asyncio.to_thread(self.store.commit, *rows)
-
-    async def acarry_out(self, *call: Any) -> Any:
-        return (await asyncio.to_thread(self.store.write, [call]))[0]
-
-    async def aread(self, method: str, *args: Any) -> Any:
-        return await asyncio.to_thread(getattr(self.store, method), *args)
-
-
-class NearLimiter:
-    """A ``LimiterHandle`` in this process."""
-
-    def __init__(self, config: OpenAITeacher) -> None:
-        self.pacer = Pacer(limits(config))
-
-    def allowance(self, holder: str) -> Allowance:
-        async def exchange(report: Any) -> Any:
-            return self.pacer.exchange(report, time.monotonic())
-
-        return Allowance(exchange, holder)
 
 
 def start(config: OpenAITeacher, store: LedgerStore, owner: str = "job-a", submit: bool = True) -> BatchTeacherActor:

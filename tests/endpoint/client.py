@@ -72,6 +72,10 @@ class Endpoint:
         """End and forget all batches and files."""
         self._fetch("/_batches", method="DELETE")
 
+    def hurry_batches(self) -> None:
+        """Have all running batches done at once."""
+        self._fetch("/_batches/hurry", method="POST")
+
     def summary(self) -> dict[str, Any]:
         """Counts of the book, for runs of which the book is long: see ``Book.summary``."""
         found: dict[str, Any] = json.loads(self._fetch("/_book/summary"))

@@ -1,7 +1,7 @@
 """The HTTP server: routes, keys, limits and storms, and the ways in which a connection fails.
 
 One process, one event loop. Beside the API under ``/v1`` there are ``/_book`` (JSON lines; ``?since=N``; DELETE
-empties it), ``/_batches`` (DELETE ends and forgets them, with all files), ``/_book/summary`` and ``/_script`` (GET; PUT with the fields to change).
+empties it), ``/_batches`` (DELETE ends and forgets them, with all files; POST to ``/_batches/hurry`` has them done), ``/_book/summary`` and ``/_script`` (GET; PUT with the fields to change).
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Service:
                 web.get("/_book", self._show_book),
                 web.delete("/_book", self._clear_book),
                 web.delete("/_batches", self._forget_batches),
+                web.post("/_batches/hurry", self._hurry_batches),
                 web.get("/_book/summary", self._show_summary),
                 web.get("/_script", self._show_script),
                 web.put("/_script", self._change_script),
@@ -301,6 +302,10 @@ class Service:
     async def _forget_batches(self, _: web.Request) -> web.Response:
         await self._batches.close()
         self._batches.forget()
+        return web.Response(status=204)
+
+    async def _hurry_batches(self, _: web.Request) -> web.Response:
+        self._batches.hurry()
         return web.Response(status=204)
 
     async def _show_summary(self, _: web.Request) -> web.Response:

@@ -118,6 +118,9 @@ def test_usage_adds_up():
 class ScriptedPool:
     """Answers every request; every third from the ledger, every fifth with an error, in batches of four."""
 
+    def batch_progress(self):
+        return None
+
     def ask(self, requests, on_batch):
         tables = []
         for start in range(0, len(requests), 4):
