@@ -6,15 +6,17 @@ python -m tests.actors.batch_pool LEDGER_URI CONFIG_JSON COUNT
 import json
 import sys
 
+import ray
+
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
-from jobs import cluster
 from potstill.teachers import OpenAITeacher
 from tests.actors.batch_requests import requests
 
 if __name__ == "__main__":
     uri, config, count = sys.argv[1:]
     teacher = OpenAITeacher(**json.loads(config))
-    with cluster.connect(num_cpus=2), TeacherPool(teacher, Ledger(uri)) as pool:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with TeacherPool(teacher, Ledger(uri)) as pool:
         table = pool.ask(requests(teacher, int(count)))
     print("ANSWERS", json.dumps(table.select(["request_id", "text", "error", "reused"]).to_pylist()))
