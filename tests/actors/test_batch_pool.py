@@ -34,24 +34,25 @@ def endpoint() -> Iterator[Endpoint]:
         yield running
 
 
-@pytest.fixture
-def bare_ray(potstill_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray in this process, or the session's where there is one."""
+@pytest.fixture(scope="module")
+def bare_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Ray for this process and its drivers: the session's where there is one, else without a dashboard."""
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    monkeypatch.setenv("POTSTILL_HOME", str(potstill_home))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POTSTILL_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
-def drive(uri: str, config: Any, count: int, home: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "POTSTILL_HOME": str(home)}
-    environment.pop("RAY_ADDRESS", None)
+def drive(ray: Any, uri: str, config: Any, count: int) -> subprocess.Popen[str]:
+    """A driver in a process of its own. When it dies, Ray ends its actors."""
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-m", "tests.actors.batch_pool", uri, config.model_dump_json(), str(count)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -62,9 +63,10 @@ def finish(driver: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return json.loads(line.removeprefix("ANSWERS "))
 
 
-def wait_for(condition: Any, seconds: float = 400.0) -> None:
+def wait_for(condition: Any, driver: subprocess.Popen[str] | None = None, seconds: float = 400.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
+        assert driver is None or driver.poll() is None
         assert time.monotonic() < until
         time.sleep(0.1)
 
@@ -79,12 +81,12 @@ def expire(uri: str) -> None:
     store.close()
 
 
-def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, uri: str, potstill_home: Path) -> None:
+def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, uri: str, bare_ray: Any) -> None:
     endpoint.script(batch_running_s=600)
     config = teacher(endpoint, batch_poll_s=0.5)
-    driver = drive(uri, config, 300, potstill_home)
+    driver = drive(bare_ray, uri, config, 300)
     try:
-        wait_for(lambda: any(batch["status"] == "in_progress" for batch, _ in batches_of(endpoint)))
+        wait_for(lambda: any(batch["status"] == "in_progress" for batch, _ in batches_of(endpoint)), driver)
         time.sleep(1.0)
     finally:
         os.kill(driver.pid, signal.SIGKILL)
@@ -94,8 +96,8 @@ def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, 
     endpoint.script(batch_running_s=0)
     expire(uri)
     first = batches_of(endpoint)[0][0]["id"]
-    rerun = drive(uri, config, 320, potstill_home)
-    wait_for(lambda: len(batches_of(endpoint)) == 2)
+    rerun = drive(bare_ray, uri, config, 320)
+    wait_for(lambda: len(batches_of(endpoint)) == 2, rerun)
     endpoint.hurry_batches()
     answers = finish(rerun)
     assert len(answers) == 320

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import subprocess
+import sys
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,7 +32,7 @@ from potstill.teachers import OpenAITeacher
 from tests.actors.batch_requests import PRICE, requests, teacher
 from tests.actors.near import NearLedger, NearLimiter
 from tests.endpoint.behaviour import Script
-from tests.endpoint.client import Endpoint
+from tests.endpoint.client import ROOT, Endpoint
 
 pytestmark = pytest.mark.slow
 
@@ -421,3 +425,38 @@ def test_an_endpoint_without_batches_says_so(endpoint: Endpoint, store: LedgerSt
     with pytest.raises(TeacherError, match=r"teacher\.mode = 'batch': http.* has no batches"):
         ask(config, store, requests(config, 5))
     assert [entry for entry in endpoint.book() if entry.route == "batch"] == []
+
+
+def start_driver(uri: str, config: OpenAITeacher, count: int, owner: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.actors.batch_driver", uri, config.model_dump_json(), str(count), owner]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "STARTED\n"
+    return driver
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_process_killed_at_any_moment_pays_nothing_twice(
+    endpoint: Endpoint, store: LedgerStore, uri: str, seed: int
+) -> None:
+    """``kill -9`` again and again, then one that may finish: no request is in two batches."""
+    endpoint.script(batch_running_s=1.5, batch_validating_s=0.3)
+    config = teacher(endpoint)
+    moments = random.Random(seed)
+    for number in range(4):
+        driver = start_driver(uri, config, 120 + 20 * number, f"job-{number}")
+        time.sleep(moments.uniform(0.2, 3.0))
+        driver.kill()
+        driver.communicate()
+        forsake(store)
+        with store.database.write() as connection:
+            own = tables.claims.c.owner.startswith("job-")
+            connection.execute(sa.update(tables.claims).where(own).values(expires_at=0.0))
+    output, _ = start_driver(uri, config, 200, "job-last").communicate(timeout=300)
+    answers = json.loads(output.removeprefix("ANSWERS "))
+    assert len(answers) == 200
+    assert all(error is None for error, _ in answers)
+    asked = Counter(line["custom_id"] for _, lines in batches_of(endpoint) for line in lines)
+    assert set(asked.values()) == {1}
+    assert answered(endpoint) == asked
+    assert left_over(store)[:2] == (0, 0)
