@@ -33,7 +33,7 @@ from potstill.rows import Request, Response
 NAMESPACE = "potstill"
 # Of the messages between handle and actor. They hold rows by position, so a handle must never meet an actor that
 # knows other fields: after such an edit another actor starts beside the old one.
-PROTOCOL = digest(["2", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
+PROTOCOL = digest(["3", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
 IDLE_S = 300.0
 TRIES = 5
 READERS = 2
@@ -143,6 +143,18 @@ class Ledger:
     async def arelease(self, owner: str) -> None:
         """``release`` for coroutines."""
         await self._awrite("release", owner)
+
+    def read(self, method: str, *args: Any) -> Any:
+        """A method of ``LedgerStore`` that only reads."""
+        return self._call("read", method, *args)
+
+    async def aread(self, method: str, *args: Any) -> Any:
+        """``read`` for coroutines."""
+        return await self._acall("read", method, *args)
+
+    async def acarry_out(self, *call: Any) -> Any:
+        """One of the calls of ``LedgerStore.write``, for coroutines."""
+        return await self._awrite(*call)
 
     def _write(self, *call: Any) -> Any:
         (result,) = self._call("write", [call])

@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from actors import http_teacher
+from actors import batch_teacher, http_teacher
+from actors.batch_runner import BatchProgress
 from actors.large_stage import Spool, ask_through_ray_data
 from actors.ledger import Ledger
+from actors.ledger_batches import under_way
 from actors.ledger_tables import to_response_table
 from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
@@ -61,6 +63,7 @@ class TeacherPool:
         self._owner = f"job-{uuid.uuid4().hex[:12]}"
         self._limiter: LimiterHandle | None = None
         self.actors: list[Any] = []
+        self._collector: Any = None  # looks after batches, its own or an earlier run's
 
     def start(self) -> None:
         """Load the model in every process. Raises ``TeacherError`` with the model's own words.
@@ -106,10 +109,46 @@ class TeacherPool:
     def _make_http(self) -> list[Any]:
         config = self._config
         assert isinstance(config, OpenAITeacher)
+        if config.mode == "batch":
+            self._limiter = LimiterHandle.start(batch_teacher.limits(config), self._owner)
+            self._collector = self._make_batcher(config)
+            return [self._collector]
         self._limiter = LimiterHandle.start(http_teacher.limits(config), self._owner)
         actor = ray.remote(http_teacher.HttpTeacherActor).options(**http_teacher.resources(), **_RESTARTED)
         owners = [f"{self._owner}-{i}" for i in range(http_teacher.count_processes(config))]
-        return [actor.remote(config, self._ledger, owner, self._limiter) for owner in owners]
+        actors = [actor.remote(config, self._ledger, owner, self._limiter) for owner in owners]
+        self._collect_batches(config)
+        return actors
+
+    def _make_batcher(self, config: OpenAITeacher, submit: bool = True) -> Any:
+        actor = ray.remote(batch_teacher.BatchTeacherActor).options(**batch_teacher.resources(), **_RESTARTED)
+        return actor.remote(config, self._ledger, f"{self._owner}-batches", self._limiter, submit)
+
+    def _collect_batches(self, config: OpenAITeacher) -> None:
+        """What an earlier run has submitted is paid for: its answers are waited for, not bought again."""
+        batches = under_way(self._ledger, config.provider, config.model)
+        if not batches:
+            return
+        names = ", ".join(one.batch_id or one.batch_key for one in batches)
+        self._warn(
+            f"{sum(one.requests for one in batches):,} requests are in batches of an earlier run ({names}) and are not "
+            "asked again before those end; to have them at once, cancel the batches at the endpoint"
+        )
+        self._collector = self._make_batcher(config, submit=False)
+        try:
+            ray.get(self._collector.ready.remote())
+        except ray.exceptions.RayError as error:
+            raise TeacherError(cause(error)) from error
+
+    def batch_progress(self) -> BatchProgress | None:
+        """How far batches are that are under way; ``None`` without any. May be called from another thread."""
+        if self._collector is None:
+            return None
+        try:
+            progress = ray.get(self._collector.progress.remote(), timeout=10.0)
+        except ray.exceptions.RayError:
+            return None
+        return progress if progress.batches else None
 
     def _wait_for_room(self, ready: list[Any]) -> Any:
         """The first of ``ready`` that is there; says so when it takes long."""
@@ -195,6 +234,8 @@ class TeacherPool:
 
     def _batches(self, requests: pa.Table) -> tuple[int, int]:
         """Requests of a batch, and batches on their way at a time."""
+        if isinstance(self._config, OpenAITeacher) and self._config.mode == "batch":
+            return batch_teacher.BLOCK, batch_teacher.BLOCKS
         if isinstance(self._config, OpenAITeacher):
             # Twice what may be in flight, so that a slow request holds up no place.
             return HTTP_BLOCK, 2 + -(-2 * self._config.concurrency // HTTP_BLOCK)
@@ -208,9 +249,9 @@ class TeacherPool:
         """End the processes and give up what they had claimed."""
         if not self.actors:
             return
-        for actor in self.actors:
+        for actor in {*self.actors, self._collector} - {None}:
             ray.kill(actor)
-        self.actors = []
+        self.actors, self._collector = [], None
         if self._limiter is not None:
             self._limiter.close()
             self._limiter = None

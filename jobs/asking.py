@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from actors.pool import TeacherPool, chunks
 from actors.teacher import ANSWER
+from jobs.batch_watch import watched
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import TableStream
@@ -77,6 +78,7 @@ def ask(
         job.run.stream("request", part, REQUEST) as asked,
         job.run.stream("response", part, ANSWER) as answered,
         closing(pool.stream(_distinct(requests, plan, asked), f"{job.run.path}/asking/{part}")) as batches,
+        watched(pool, meter),
     ):
         for batch in batches:
             answered.write(batch)

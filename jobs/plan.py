@@ -24,8 +24,9 @@ from jobs.job import Job, prepare
 from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill import strategies
+from potstill.batch_files import WINDOW_S
 from potstill.config import Config
-from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price
+from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price, teacher_price
 from potstill.errors import InputError, Problem
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
@@ -42,7 +43,8 @@ class Terms:
     """What asking a teacher costs and how fast it may be asked.
 
     ``price`` is ``None`` where it is not known, ``concurrency`` where nobody can say how fast the teacher is.
-    ``choice_tokens``: completion tokens of the answer to a question for a class.
+    ``choice_tokens``: completion tokens of the answer to a question for a class. ``window_s``: within which a batch is
+    answered, where the teacher is asked in batches.
     """
 
     price: Price | None
@@ -50,6 +52,7 @@ class Terms:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     choice_tokens: int = 0
+    window_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ def teacher_terms(teacher: TeacherConfig) -> Terms:
     depends on the cluster's cores or GPUs."""
     if isinstance(teacher, EmbeddedTeacher):
         return Terms(FREE)
+    if teacher.mode == "batch":
+        return Terms(teacher_price(teacher), choice_tokens=CHOICE_TOKENS, window_s=WINDOW_S)
     return http_terms(
         teacher.model,
         teacher.base_url,
@@ -138,6 +143,8 @@ def plan_tokens(
         tokens = round(share * (prompt_tokens + completion_tokens))
         limits = (terms.requests_per_minute, terms.tokens_per_minute)
         seconds = expected_seconds(new, tokens, terms.concurrency, latency_s, *limits)
+    if terms.window_s is not None:
+        seconds = terms.window_s if new else 0.0
     return StagePlan(stage, count, known, prompt_tokens, completion_tokens, dollars, seconds)
 
 
@@ -205,6 +212,11 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         ],
         [_row(stage) for stage in ([*stages, total(stages)] if len(stages) > 1 else stages)],
     )
+    if isinstance(job.config.teacher, OpenAITeacher) and job.config.teacher.mode == "batch":
+        terminal.say(
+            "asked in batches: times are the longest that the endpoint takes, usually it is far quicker; each stage "
+            "waits for its batches, and what failed in one takes another"
+        )
     if total(stages).cost_usd is None:
         terminal.say(
             f"no price of {job.config.teacher.model} is known, so only its tokens are counted; "

@@ -167,9 +167,7 @@ def test_one_process_sees_the_same_batches_every_time(pool: TeacherPool, monkeyp
 
 
 @pytest.mark.slow
-def test_many_requests_go_through_ray_data(
-    pool: TeacherPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_requests_go_through_ray_data(pool: TeacherPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some are handed out before it shows how many there are; the rest by Ray Data, each once, in bounded batches."""
     monkeypatch.setattr(pool_module, "LARGE", 300)
     folder = tmp_path / "spool"

@@ -25,7 +25,10 @@ PROMPT = "Write a question. " * 200  # 3,600 characters
 class Pool:
     """Answers each table as it comes, in batches of 50."""
 
-    def stream(self, tables: Iterable[pa.Table]) -> Generator[pa.Table, None, None]:
+    def batch_progress(self) -> None:
+        """No batches."""
+
+    def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
         for table in tables:
             names = table["request_id"].to_pylist()
             for start in range(0, len(names), 50):
@@ -37,7 +40,7 @@ class Pool:
 class BreakingPool(Pool):
     """Breaks off after 120 answers."""
 
-    def stream(self, tables: Iterable[pa.Table]) -> Generator[pa.Table, None, None]:
+    def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
         for done, batch in enumerate(super().stream(tables)):
             if done == 2:
                 yield batch.slice(0, 20)

@@ -20,6 +20,7 @@ from potstill.errors import StageError
 from potstill.relabelling import VOTE
 from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
+from potstill.teachers import OpenAITeacher
 
 MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
 
@@ -119,7 +120,10 @@ def test_usage_adds_up():
 class ScriptedPool:
     """Answers every request; every third from the ledger, every fifth with an error, in batches of four."""
 
-    def stream(self, tables):
+    def batch_progress(self):
+        return None
+
+    def stream(self, tables, folder=None):
         requests = [request for table in tables for request in from_table(table, Request)]
         for start in range(0, len(requests), 4):
             answers = [self.answer(i, requests[i]) for i in range(start, min(start + 4, len(requests)))]
@@ -220,6 +224,18 @@ def test_an_endpoint_has_a_price_and_a_time(job, monkeypatch):
     assert generated.split()[-2:] == [format_usd(stages[0].cost_usd), format_duration(stages[0].requests)]
     assert relabelled.split()[-2] == format_usd(stages[1].cost_usd)
     assert whole.split()[-2] == format_usd(sum(stage.cost_usd for stage in stages))
+
+
+def test_batches_are_half_the_price_and_take_up_to_a_day():
+    single, batch = (
+        plan.teacher_terms(OpenAITeacher(kind="openai", model="gpt-4o-mini", mode=mode))
+        for mode in ("realtime", "batch")
+    )
+    asked = [question(name) for name in "abc"]
+    usual, half = plan.plan_stage("generate", asked, single), plan.plan_stage("generate", asked, batch)
+    assert half.cost_usd == pytest.approx(usual.cost_usd / 2)
+    assert half.seconds == 24 * 3600
+    assert plan.plan_stage("generate", asked, batch, known=3).seconds == 0
 
 
 def test_a_server_of_ones_own_has_no_price_until_the_config_names_one(job, monkeypatch):
