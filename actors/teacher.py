@@ -21,7 +21,7 @@ from potstill.errors import LedgerError
 from potstill.rows import RESPONSE, Request, Response, from_table, to_table
 from potstill.teacher import Teacher
 
-RENEW_S = 20.0
+RENEWALS = 3  # in the time of a lease: two may fail
 CHOICES_PER_TEXT = 4  # scoring the choices of 4 questions takes about as long as writing one text
 ANSWER = RESPONSE.append(pa.field("reused", pa.bool_()))
 
@@ -89,7 +89,7 @@ def keep_leases(ledger: Ledger, owner: str) -> None:
 
     def renew() -> None:
         while True:
-            time.sleep(RENEW_S)
+            time.sleep(ledger.lease_s / RENEWALS)
             # A lease that could not be renewed may be asked twice; a renewer that died loses all later ones.
             with contextlib.suppress(LedgerError, ray.exceptions.RayError):
                 ledger.renew(owner)
