@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_jobs import ROWS, STEPS, attempt, prepare, settings, train, two_workers, weights
+from tiny_jobs import ROWS, attempt, prepare, settings, train, two_workers, weights
 from tiny_student import make_rows, make_student
 
 from actors import snapshot, student
@@ -23,8 +23,8 @@ from potstill.batches import plan_steps
 from potstill.errors import StageError
 
 pytestmark = pytest.mark.slow
-EVERY, STOP = 7, 21
-GENTLE = {"weight_decay": 0.3, "learning_rate": 2e-3}
+STEPS, EVERY, STOP = 30, 5, 15
+GENTLE = {"min_steps": STEPS, "weight_decay": 0.3, "learning_rate": 2e-3}
 """Decay strong enough to show on a bias that comes back with some; steps small enough not to blow up rounding."""
 
 
@@ -100,10 +100,10 @@ def test_what_was_computed_after_the_checkpoint_is_computed_again(
     tiny: str, uninterrupted: ArmReport, tmp_path: Path
 ) -> None:
     class Dies(FolderCheckpoints):
-        """At the fifth checkpoint, before it counts."""
+        """At the fourth checkpoint, before it counts."""
 
         def accept(self, name: str, step: int) -> None:
-            if step == 5 * EVERY:
+            if step == 4 * EVERY:
                 raise KeyError("the process is gone")
             super().accept(name, step)
 
@@ -111,9 +111,9 @@ def test_what_was_computed_after_the_checkpoint_is_computed_again(
     with pytest.raises(KeyError):
         student.train_arms(job, Dies(str(tmp_path / "saved")))
     (report,) = attempt(job, str(tmp_path / "saved"))
-    assert report.resumed == [4 * EVERY]
+    assert report.resumed == [3 * EVERY]
     np.testing.assert_allclose(report.losses, uninterrupted.losses, rtol=1e-5)
-    check_coverage(job, computed_twice=set(range(4 * EVERY + 1, 5 * EVERY + 1)))
+    check_coverage(job, computed_twice=set(range(3 * EVERY + 1, 4 * EVERY + 1)))
 
 
 def test_early_stopping_survives(tiny: str, tmp_path: Path) -> None:

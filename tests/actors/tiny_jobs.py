@@ -99,7 +99,7 @@ def two_workers(scratch: Path, tasks: Sequence[tuple[TrainingJob, str | None, in
         workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=300)
+            _, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, errors.decode()[-3000:]
     finally:
         for worker in workers:
@@ -116,7 +116,7 @@ def work(rank: int, folder: str) -> None:
 
     import torch.distributed as dist
 
-    limit = timedelta(seconds=120)
+    limit = timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
     found = []
     for task in json.loads(Path(folder, "tasks.json").read_text()):
