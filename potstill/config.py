@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from potstill.config_file import explain, override, place_of
+from potstill.deepspeed_settings import conflicts
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.sections import Section, home
@@ -199,25 +200,22 @@ class StudentConfig(Section):
     deepspeed: dict[str, Any] = Field(
         {}, description="further DeepSpeed settings, as in its JSON; what the fields above decide can't stand here"
     )
+    checkpoint_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="optimiser steps between two checkpoints; 0: none; auto: one every five minutes"
+    )
+    min_workers: int = Field(
+        1, ge=1, le=1024, description="training goes on after nodes were lost while this many workers are left"
+    )
     max_failures: int = Field(2, ge=0, le=100, description="lost workers survived in one fit")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudentConfig:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage of 1 or more")
-        ours = {
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "gradient_accumulation_steps",
-            "optimizer",
-            "scheduler",
-        }
-        ours |= {"gradient_clipping", "bf16", "fp16", "torch_autocast"}
-        taken = sorted(ours & set(self.deepspeed)) + (
-            ["zero_optimization.stage"] if "stage" in self.deepspeed.get("zero_optimization", {}) else []
-        )
-        if taken:
-            raise ValueError(f"deepspeed: {', '.join(taken)} is decided by student's own fields; set those instead")
+        if self.workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not be above workers ({self.workers})")
+        if found := conflicts(self.deepspeed):
+            raise ValueError("deepspeed: " + "; ".join(found))
         return self
 
 
@@ -302,7 +300,14 @@ class Config(Section):
 _WITHOUT_EFFECT = {
     "task": ("preset", "data_dir"),
     "teacher": WITHOUT_EFFECT,
-    "student": ("workers", "micro_batch_tokens", "max_failures", "offload_optimizer"),
+    "student": (
+        "workers",
+        "min_workers",
+        "micro_batch_tokens",
+        "max_failures",
+        "offload_optimizer",
+        "checkpoint_steps",
+    ),
 }
 
 
