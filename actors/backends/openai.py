@@ -172,7 +172,7 @@ class OpenAIBackend:
                 return Sent(None, Failure("transient", "the reply has no choices"), headers, *used)
             first = choices[0]
             message = first.get("message") or {}
-            text, refusal = self.hide(message.get("content") or ""), self._hide(message.get("refusal") or "")
+            text, refusal = self.hide(message.get("content") or ""), self.hide(message.get("refusal") or "")
             logprobs = (first.get("logprobs") or {}).get("content")
         except (AttributeError, TypeError, ValueError):
             return Sent(None, Failure("transient", "the reply is no chat completion"), headers)
