@@ -23,8 +23,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.ledger_database import redact
-from actors.ledger_store import Call, LedgerStore
-from actors.ledger_tables import SCHEMA_VERSION, Taken, to_response, to_rows, to_taken
+from actors.ledger_store import LEASE_S, Call, LedgerStore
+from actors.ledger_tables import SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
 from actors.ledger_writer import GroupWriter
 from potstill.draws import digest
 from potstill.errors import LedgerError
@@ -33,7 +33,7 @@ from potstill.rows import Request, Response
 NAMESPACE = "potstill"
 # Of the messages between handle and actor. They hold rows by position, so a handle must never meet an actor that
 # knows other fields: after such an edit another actor starts beside the old one.
-PROTOCOL = digest(["2", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
+PROTOCOL = digest(["3", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
 IDLE_S = 300.0
 TRIES = 5
 READERS = 2
@@ -81,23 +81,25 @@ class Ledger:
     """A handle on the ledger that survives the owning actor's end. Cheap to send to other processes.
 
     Every method raises ``LedgerError``. Those with an ``a`` before their name are for coroutines: what many of
-    them commit or take at the same time travels together.
+    them commit or take at the same time travels together. ``lease_s``: how long a claim outlives its asker,
+    who has to renew it sooner; after a crash nobody else asks for so long.
     """
 
-    def __init__(self, uri: str, node_id: str | None = None, idle_s: float = IDLE_S) -> None:
+    def __init__(self, uri: str, node_id: str | None = None, idle_s: float = IDLE_S, lease_s: float = LEASE_S) -> None:
         self.uri = uri
+        self.lease_s = lease_s
         self._idle_s = idle_s
         self._node_id = node_id or ray.get_runtime_context().get_node_id()
         self._actor: Any = None
         self._gathered: list[tuple[Call, asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, float]]:
-        return Ledger, (self.uri, self._node_id, self._idle_s)
+    def __reduce__(self) -> tuple[type, tuple[str, str, float, float]]:
+        return Ledger, (self.uri, self._node_id, self._idle_s, self.lease_s)
 
     def take(self, request_ids: Sequence[str], owner: str) -> Taken:
         """See ``LedgerStore.take``."""
-        return to_taken(self._write("take", list(request_ids), owner))
+        return to_taken(self._write("take", list(request_ids), owner, self.lease_s))
 
     def commit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
         """See ``LedgerStore.commit``."""
@@ -105,7 +107,12 @@ class Ledger:
 
     def fetch(self, request_ids: Sequence[str]) -> list[Response]:
         """See ``LedgerStore.fetch``."""
-        return [to_response(row) for row in self._call("read", "fetch_rows", list(request_ids))]
+        return [to_response(row) for row in self.fetch_rows(request_ids)]
+
+    def fetch_rows(self, request_ids: Sequence[str]) -> list[Row]:
+        """The same as rows of ``ANSWER_COLUMNS``, for ``to_answers``."""
+        rows: list[Row] = self._call("read", "fetch_rows", list(request_ids))
+        return rows
 
     def count_known(self, request_ids: Sequence[str]) -> int:
         """See ``LedgerStore.count_known``."""
@@ -113,7 +120,7 @@ class Ledger:
 
     def renew(self, owner: str) -> None:
         """See ``LedgerStore.renew``."""
-        self._write("renew", owner)
+        self._write("renew", owner, self.lease_s)
 
     def release(self, owner: str) -> None:
         """See ``LedgerStore.release``."""
@@ -121,7 +128,7 @@ class Ledger:
 
     async def atake(self, request_ids: Sequence[str], owner: str) -> Taken:
         """``take`` for coroutines."""
-        return to_taken(await self._awrite("take", list(request_ids), owner))
+        return to_taken(await self._awrite("take", list(request_ids), owner, self.lease_s))
 
     async def acommit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
         """``commit`` for coroutines: returns when the answers are durable."""
@@ -133,11 +140,23 @@ class Ledger:
 
     async def arenew(self, owner: str) -> None:
         """``renew`` for coroutines."""
-        await self._awrite("renew", owner)
+        await self._awrite("renew", owner, self.lease_s)
 
     async def arelease(self, owner: str) -> None:
         """``release`` for coroutines."""
         await self._awrite("release", owner)
+
+    def read(self, method: str, *args: Any) -> Any:
+        """A method of ``LedgerStore`` that only reads."""
+        return self._call("read", method, *args)
+
+    async def aread(self, method: str, *args: Any) -> Any:
+        """``read`` for coroutines."""
+        return await self._acall("read", method, *args)
+
+    async def acarry_out(self, *call: Any) -> Any:
+        """One of the calls of ``LedgerStore.write``, for coroutines."""
+        return await self._awrite(*call)
 
     def _write(self, *call: Any) -> Any:
         (result,) = self._call("write", [call])

@@ -20,6 +20,7 @@ TOP = 20
 _FIELD = "class"
 _LONGEST_STOP = 4  # endpoints take at most four stop strings
 _REASONING_TOKENS = 2048  # room for a model that thinks before it answers
+_JSON_TOKENS = 32  # room for what is around a code: braces, indentation and, from llama.cpp, a Markdown fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,9 @@ def body(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
         content["temperature"] = sampling.temperature
         if not request.choices:
             content["top_p"] = sampling.top_p
-    if abilities.completion_tokens:
-        content["max_completion_tokens"] = sampling.max_tokens + _REASONING_TOKENS
-    else:
-        content["max_tokens"] = sampling.max_tokens
+    content["max_completion_tokens" if abilities.completion_tokens else "max_tokens"] = most_completion_tokens(
+        request, abilities
+    )
     if request.choices:
         codes = list(code_names(request.choices).values())
         if abilities.schema:
@@ -66,7 +66,11 @@ def body(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
 
 def most_completion_tokens(request: Request, abilities: Abilities) -> int:
     """Tokens that a reply can have at most."""
-    return request.sampling.max_tokens + (_REASONING_TOKENS if abilities.completion_tokens else 0)
+    most = request.sampling.max_tokens + (_REASONING_TOKENS if abilities.completion_tokens else 0)
+    if request.choices and abilities.schema:
+        # A name that stands for itself may be as many tokens as it has bytes; cut short it may be another one's.
+        most += _JSON_TOKENS + max(len(code.encode()) for code in code_names(request.choices).values())
+    return most
 
 
 def schema_of(request: Request) -> str:
@@ -144,11 +148,12 @@ def read_choice(request: Request, text: str, tokens: Sequence[Mapping[str, Any]]
 
 
 def _unwrap(text: str) -> str:
-    """The value of structured output; any other text as it is."""
+    """The value of structured output; any other text as it is. A reply that was cut short in mid-JSON says nothing."""
+    bare = text.strip().removeprefix("```json").removesuffix("```").strip()
     try:
-        value = json.loads(text)
+        value = json.loads(bare)
     except ValueError:
-        return text
+        return "" if bare.startswith("{") and f'"{_FIELD}"' in bare and not bare.endswith("}") else text
     if isinstance(value, dict):
         value = value.get(_FIELD, next(iter(value.values()), ""))
     return value if isinstance(value, str) else text

@@ -128,6 +128,25 @@ def test_a_reply_that_names_no_class(text):
     assert read_choice(request(CLASSES), text, None) is None
 
 
+def test_structured_output_has_room_beside_the_answer():
+    """llama.cpp indents its JSON and opens it with a Markdown fence: 24 tokens around a letter."""
+    names = tuple(f"card payment {i}" for i in range(77))
+    for classes, more in ((CLASSES, 24), (names, 24 + len("card payment 10"))):
+        asked = request(classes)
+        assert body(asked, "m", ALL)["max_tokens"] >= asked.sampling.max_tokens + more
+        assert body(asked, "m", ALL)["max_tokens"] == most_completion_tokens(asked, ALL)
+        plain = Abilities(schema=False)
+        assert body(asked, "m", plain)["max_tokens"] == asked.sampling.max_tokens
+
+
+def test_a_name_that_was_cut_short_is_not_taken_for_a_shorter_one():
+    names = tuple(f"card payment {i}" for i in range(77))
+    assert read_choice(request(names), '{\n  "class": "card payment 1', None) is None
+    fenced = read_choice(request(names), '```json\n{\n  "class": "card payment 1"\n}\n```', None)
+    assert fenced is not None
+    assert fenced.logprobs.index(0.0) == 1
+
+
 def test_77_classes_that_begin_alike():
     names = tuple(f"card payment {i}" for i in range(77))
     chosen = read_choice(request(names), '{"class": "card payment 7"}', None)
