@@ -229,7 +229,10 @@ def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_di
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(
-                max_failures=job.student.max_failures, controller_failure_limit=1, max_preemption_failures=100
+                max_failures=job.student.max_failures,
+                # Of starting workers: until a lost node is known to be gone, Ray waits for it in vain.
+                controller_failure_limit=2 + job.student.max_failures,
+                max_preemption_failures=100,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": variables},

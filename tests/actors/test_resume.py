@@ -22,8 +22,8 @@ from potstill.arms import Arm
 from potstill.batches import plan_steps
 from potstill.errors import StageError
 
-pytestmark = pytest.mark.slow
-STEPS, EVERY, STOP = 30, 5, 15
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+STEPS, EVERY, STOP = 20, 4, 8
 GENTLE = {"min_steps": STEPS, "weight_decay": 0.3, "learning_rate": 2e-3}
 """Decay strong enough to show on a bias that comes back with some; steps small enough not to blow up rounding."""
 

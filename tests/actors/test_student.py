@@ -82,7 +82,7 @@ def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmRe
             logits, torch.tensor([row.label_probs for row in rows]), reduction="none"
         )
         loss = (each * weight).sum() / weight.sum()
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         clipped += float(torch.nn.utils.clip_grad_norm_(named.values(), 1.0)) > 1.0

@@ -99,7 +99,7 @@ def two_workers(scratch: Path, tasks: Sequence[tuple[TrainingJob, str | None, in
         workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=600)
+            _, errors = worker.communicate(timeout=1500)
             assert worker.returncode == 0, errors.decode()[-3000:]
     finally:
         for worker in workers:
