@@ -137,9 +137,9 @@ def stream(ray: Any, folder: Path, count: int, actors: int, made_up: bool) -> di
             clock.count(counts["new"] + counts["reused"])
 
     with PeakMemory() as memory:
-        answered, usage = ask(job, pool, "generate-1", planned, count, Counted(), ("text", "finish_reason"))
-    assert answered.num_rows == count
-    assert answered["text"].null_count == 0
+        answered, usage = ask(job, pool, "generate-1", planned, count, Counted())
+        # What the next step does, but for its own results.
+        assert sum(text is not None for text, _ in answered.rows("text", "finish_reason")) == count
     pool.close()
     sizes = {
         f"{table}_gib": os.path.getsize(f"{job.run.path}/{table}/generate-1.parquet") / GIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from jobs.batch_watch import watched
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import TableStream
-from potstill.answered import PLANNED, join_answers
+from potstill.answered import PLANNED, Answered
 from potstill.errors import StageError
 from potstill.rows import REQUEST, Request, to_table
 from potstill.teachers import OpenAITeacher
@@ -61,9 +61,8 @@ def ask(
     requests: Iterable[Request],
     expected: int,
     meter: Meter,
-    columns: Sequence[str],
-) -> tuple[pa.Table, Usage]:
-    """What was planned beside what was answered (``join_answers``, with ``columns`` of the response), and what it took.
+) -> tuple[Answered, Usage]:
+    """What was planned beside what was answered, and what that took.
 
     Writes ``request/<part>`` and ``response/<part>`` as requests are planned and answers come; prompts are not kept.
     ``expected``: how many requests there are, at most. Requests of the same content are asked once. Raises
@@ -96,8 +95,8 @@ def ask(
     teacher = job.config.teacher
     allowed = teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE
     _stop_on_errors(part, errors, usage.requests, allowed)
-    responses = job.run.read_table("response", part, ["request_id", "error", *columns])
-    return join_answers(pa.concat_tables(plan), responses), replace(usage, seconds=time.monotonic() - start)
+    found = Answered(pa.concat_tables(plan), job.run.open_table("response", part))
+    return found, replace(usage, seconds=time.monotonic() - start)
 
 
 def _distinct(requests: Iterable[Request], plan: list[pa.Table], asked: TableStream) -> Iterator[pa.Table]:

@@ -13,8 +13,6 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from actors.backends.identity import identify
 from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
@@ -22,7 +20,7 @@ from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
 from potstill import filters, strategies
-from potstill.answered import iterate
+from potstill.answered import Answered
 from potstill.errors import StageError
 from potstill.parsing import parse_reply
 from potstill.renderers import choose_renderer, texts_per_reply, to_requests
@@ -79,7 +77,7 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
             rounds += 1
             planned = sum(stop - start for start, stop in counts.values())
             requests = plan_requests(job, counts)
-            answered, used = ask(job, pool, f"generate-{rounds}", requests, planned, meter, ("text", "finish_reason"))
+            answered, used = ask(job, pool, f"generate-{rounds}", requests, planned, meter)
             usage += used
             examples = _filter(job, examples + _parse(job, answered))
             drawn |= {label: stop for label, (_, stop) in counts.items()}
@@ -119,12 +117,12 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
     }
 
 
-def _parse(job: Job, answered: pa.Table) -> list[Example]:
+def _parse(job: Job, answered: Answered) -> list[Example]:
     """Every utterance of every reply, in the order of the plan."""
     names = [*job.task.labels, *map(job.task.prompt_name, job.task.labels)]
     told = ("request_id", "strategy", "target_label", "mix_label", "alpha")
     examples = []
-    for reply, finish_reason, *request in iterate(answered, "text", "finish_reason", *told):
+    for reply, finish_reason, *request in answered.rows("text", "finish_reason", *told):
         if reply is None:
             continue
         request_id, strategy, target_label, mix_label, alpha = request

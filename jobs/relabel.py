@@ -57,7 +57,7 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         line.follow(meter.progress)
         expected = len(checks) + count_requests(job, len(standing))
         planned = chain(checks, requests)
-        answered, usage = ask(job, pool, "relabel", planned, expected, meter, ("choice_logprobs", "residual_mass"))
+        answered, usage = ask(job, pool, "relabel", planned, expected, meter)
         of_seeds, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
         resolution = resolve(
             job.task,
@@ -72,7 +72,7 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
             job.config.relabel,
         )
         report = resolution.report
-        request_ids = of_texts["request_id"].to_pylist()
+        request_ids = of_texts.plan["request_id"].to_pylist()
         resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
         resolved = {example.example_id: example for example in resolution.examples}
         job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])

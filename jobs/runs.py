@@ -105,12 +105,16 @@ class Run:
         """Rows of an earlier stage. Raises ``InputError`` naming the stage that has to run first."""
         return from_table(self.read_table(kind.__name__.lower(), part), kind)
 
-    def read_table(self, table: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """An Arrow table of an earlier stage, or some columns of it. Raises ``InputError`` if it is not there."""
+    def read_table(self, table: str, part: str) -> pa.Table:
+        """An Arrow table of an earlier stage. Raises ``InputError`` if it is not there."""
+        with self.open_table(table, part) as file:
+            return file.read()
+
+    def open_table(self, table: str, part: str) -> pq.ParquetFile:
+        """The file of a table, to be read in parts. Raises ``InputError`` if it is not there."""
         place = f"{self._root}/{table}/{part}.parquet"
         try:
-            with self._fs.open(place, "rb") as file:
-                return pq.read_table(file, columns=None if columns is None else list(columns))
+            return pq.ParquetFile(self._fs.open(place, "rb"))
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 
 from potstill.agreement import kappa
-from potstill.answered import iterate
+from potstill.answered import Answered
 from potstill.calibration import calibrate, normalise
 from potstill.config import RelabelConfig
 from potstill.relabelling import VOTE
@@ -45,20 +44,21 @@ class Answers:
         return Answers(np.full_like(self.votes, np.nan), None)
 
 
-def read_answers(task: Task, answered: pa.Table, n_texts: int) -> Answers:
-    """The answers to ``plan_relabel``'s requests about ``n_texts`` texts, as ``join_answers`` gives them.
+def read_answers(task: Task, answered: Answered, n_texts: int) -> Answers:
+    """The answers to ``plan_relabel``'s requests about ``n_texts`` texts.
 
     Failed requests leave NaN.
     """
     names = {task.prompt_name(label): column for column, label in enumerate(task.labels)}
     labels = {label: column for column, label in enumerate(task.labels)}
-    per_text = answered.num_rows // n_texts if n_texts else 0
-    if per_text * n_texts != answered.num_rows:
-        raise ValueError(f"{answered.num_rows} requests don't belong to {n_texts} texts")
-    n_votes = answered["strategy"].slice(0, per_text).to_pylist().count(VOTE)
+    asked = answered.plan.num_rows
+    per_text = asked // n_texts if n_texts else 0
+    if per_text * n_texts != asked:
+        raise ValueError(f"{asked} requests don't belong to {n_texts} texts")
+    n_votes = answered.plan["strategy"].slice(0, per_text).to_pylist().count(VOTE)
     votes = np.full((n_texts, n_votes, len(labels)), np.nan)
     channel = np.full((n_texts, len(labels)), np.nan) if per_text > n_votes else None
-    rows = iterate(answered, "strategy", "target_label", "choices", "choice_logprobs", "residual_mass")
+    rows = answered.rows("strategy", "target_label", "choices", "choice_logprobs", "residual_mass")
     for i, (strategy, target, choices, logprobs, residual) in enumerate(rows):
         if logprobs is None or len(logprobs) != len(choices):
             continue

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 from scipy.stats import binomtest
 
 from potstill import evidence
+from potstill.answered import Answered
 from potstill.config import AugmentConfig, RelabelConfig
 from potstill.rows import Example
 from potstill.selection import select
@@ -68,8 +68,8 @@ def resolve(
     task: Task,
     seeds: Sequence[LabelledText],
     examples: Sequence[Example],
-    answered: pa.Table,
-    seed_answered: pa.Table,
+    answered: Answered,
+    seed_answered: Answered,
     text_embeddings: np.ndarray,
     seed_embeddings: np.ndarray,
     class_embeddings: np.ndarray,
@@ -78,8 +78,8 @@ def resolve(
 ) -> Resolution:
     """Label and select ``examples`` (those with ``kept`` when the stage began; embeddings row by row).
 
-    ``answered``: what ``plan_relabel`` asks about these texts with the answers (``join_answers``), empty where
-    relabelling is off; ``seed_answered``: the same of ``plan_seed_check``. Failed requests count as no vote. Raises
+    ``answered``: what ``plan_relabel`` asks about these texts with the answers, empty where relabelling is off;
+    ``seed_answered``: the same of ``plan_seed_check``. Failed requests count as no vote. Raises
     nothing for missing answers.
     """
     columns = {label: column for column, label in enumerate(task.labels)}

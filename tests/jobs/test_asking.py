@@ -15,6 +15,7 @@ from actors.teacher import Answer, to_answer_table
 from jobs import asking, runs
 from jobs.progress import Meter
 from jobs.runs import Run
+from potstill.answered import Answered
 from potstill.config import parse
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling
@@ -60,8 +61,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(run=Run(str(tmp_path), "run"), config=parse({"task": "t"}))
 
 
-def ask(job: Any, pool: Any, count: int) -> pa.Table:
-    return asking.ask(job, pool, "generate-1", plan(count), count, Meter(), ("text",))[0]
+def ask(job: Any, pool: Any, count: int) -> Answered:
+    return asking.ask(job, pool, "generate-1", plan(count), count, Meter())[0]
 
 
 def peak_bytes(job: Any, count: int) -> int:
@@ -71,9 +72,7 @@ def peak_bytes(job: Any, count: int) -> int:
     pa.set_memory_pool(counting)
     tracemalloc.start()
     try:
-        answered = ask(job, Pool(), count)
-        assert answered.num_rows == count
-        del answered
+        assert sum(text == "a text" for (text,) in ask(job, Pool(), count).rows("text")) == count
         return tracemalloc.get_traced_memory()[1] + counting.max_memory()
     finally:
         tracemalloc.stop()

@@ -143,14 +143,13 @@ def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
     meter = Meter()
     # Three requests are planned twice: they are asked once, and both places have the answer.
     planned = [*requests, *requests[:3]]
-    answered, usage = ask(job, ScriptedPool(), "generate-1", iter(planned), 33, meter, ("text",))
+    answered, usage = ask(job, ScriptedPool(), "generate-1", iter(planned), 33, meter)
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
     assert usage.new_cost_usd == pytest.approx(0.02)
-    assert answered["request_id"].to_pylist() == [request.request_id for request in planned]
+    assert answered.plan["request_id"].to_pylist() == [request.request_id for request in planned]
     texts = [None if i in (4, 9) else f"1. text {i}" for i in range(30)]
-    assert answered["text"].to_pylist() == [*texts, *texts[:3]]
-    assert answered["target_label"].to_pylist() == [request.target_label for request in planned]
+    assert [text for (text,) in answered.rows("text")] == [*texts, *texts[:3]]
     assert job.run.read(Request, "generate-1") == requests
     errors = {row.request_id: row.error for row in job.run.read(Response, "generate-1")}
     assert [errors[request.request_id] for request in requests] == [

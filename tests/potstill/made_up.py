@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from potstill.answered import PLANNED, join_answers
+from potstill.answered import PLANNED, Answered
 from potstill.rows import Request, Response, to_table
 from potstill.task import LabelledText, Task
 from potstill.teacher import TeacherIdentity
@@ -65,6 +66,8 @@ def answer(requests: Sequence[Request], lean: str = "tool", reliability: float =
     return responses
 
 
-def answered(requests: Sequence[Request], responses: Mapping[str, Response]) -> pa.Table:
+def answered(requests: Sequence[Request], responses: Mapping[str, Response], row_group: int = 100) -> Answered:
     """Requests and what was answered, as a stage puts them side by side."""
-    return join_answers(to_table(requests, Request).select(PLANNED), to_table(responses.values(), Response))
+    file = pa.BufferOutputStream()
+    pq.write_table(to_table(responses.values(), Response), file, row_group_size=row_group)
+    return Answered(to_table(requests, Request).select(PLANNED), pq.ParquetFile(pa.BufferReader(file.getvalue())))

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.answered import iterate, join_answers
+from potstill import answered as module
+from potstill.rows import Message, Request, Response, Sampling
+from tests.potstill.made_up import answered
 
-NAMES = st.sampled_from("abcdefgh")
+REQUESTS = [
+    Request("s", "t", "s", "r", "p", "m", None, (Message("user", "a"),), Sampling(), occurrence=i) for i in range(9)
+]
+PLACES = st.integers(0, len(REQUESTS) - 1)
 
 
 @given(
-    planned=st.lists(NAMES, max_size=12),
-    answered=st.dictionaries(NAMES, st.tuples(st.none() | st.text(max_size=3), st.none() | st.just("timeout"))),
-    cuts=st.integers(0, 12),
+    planned=st.lists(PLACES, max_size=20),
+    told=st.dictionaries(PLACES, st.tuples(st.text(max_size=3), st.none() | st.just("timeout"))),
+    order=st.randoms(use_true_random=False),
+    row_group=st.integers(1, 4),
+    start=st.integers(0, 12),
+    count=st.none() | st.integers(0, 12),
 )
-def test_the_join_is_a_look_up(
-    planned: list[str], answered: dict[str, tuple[str | None, str | None]], cuts: int
-) -> None:
-    plan = pa.table({"request_id": pa.array(planned, pa.string()), "n": pa.array(range(len(planned)), pa.int64())})
-    plan = pa.concat_tables([plan.slice(0, cuts), plan.slice(cuts)])
-    responses = pa.table(
-        {
-            "request_id": pa.array(answered, pa.string()),
-            "text": pa.array([text for text, _ in answered.values()], pa.string()),
-            "error": pa.array([error for _, error in answered.values()], pa.string()),
-        }
-    )
-    joined = join_answers(plan, responses)
-    good = {name: text for name, (text, error) in answered.items() if error is None}
-    assert list(iterate(joined, "n", "request_id", "text")) == [
-        (n, name, good.get(name)) for n, name in enumerate(planned)
-    ]
+def test_rows_are_look_ups_in_the_order_of_the_plan(planned, told, order, row_group, start, count) -> None:  # type: ignore[no-untyped-def]
+    responses = [Response(REQUESTS[i].request_id, text, error=error) for i, (text, error) in told.items()]
+    order.shuffle(responses)
+    by_id = {response.request_id: response for response in responses}
+    whole = answered([REQUESTS[i] for i in planned], by_id, row_group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS", 3)
+        good = {name: response.text for name, response in by_id.items() if response.error is None}
+        expected = [(good.get(REQUESTS[i].request_id), REQUESTS[i].request_id) for i in planned]
+        assert list(whole.rows("text", "request_id")) == expected
+        part = whole.slice(start, count)
+        assert list(part.rows("text", "request_id")) == expected[start:][:count]
+        assert part.plan.num_rows == len(expected[start:][:count])
