@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
+# A file of tests stays in one process, so that its tests share a cluster.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
 help:
@@ -33,12 +35,12 @@ lint: $(STAMP)
 
 check: lint
 	@echo "== fast tests"
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test: lint
 	@echo "== all tests (fast ones first, then Ray, DeepSpeed, MLflow and the embedded teacher for real)"
-	@$(BIN)/pytest -m "not slow"
-	@$(BIN)/pytest -m slow --durations=10
+	@$(BIN)/pytest -m "not slow" $(PARALLEL)
+	@$(BIN)/pytest -m slow $(PARALLEL) --durations=10
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

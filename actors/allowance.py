@@ -113,7 +113,7 @@ class Allowance:
     def finish(self, outcome: Outcome, slot: Slot) -> None:
         """Account for a slot. For ``Slot``."""
         self._wallet.finish(outcome, slot.tokens, slot.usd, slot.sent_at, self.now())
-        if outcome.kind == "refused":
+        if outcome.kind == "refused" and self._wallet.held:
             self._ask_at = 0.0  # the others must hear of it
             self._wake.set()
             return

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from actors.precision import pick_precision
 from actors.pretrained import Encoder
 from potstill.config import StudentConfig
-from potstill.errors import StageError
+from potstill.errors import InputError, Problem, StageError
 
 
-def initialise(student: StudentConfig, encoder: Encoder, device: Any) -> Any:
-    """The DeepSpeed engine around the model, with AdamW and no decay on biases and norms."""
+def initialise(student: StudentConfig, encoder: Encoder, device: Any, universal: bool = False) -> Any:
+    """The DeepSpeed engine around the model, with AdamW and no decay on biases and norms.
+
+    ``universal``: the checkpoint that it will load is a universal one. Raises ``InputError`` where DeepSpeed
+    refuses what ``student.deepspeed`` passes through.
+    """
     import torch
 
     deepspeed = _import_deepspeed(device.type)
@@ -23,14 +29,21 @@ def initialise(student: StudentConfig, encoder: Encoder, device: Any) -> Any:
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=1e-9, fused=not student.offload_optimizer
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(student, device.type))
+    config = deepspeed_config(student, device.type)
+    if universal:
+        config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    except (ValidationError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
+        message = " ".join(str(error).split())
+        raise InputError([Problem("student.deepspeed", f"DeepSpeed does not take it: {message[:300]}")]) from error
     return engine
 
 
 def deepspeed_config(student: StudentConfig, device: str) -> dict[str, Any]:
     """DeepSpeed's JSON for a student. Batch size and accumulation are nominal: the loop sets the boundaries."""
     passed = dict(student.deepspeed)
-    zero = {"stage": student.zero_stage, **passed.pop("zero_optimization", {})}
+    zero = {**passed.pop("zero_optimization", {}), "stage": student.zero_stage}
     if student.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {

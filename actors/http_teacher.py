@@ -15,17 +15,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.ledger import Ledger
 from actors.limiter import LimiterHandle
-from actors.teacher import Answer, keep_leases
+from actors.teacher import Answer, keep_leases, to_answer_table
 from potstill.chat import Abilities, most_completion_tokens, schema_of
 from potstill.cost import about_tokens, at_most_tokens, cost, find_price, own_price, worst_case
 from potstill.errors import TeacherError, TeacherStopped
 from potstill.failures import backoff_s
 from potstill.pacing import Limits
 from potstill.rate_headers import read_rate_headers
-from potstill.rows import Request, Response
+from potstill.rows import Request, Response, from_table
 from potstill.teachers import OpenAITeacher
 from potstill.wallet import Outcome
 
@@ -51,9 +53,19 @@ class HttpTeacherActor:
         self._end: str | None = None
         keep_leases(ledger, owner)
 
-    async def ready(self) -> Abilities:
-        """What the endpoint takes. Raises ``TeacherError`` where key, model or address is wrong."""
-        return await self._backend.probe()
+    async def ready(self, found: Abilities | None = None) -> Abilities:
+        """What the endpoint takes: as another process of the pool has ``found``, or by a trial request.
+
+        Raises ``TeacherError`` where key, model or address is wrong.
+        """
+        if found is None:
+            return await self._backend.probe()
+        self._backend.abilities = found
+        return found
+
+    async def answer_table(self, requests: pa.Table) -> pa.Table:
+        """``answer`` for tables: ``REQUEST`` in, ``ANSWER`` out."""
+        return to_answer_table(await self.answer(from_table(requests, Request)))
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the order of ``requests``; committed before they are returned.

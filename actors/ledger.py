@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.ledger_database import redact
 from actors.ledger_store import LEASE_S, Call, LedgerStore
-from actors.ledger_tables import SCHEMA_VERSION, Taken, to_response, to_rows, to_taken
+from actors.ledger_tables import SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
 from actors.ledger_writer import GroupWriter
 from potstill.draws import digest
 from potstill.errors import LedgerError
@@ -33,7 +33,7 @@ from potstill.rows import Request, Response
 NAMESPACE = "potstill"
 # Of the messages between handle and actor. They hold rows by position, so a handle must never meet an actor that
 # knows other fields: after such an edit another actor starts beside the old one.
-PROTOCOL = digest(["2", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
+PROTOCOL = digest(["3", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
 IDLE_S = 300.0
 TRIES = 5
 READERS = 2
@@ -107,7 +107,12 @@ class Ledger:
 
     def fetch(self, request_ids: Sequence[str]) -> list[Response]:
         """See ``LedgerStore.fetch``."""
-        return [to_response(row) for row in self._call("read", "fetch_rows", list(request_ids))]
+        return [to_response(row) for row in self.fetch_rows(request_ids)]
+
+    def fetch_rows(self, request_ids: Sequence[str]) -> list[Row]:
+        """The same as rows of ``ANSWER_COLUMNS``, for ``to_answers``."""
+        rows: list[Row] = self._call("read", "fetch_rows", list(request_ids))
+        return rows
 
     def count_known(self, request_ids: Sequence[str]) -> int:
         """See ``LedgerStore.count_known``."""
@@ -140,6 +145,18 @@ class Ledger:
     async def arelease(self, owner: str) -> None:
         """``release`` for coroutines."""
         await self._awrite("release", owner)
+
+    def read(self, method: str, *args: Any) -> Any:
+        """A method of ``LedgerStore`` that only reads."""
+        return self._call("read", method, *args)
+
+    async def aread(self, method: str, *args: Any) -> Any:
+        """``read`` for coroutines."""
+        return await self._acall("read", method, *args)
+
+    async def acarry_out(self, *call: Any) -> Any:
+        """One of the calls of ``LedgerStore.write``, for coroutines."""
+        return await self._awrite(*call)
 
     def _write(self, *call: Any) -> Any:
         (result,) = self._call("write", [call])

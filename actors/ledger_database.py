@@ -150,6 +150,14 @@ class LedgerDatabase:
                 f"is of schema {found}, this potstill reads {tables.SCHEMA_VERSION}; "
                 "use the potstill that wrote it, or name another file"
             )
+        if create:
+            self._add_tables()
+
+    def _add_tables(self) -> None:
+        """Tables that a ledger of an earlier potstill lacks; that one goes on reading it."""
+        if set(tables.metadata.tables) - set(sa.inspect(self.engine).get_table_names()):
+            with self.write() as connection:
+                tables.metadata.create_all(connection)
 
     def _use_wal(self) -> None:
         """Readers and a writer at the same time. The file remembers it, so somebody else's is left as it is."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from actors import ledger_batches
 from actors import ledger_tables as tables
 from actors.ledger_database import LedgerDatabase, redact
 from actors.ledger_tables import ANSWER_COLUMNS, COLUMNS, SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
@@ -70,8 +71,9 @@ class LedgerStore:
         """Carry out calls that came at the same time in one transaction: all are durable, or none.
 
         Calls are ``("commit", rows, request_ids)``, ``("take", request_ids, owner[, lease_s])``,
-        ``("renew", owner[, lease_s])`` and ``("release", owner)``. Commits go first, so that takes find their
-        answers. What ``take`` gives is for ``to_taken``; the others give ``None``.
+        ``("renew", owner[, lease_s])``, ``("release", owner)`` and those of ``actors/ledger_batches.py``. Commits go
+        first, so that takes find their answers. What ``take`` gives is for ``to_taken``; of the others only those of
+        batches give anything.
         """
         results: list[Any] = [None] * len(calls)
         with self.database.write() as connection:
@@ -83,6 +85,8 @@ class LedgerStore:
             for number, (name, *args) in enumerate(calls):
                 if name == "take":
                     results[number] = self._take(connection, *args)
+                elif name in ledger_batches.CALLS:
+                    results[number] = ledger_batches.CALLS[name](connection, self._now(connection), *args)
                 elif name != "commit":
                     {"renew": self._renew, "release": self._release}[name](connection, *args)
         return results
@@ -104,6 +108,16 @@ class LedgerStore:
         """The same as rows of ``ANSWER_COLUMNS``, for ``to_response``."""
         with self.database.read() as connection:
             return self._fetch(connection, request_ids)
+
+    def open_batches(self, provider: str, model: str) -> list[Row]:
+        """See ``ledger_batches.under_way``."""
+        with self.database.read() as connection:
+            return ledger_batches.open_batches(connection, provider, model)
+
+    def batch_requests(self, key: str) -> list[Row]:
+        """See ``ledger_batches.BatchBook.members``."""
+        with self.database.read() as connection:
+            return ledger_batches.requests_of(connection, key)
 
     def close(self) -> None:
         """Close all connections; SQLite folds its write-ahead log into the file."""
@@ -153,10 +167,13 @@ class LedgerStore:
 
     def _renew(self, connection: sa.Connection, owner: str, lease_s: float = LEASE_S) -> None:
         end = self._now(connection) + lease_s
-        connection.execute(sa.update(tables.claims).where(_below(owner)).values(expires_at=end))
+        mine = tables.is_below(tables.claims.c.owner, owner)
+        connection.execute(sa.update(tables.claims).where(mine).values(expires_at=end))
+        ledger_batches.hold(connection, owner, end)
 
     def _release(self, connection: sa.Connection, owner: str) -> None:
-        connection.execute(sa.delete(tables.claims).where(_below(owner)))
+        connection.execute(sa.delete(tables.claims).where(tables.is_below(tables.claims.c.owner, owner)))
+        ledger_batches.hold(connection, owner, 0.0)
 
     def _now(self, connection: sa.Connection) -> float:
         """Seconds since 1970. Machines that share a PostgreSQL go by its clock, since theirs may differ by a lease."""
@@ -167,8 +184,3 @@ class LedgerStore:
     def _run(self, connection: sa.Connection, query: str, request_ids: Sequence[str], **values: Any) -> sa.CursorResult:
         ids = json.dumps(list(request_ids)) if self.database.is_sqlite else list(request_ids)
         return connection.execute(sa.text(query.replace("$ids", self._ids)), {"ids": ids, **values})
-
-
-def _below(owner: str) -> sa.ColumnElement[bool]:
-    of = tables.claims.c.owner
-    return sa.or_(of == owner, of.startswith(f"{owner}-", autoescape=True))

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
+from actors import ledger_batches
 from actors import ledger_tables as tables
 from actors.ledger_database import LedgerDatabase
 from actors.ledger_tables import ANSWER_COLUMNS, COLUMNS, Row, to_request, to_response
@@ -133,6 +134,7 @@ def prune(database: LedgerDatabase, before: float) -> Pruned:
         answers, cost = answers + len(costs), cost + math.fsum(costs)
     with database.write() as connection:
         claims = connection.execute(sa.delete(tables.claims).where(_left_over())).rowcount
+        ledger_batches.prune(connection, before)
     return Pruned(answers, cost, claims)
 
 
@@ -207,7 +209,9 @@ def _claim_faults(database: LedgerDatabase) -> list[str]:
 
     with database.read() as connection:
         past = count(connection, _left_over())
-        ahead = count(connection, tables.claims.c.expires_at > time.time() + FAR_S)
+        ahead = count(
+            connection, sa.and_(tables.claims.c.expires_at > time.time() + FAR_S, ~ledger_batches.is_of_a_batch())
+        )
     findings = []
     if past:
         findings.append(

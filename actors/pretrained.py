@@ -38,6 +38,14 @@ class Vocabulary:
 
 
 @dataclass
+class TokenCache:
+    """Token ids by text, for one tokenizer and length limit; ``cut`` are the texts that were over the limit."""
+
+    ids: dict[str, list[int]] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+
+
+@dataclass
 class Encoder:
     """A model and tokenizer pair. ``parameters`` counts the model before its vocabulary is compacted."""
 
@@ -50,18 +58,19 @@ class Encoder:
     mean_pooled: bool = False
     _renumber: Any = field(default=None, repr=False)
 
-    def tokenise(self, texts: Sequence[str], known: dict[str, list[int]]) -> int:
+    def tokenise(self, texts: Sequence[str], known: TokenCache) -> int:
         """Add the token ids of ``texts`` to ``known``; each text is tokenised once. Returns how many of the
         distinct texts were cut at ``max_length``."""
-        new = list(dict.fromkeys(text for text in texts if text not in known))
+        new = list(dict.fromkeys(text for text in texts if text not in known.ids))
         if new:
             whole = self.tokenizer(new, truncation=False, verbose=False)["input_ids"]
             long = [text for text, ids in zip(new, whole, strict=True) if len(ids) > self.max_length]
-            known.update(zip(new, whole, strict=True))
+            known.ids.update(zip(new, whole, strict=True))
             if long:
                 cut = self.tokenizer(long, truncation=True, max_length=self.max_length)["input_ids"]
-                known.update(zip(long, cut, strict=True))
-        return sum(len(known[text]) >= self.max_length for text in set(texts))
+                known.ids.update(zip(long, cut, strict=True))
+                known.cut.update(long)
+        return len(known.cut.intersection(texts))
 
     def compact_vocabulary(self, ids: Sequence[Sequence[int]]) -> Vocabulary:
         """Keep only the embedding rows that ``ids`` use; ``collate`` renumbers from then on.
@@ -199,6 +208,10 @@ def _check(where: str, model: Any, tokenizer: Any, info: Mapping[str, Any]) -> N
             f"its tokenizer has {len(tokenizer)} tokens and its embedding table {rows} rows: they don't belong together"
         )
         raise InputError([Problem(where, message)])
+    expected = getattr(model.config, "pad_token_id", None)
+    if None not in (expected, tokenizer.pad_token_id) and expected != tokenizer.pad_token_id:
+        message = f"its tokenizer pads with token {tokenizer.pad_token_id} and its config says {expected}"
+        raise InputError([Problem(where, f"{message}: they don't belong together")])
 
 
 def _longest(config: Any, tokenizer: Any) -> int:

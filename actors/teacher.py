@@ -1,7 +1,7 @@
 """One process of the teacher pool for a model of its own, and what every kind of process has in common.
 
-``Ask`` is the class that Ray Data maps over batches of requests. Nothing leaves a process before the ledger has
-committed it. The pool is in ``actors/pool.py``, the process for a teacher behind HTTP in ``actors/http_teacher.py``.
+Nothing leaves a process before the ledger has committed it. The pool is in ``actors/pool.py``, the process for a
+teacher behind HTTP in ``actors/http_teacher.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -51,6 +50,10 @@ class TeacherActor:
         """True once the model is loaded."""
         return True
 
+    def answer_table(self, requests: pa.Table) -> pa.Table:
+        """``answer`` for tables: ``REQUEST`` in, ``ANSWER`` out."""
+        return to_answer_table(self.answer(from_table(requests, Request)))
+
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the order of ``requests``; committed before they are returned."""
         answers: dict[str, Answer] = {}
@@ -61,7 +64,7 @@ class TeacherActor:
                 answers[response.request_id] = Answer(response, reused=True)
                 pending.pop(response.request_id)
             mine = [pending.pop(name) for name in taken.mine]
-            size = block_size(self._batch_size, mine)
+            size = block_size(self._batch_size, any(request.choices for request in mine))
             for start in range(0, len(mine), size):
                 for response in self._ask(mine[start : start + size]):
                     answers[response.request_id] = Answer(response, reused=False)
@@ -94,31 +97,18 @@ def keep_leases(ledger: Ledger, owner: str) -> None:
     threading.Thread(target=renew, daemon=True).start()
 
 
-def block_size(batch_size: int, requests: Sequence[Request]) -> int:
+def block_size(batch_size: int, choices: bool) -> int:
     """Requests that are handed over, and committed, together: choices cost little each, and what their prompts
     share is read once a block."""
-    return batch_size * (CHOICES_PER_TEXT if any(request.choices for request in requests) else 1)
-
-
-class Ask:
-    """What Ray Data maps over batches of the request table: hands each batch to the idlest teacher."""
-
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self._actors = actors
-        self._in_flight = [0] * len(actors)
-
-    async def __call__(self, batch: pa.Table) -> pa.Table:
-        """A batch of requests as a batch of responses with the column ``reused``."""
-        index = min(range(len(self._actors)), key=self._in_flight.__getitem__)
-        self._in_flight[index] += 1
-        try:
-            answers = await self._actors[index].answer.remote(from_table(batch, Request))
-        finally:
-            self._in_flight[index] -= 1
-        return to_answer_table(answers)
+    return batch_size * (CHOICES_PER_TEXT if choices else 1)
 
 
 def to_answer_table(answers: Sequence[Answer]) -> pa.Table:
     """Answers as a table of the ``ANSWER`` schema."""
     table = to_table([answer.response for answer in answers], Response)
     return table.append_column("reused", pa.array([answer.reused for answer in answers], pa.bool_())).cast(ANSWER)
+
+
+def to_known_table(responses: pa.Table) -> pa.Table:
+    """Responses that the ledger had, as a table of the ``ANSWER`` schema."""
+    return responses.append_column("reused", pa.repeat(True, responses.num_rows)).cast(ANSWER)

@@ -124,21 +124,21 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
     except ConfigError as error:
         from jobs import preflight
 
-        more = preflight.problems(paths.make_absolute(error.rest), stages) if error.rest and stages else []
+        more = preflight.problems(paths.make_absolute(error.rest), stages) if error.rest else []
         raise InputError([*error.problems, *more]) from error
 
 
 def _stage(stage: str, reference: str, overrides: list[str] | None, verbose: bool) -> None:
     from jobs.distill import run_stages
 
-    config, run = _resolve(reference, overrides)
+    config, run = _resolve(reference, overrides, [stage])
     run_stages(config, [stage], verbose, run=run)
 
 
-def _resolve(reference: str, overrides: list[str] | None) -> tuple[Config, Run | None]:
+def _resolve(reference: str, overrides: list[str] | None, stages: Sequence[str] = ()) -> tuple[Config, Run | None]:
     """The config that is meant, and the run where one was named instead of a config."""
     if reference.endswith((".yaml", ".yml")):
-        return _load(reference, overrides), None
+        return _load(reference, overrides, stages), None
     from jobs.runs import Run
     from potstill.config import home
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.pool import TeacherPool
+from actors.pool import TeacherPool, chunks
+from actors.teacher import ANSWER
+from jobs.batch_watch import watched
 from jobs.job import Job
 from jobs.progress import Meter
+from jobs.runs import TableStream
+from potstill.answered import PLANNED, Answered
 from potstill.errors import StageError
-from potstill.rows import Request, Response, from_table
+from potstill.rows import REQUEST, Request, to_table
 from potstill.teachers import OpenAITeacher
 
 MAX_ERROR_RATE = 0.1
+PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for no more
 FORGIVEN = 9  # failures that are never too many, as long as anything was answered
 
 
@@ -49,35 +55,64 @@ class Usage:
 
 
 def ask(
-    job: Job, pool: TeacherPool, part: str, requests: Sequence[Request], meter: Meter
-) -> tuple[dict[str, Response], Usage]:
-    """Answers by request id, and what they took. Writes ``request/<part>`` and ``response/<part>``.
+    job: Job,
+    pool: TeacherPool,
+    part: str,
+    requests: Iterable[Request],
+    expected: int,
+    meter: Meter,
+) -> tuple[Answered, Usage]:
+    """What was planned beside what was answered, and what that took.
 
-    Requests of the same content are asked once. Raises ``StageError`` with the commonest error when too large a
-    share of the requests failed (``teacher.max_error_rate``); single failures only lack in the result.
+    Writes ``request/<part>`` and ``response/<part>`` as requests are planned and answers come; prompts are not kept.
+    ``expected``: how many requests there are, at most. Requests of the same content are asked once. Raises
+    ``StageError`` with the commonest error when too large a share of the requests failed
+    (``teacher.max_error_rate``); single failures have nulls for an answer.
     """
-    distinct = list({request.request_id: request for request in requests}.values())
-    job.run.write(Request, part, distinct)
     start = time.monotonic()
-    meter.expect(len(distinct))
-
-    def on_batch(batch: pa.Table) -> None:
-        used = _usage(batch)
-        meter.count(
-            new=used.new_requests,
-            reused=used.reused_requests,
-            tokens=used.new_tokens,
-            cost_usd=used.new_cost_usd,
-            retries=used.retries,
-        )
-
-    table = pool.ask(distinct, on_batch)
-    usage = replace(_usage(table), seconds=time.monotonic() - start)
-    job.run.write_table("response", part, table)
-    responses = from_table(table, Response)
+    meter.expect(expected)
+    usage, errors = Usage(), collections.Counter[str]()
+    plan = [REQUEST.empty_table().select(PLANNED)]
+    with (
+        job.run.stream("request", part, REQUEST) as asked,
+        job.run.stream("response", part, ANSWER) as answered,
+        closing(pool.stream(_distinct(requests, plan, asked), f"{job.run.path}/asking/{part}")) as batches,
+        watched(pool, meter),
+    ):
+        for batch in batches:
+            answered.write(batch)
+            used = _usage(batch)
+            usage += used
+            errors.update(batch["error"].drop_null().to_pylist())
+            meter.count(
+                new=used.new_requests,
+                reused=used.reused_requests,
+                tokens=used.new_tokens,
+                cost_usd=used.new_cost_usd,
+                retries=used.retries,
+            )
+    meter.expect(usage.requests - expected)
     teacher = job.config.teacher
-    _stop_on_errors(part, responses, teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE)
-    return {response.request_id: response for response in responses if response.error is None}, usage
+    allowed = teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE
+    _stop_on_errors(part, errors, usage.requests, allowed)
+    found = Answered(pa.concat_tables(plan), job.run.open_table("response", part))
+    return found, replace(usage, seconds=time.monotonic() - start)
+
+
+def _distinct(requests: Iterable[Request], plan: list[pa.Table], asked: TableStream) -> Iterator[pa.Table]:
+    """Tables of the requests that were not there before; ``plan`` gets some columns of all, ``asked`` what is new."""
+    seen: set[bytes] = set()
+    for some in chunks(requests, PLANNED_TOGETHER):
+        table = to_table(some, Request)
+        plan.append(table.select(PLANNED))
+        new = []
+        for request in some:
+            name = bytes.fromhex(request.request_id)
+            new.append(name not in seen)
+            seen.add(name)
+        table = table.filter(pa.array(new))
+        asked.write(table)
+        yield table
 
 
 def _usage(table: pa.Table) -> Usage:
@@ -98,13 +133,12 @@ def _sum(column: pa.ChunkedArray) -> Any:
     return pc.sum(column).as_py() or 0
 
 
-def _stop_on_errors(part: str, responses: Sequence[Response], allowed: float) -> None:
-    errors = collections.Counter(response.error for response in responses if response.error is not None)
+def _stop_on_errors(part: str, errors: collections.Counter[str], asked: int, allowed: float) -> None:
     failed = sum(errors.values())
     # A later round may hold a few requests only, of which one may well fail; nothing but failures is no chance.
-    if failed > max(allowed * len(responses), FORGIVEN if failed < len(responses) else 0):
+    if failed > max(allowed * asked, FORGIVEN if failed < asked else 0):
         commonest, count = errors.most_common(1)[0]
         raise StageError(
-            f"{part}: {failed} of {len(responses)} requests failed; the commonest error ({count} times): {commonest}. "
+            f"{part}: {failed} of {asked} requests failed; the commonest error ({count} times): {commonest}. "
             "What was answered is in the ledger; the same command goes on from there."
         )

@@ -46,6 +46,8 @@ def finetune(job: Job) -> training.TrainingResult:
         )
         for name, one in result.students.items():
             record.curves({f"{name}/loss": [step.loss for step in one.records]})
+            for remark in () if one.reused else remarks(one):
+                job.terminal.warn(f"{name}: {remark}")
             record.metrics({f"{name}/seconds": one.seconds, f"{name}/examples_per_s": one.examples_per_s})
             record.metrics({f"{name}/anchor_{what}": value for what, value in one.say.items() if value is not None})
         reused = len(result.students) - result.trained
@@ -56,6 +58,17 @@ def finetune(job: Job) -> training.TrainingResult:
         said = second_opinion.in_words(result.students[DISTILLED].say)
         line.summary += f"; {said}" if said else ""
     return result
+
+
+def remarks(student: training.TrainedStudent) -> list[str]:
+    """What a user should hear of a student's training beside its figures."""
+    said = list(student.warnings)
+    if student.resumed:
+        steps = ", ".join(map(str, student.resumed))
+        said.append(f"lost workers; went on from the checkpoint of step {steps}, {student.workers} workers at the end")
+    if student.truncated:
+        said.append(f"{student.truncated} texts were cut at the length limit (student.max_length)")
+    return said
 
 
 def plan_arms(job: Job) -> list[Arm]:

@@ -10,7 +10,7 @@ whatever else is asked, so a later round only goes on where the last one stopped
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.backends.identity import identify
@@ -20,10 +20,11 @@ from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
 from potstill import filters, strategies
+from potstill.answered import Answered
 from potstill.errors import StageError
 from potstill.parsing import parse_reply
 from potstill.renderers import choose_renderer, texts_per_reply, to_requests
-from potstill.rows import Example, Request, Response, Sampling, example_id
+from potstill.rows import Example, Request, Sampling, example_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class GenerateReport:
     missing: dict[str, int]
 
 
-def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> list[Request]:
-    """The requests for the draws [start, stop) of every class."""
+def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> Iterator[Request]:
+    """The requests for the draws [start, stop) of every class, each made when it is asked for."""
     config, identity = job.config, identify(job.config.teacher)
     augment = config.augment
     drafts = strategies.plan(job.task, job.data.seeds, augment, config.seed, counts)
@@ -74,10 +75,11 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
         line.follow(meter.progress)
         while counts and rounds < job.config.augment.max_rounds:
             rounds += 1
+            planned = sum(stop - start for start, stop in counts.values())
             requests = plan_requests(job, counts)
-            responses, used = ask(job, pool, f"generate-{rounds}", requests, meter)
+            answered, used = ask(job, pool, f"generate-{rounds}", requests, planned, meter)
             usage += used
-            examples = _filter(job, examples + _parse(job, requests, responses))
+            examples = _filter(job, examples + _parse(job, answered))
             drawn |= {label: stop for label, (_, stop) in counts.items()}
             counts = next_counts(job, examples, drawn)
         report = _report(job, examples, usage, rounds)
@@ -115,30 +117,26 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
     }
 
 
-def _texts(job: Job, response: Response | None) -> list[str]:
-    if response is None:
-        return []
-    names = [*job.task.labels, *map(job.task.prompt_name, job.task.labels)]
-    return parse_reply(response.text, finish_reason=response.finish_reason, class_names=names)
-
-
-def _parse(job: Job, requests: Sequence[Request], responses: Mapping[str, Response]) -> list[Example]:
+def _parse(job: Job, answered: Answered) -> list[Example]:
     """Every utterance of every reply, in the order of the plan."""
+    names = [*job.task.labels, *map(job.task.prompt_name, job.task.labels)]
+    told = ("request_id", "strategy", "target_label", "mix_label", "alpha")
     examples = []
-    for request in requests:
-        response = responses.get(request.request_id)
-        for text in _texts(job, response):
-            assert request.target_label is not None
+    for reply, finish_reason, *request in answered.rows("text", "finish_reason", *told):
+        if reply is None:
+            continue
+        request_id, strategy, target_label, mix_label, alpha = request
+        for text in parse_reply(reply, finish_reason=finish_reason, class_names=names):
             examples.append(
                 Example(
-                    example_id=example_id(text, "generated", request.request_id),
+                    example_id=example_id(text, "generated", request_id),
                     text=text,
-                    label=request.target_label,
-                    strategy=request.strategy,
-                    request_id=request.request_id,
-                    target_label=request.target_label,
-                    mix_label=request.mix_label,
-                    alpha=request.alpha,
+                    label=target_label,
+                    strategy=strategy,
+                    request_id=request_id,
+                    target_label=target_label,
+                    mix_label=mix_label,
+                    alpha=alpha,
                 )
             )
     return examples

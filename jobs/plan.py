@@ -24,8 +24,9 @@ from jobs.job import Job, prepare
 from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill import strategies
+from potstill.batch_files import WINDOW_S
 from potstill.config import Config
-from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price
+from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price, teacher_price
 from potstill.errors import InputError, Problem
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
@@ -42,7 +43,8 @@ class Terms:
     """What asking a teacher costs and how fast it may be asked.
 
     ``price`` is ``None`` where it is not known, ``concurrency`` where nobody can say how fast the teacher is.
-    ``choice_tokens``: completion tokens of the answer to a question for a class.
+    ``choice_tokens``: completion tokens of the answer to a question for a class. ``window_s``: within which a batch is
+    answered, where the teacher is asked in batches.
     """
 
     price: Price | None
@@ -50,6 +52,7 @@ class Terms:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     choice_tokens: int = 0
+    window_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,8 @@ def plan(job: Job) -> list[StagePlan]:
     """The stages that ask the teacher. Relabelling is an estimate: its texts are not written yet."""
     terms = teacher_terms(job.config.teacher)
     requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
-    distinct = {request.request_id: request for request in requests}
-    known = count_known(job.config, list(distinct))
-    stages = [plan_stage("generate", list(distinct.values()), terms, known=known)]
+    tokens = {request.request_id: most_tokens(request, terms) for request in requests}
+    stages = [plan_tokens("generate", list(tokens.values()), terms, known=count_known(job.config, list(tokens)))]
     if job.config.relabel.enabled:
         config, identity = job.config, identify(job.config.teacher)
         renderer = choose_renderer(config.teacher.renderer, identity)
@@ -89,6 +91,8 @@ def teacher_terms(teacher: TeacherConfig) -> Terms:
     depends on the cluster's cores or GPUs."""
     if isinstance(teacher, EmbeddedTeacher):
         return Terms(FREE)
+    if teacher.mode == "batch":
+        return Terms(teacher_price(teacher), choice_tokens=CHOICE_TOKENS, window_s=WINDOW_S)
     return http_terms(
         teacher.model,
         teacher.base_url,
@@ -115,21 +119,32 @@ def plan_stage(
     stage: str, requests: Sequence[Request], terms: Terms, *, times: int = 1, known: int | None = None
 ) -> StagePlan:
     """Tokens, dollars and time of ``requests``, each of them ``times`` over, at their longest replies."""
-    count = times * len(requests)
-    prompts = [about_tokens(request.messages) for request in requests]
-    replies = [terms.choice_tokens if request.choices else request.sampling.max_tokens for request in requests]
-    prompt_tokens, completion_tokens = times * sum(prompts), times * sum(replies)
+    return plan_tokens(stage, [most_tokens(request, terms) for request in requests], terms, times=times, known=known)
+
+
+def most_tokens(request: Request, terms: Terms) -> tuple[int, int]:
+    """Tokens of the prompt (about) and of the longest reply."""
+    return about_tokens(request.messages), terms.choice_tokens if request.choices else request.sampling.max_tokens
+
+
+def plan_tokens(
+    stage: str, each: Sequence[tuple[int, int]], terms: Terms, *, times: int = 1, known: int | None = None
+) -> StagePlan:
+    """``plan_stage`` of requests of which only ``most_tokens`` were kept."""
+    count = times * len(each)
+    prompt_tokens, completion_tokens = times * sum(p for p, _ in each), times * sum(c for _, c in each)
     new = count - (known or 0)
     share = new / count if count else 0.0
     dollars = seconds = None
     if terms.price is not None:
-        each = [cost(terms.price, *tokens) for tokens in zip(prompts, replies, strict=True)]
-        dollars = share * times * sum(each)
+        dollars = share * times * sum(cost(terms.price, *tokens) for tokens in each)
     if terms.concurrency is not None:
         latency_s = FIRST_TOKEN_S + completion_tokens / max(count, 1) / COMPLETION_TOKENS_PER_S
         tokens = round(share * (prompt_tokens + completion_tokens))
         limits = (terms.requests_per_minute, terms.tokens_per_minute)
         seconds = expected_seconds(new, tokens, terms.concurrency, latency_s, *limits)
+    if terms.window_s is not None:
+        seconds = terms.window_s if new else 0.0
     return StagePlan(stage, count, known, prompt_tokens, completion_tokens, dollars, seconds)
 
 
@@ -197,6 +212,11 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         ],
         [_row(stage) for stage in ([*stages, total(stages)] if len(stages) > 1 else stages)],
     )
+    if isinstance(job.config.teacher, OpenAITeacher) and job.config.teacher.mode == "batch":
+        terminal.say(
+            "asked in batches: times are the longest that the endpoint takes, usually it is far quicker; each stage "
+            "waits for its batches, and what failed in one takes another"
+        )
     if total(stages).cost_usd is None:
         terminal.say(
             f"no price of {job.config.teacher.model} is known, so only its tokens are counted; "

@@ -23,7 +23,7 @@ LOG_EVERY_S = 10.0
 class Progress:
     """What a progress line shows. Rates and ``expected_usd`` are ``None`` until something new has been answered.
 
-    ``reused`` is how many of ``done`` the ledger held; ``cost_usd`` is what was newly paid.
+    ``note``: what goes on beside, such as how far a batch is. ``reused`` is how many of ``done`` the ledger held; ``cost_usd`` is what was newly paid.
     """
 
     done: int
@@ -35,6 +35,7 @@ class Progress:
     cost_usd: float = 0.0
     expected_usd: float | None = None
     eta_s: float | None = None
+    note: str = ""
 
 
 class Meter:
@@ -53,8 +54,13 @@ class Meter:
         self._start = self._last_log = clock()
         self._total = self._new = self._reused = self._tokens = self._retries = 0
         self._cost_usd = 0.0
+        self._note = ""
         # (second, new answers, their tokens) so far; the first is where the window begins.
         self._samples = collections.deque([(self._start, 0, 0)])
+
+    def note(self, text: str) -> None:
+        """What goes on beside, until the next note."""
+        self._note = text
 
     def expect(self, requests: int) -> None:
         """So many more are to be answered."""
@@ -84,7 +90,7 @@ class Meter:
         with self._lock:
             done = self._new + self._reused
             if not self._new:
-                return Progress(done, self._total, self._reused, self._retries)
+                return Progress(done, self._total, self._reused, self._retries, note=self._note)
             while len(self._samples) > 3 and self._samples[1][0] < now - WINDOW_S:
                 self._samples.popleft()
             begin, new, tokens = self._samples[0]
@@ -100,6 +106,7 @@ class Meter:
                 self._cost_usd,
                 self._cost_usd * (1 + left / self._new),
                 left / rate if rate > 0 and left else None,
+                self._note,
             )
 
 
@@ -119,6 +126,8 @@ def format_progress(progress: Progress, width: int | None = None) -> str:
         parts["ledger"] = f"ledger {progress.reused:,}"
     if progress.eta_s is not None:
         parts["eta"] = f"ETA {format_duration(progress.eta_s)}"
+    if progress.note:
+        parts["note"] = progress.note
     for least in ("tokens", "ledger", "requests", "retries", "cost", "eta"):
         if width is None or len("  ".join(parts.values())) <= width:
             break

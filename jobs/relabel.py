@@ -8,8 +8,9 @@ how far it is to be trusted; where relabelling everything would do harm, it is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -51,18 +52,19 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
     with job.terminal.stage("relabel") as line, job.tracker.stage("relabel") as record:
         line.note("embedding")
         vectors = _embed(job, standing)
-        requests, seed_requests = plan_requests(job, standing, vectors) if job.config.relabel.enabled else ([], [])
+        requests, checks = plan_requests(job, standing, vectors) if job.config.relabel.enabled else ((), [])
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        responses, usage = ask(job, pool, "relabel", [*seed_requests, *requests], meter)
+        expected = len(checks) + count_requests(job, len(standing))
+        planned = chain(checks, requests)
+        answered, usage = ask(job, pool, "relabel", planned, expected, meter)
+        of_seeds, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
         resolution = resolve(
             job.task,
             job.data.seeds,
             standing,
-            requests,
-            responses,
-            seed_requests,
-            responses,
+            of_texts,
+            of_seeds,
             vectors.texts,
             vectors.seeds,
             vectors.classes,
@@ -70,7 +72,8 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
             job.config.relabel,
         )
         report = resolution.report
-        resolution = replace(resolution, examples=name_requests(resolution.examples, requests))
+        request_ids = of_texts.plan["request_id"].to_pylist()
+        resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
         resolved = {example.example_id: example for example in resolution.examples}
         job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])
         job.run.write_json("relabel", as_json(Relabelled(usage, report)))
@@ -87,20 +90,29 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
     return resolution
 
 
-def name_requests(examples: Sequence[Example], requests: Sequence[Request]) -> tuple[Example, ...]:
+def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tuple[Example, ...]:
     """Every example with the request of its first vote; the others of its text follow that one in the plan."""
-    if not requests:
+    if not request_ids:
         return tuple(examples)
-    each, rest = divmod(len(requests), len(examples))
-    assert not rest, f"{len(requests)} requests about {len(examples)} texts"
+    each, rest = divmod(len(request_ids), len(examples))
+    assert not rest, f"{len(request_ids)} requests about {len(examples)} texts"
     return tuple(
-        replace(example, relabel_request_id=request.request_id)
-        for example, request in zip(examples, requests[::each], strict=True)
+        replace(example, relabel_request_id=name) for example, name in zip(examples, request_ids[::each], strict=True)
     )
 
 
-def plan_requests(job: Job, examples: Sequence[Example], vectors: Embeddings) -> tuple[list[Request], list[Request]]:
-    """The questions about the texts, and the same about the seeds."""
+def count_requests(job: Job, texts: int) -> int:
+    """How many questions there are about so many texts."""
+    config, identity = job.config, identify(job.config.teacher)
+    renderer = choose_renderer(config.teacher.renderer, identity)
+    each = relabelling.count_questions(job.task, config.relabel, identity, renderer) if config.relabel.enabled else 0
+    return each * texts
+
+
+def plan_requests(
+    job: Job, examples: Sequence[Example], vectors: Embeddings
+) -> tuple[Iterator[Request], list[Request]]:
+    """The questions about the texts, each made when it is asked for, and the same about the seeds."""
     config, identity = job.config, identify(job.config.teacher)
     renderer = choose_renderer(config.teacher.renderer, identity)
     common = (vectors.seeds, vectors.classes, config.relabel, identity, renderer, config.seed)
@@ -128,6 +140,7 @@ def _metrics(report: RelabelReport) -> dict[str, float]:
         "share_changed": report.share_changed,
         "share_applied": report.share_applied,
         "min_confidence": report.min_confidence,
+        "description_weight": report.description_weight,
         **({"teacher_accuracy_on_seeds": report.seed_accuracy} if report.seed_accuracy is not None else {}),
     }
 

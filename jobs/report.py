@@ -130,6 +130,9 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
         )
     )
     rows += [(f"  {source} -> {target}", str(count)) for source, target, count in checked["changes"][:SHOWN_CHANGES]]
+    if checked.get("description_agreement") is not None:  # runs of older versions have none
+        agreement = f"agree with the others at kappa {checked['description_agreement']:.2f}"
+        rows.append(("class descriptions", f"weight {checked['description_weight']:.2f} ({agreement})"))
     said = second_opinion.in_words(job.run.read_json("finetune")["distilled"]["say"])
     if said:
         rows.append(("second opinion", said.removeprefix("second opinion of the ")))

@@ -6,9 +6,10 @@ comes back to the same folder, and a stage command finds the tables of the stage
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from potstill.errors import InputError, Problem
 from potstill.rows import Row, from_table, to_table
 from potstill.task import Task, TaskData
 
+ROW_GROUP = 10_000  # rows of a stream of tables that are written together
 _PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]+@")
 
 
@@ -79,16 +81,40 @@ class Run:
             pq.write_table(content, file, compression="zstd")
         self._fs.mv(f"{place}.new", place)
 
+    @contextlib.contextmanager
+    def stream(self, table: str, part: str, schema: pa.Schema) -> Iterator[TableStream]:
+        """Write a table as its rows come, replacing an earlier one whole at the end of the block.
+
+        Also where the block breaks off: what had come by then is there to be looked at.
+        """
+        place = self.place(f"{table}/{part}.parquet")
+        try:
+            with (
+                self._fs.open(f"{place}.new", "wb") as file,
+                pq.ParquetWriter(file, schema, compression="zstd") as writer,
+            ):
+                stream = TableStream(writer)
+                try:
+                    yield stream
+                finally:
+                    stream.flush()
+        finally:
+            self._fs.mv(f"{place}.new", place)
+
     def read(self, kind: type[Row], part: str) -> list[Row]:
         """Rows of an earlier stage. Raises ``InputError`` naming the stage that has to run first."""
         return from_table(self.read_table(kind.__name__.lower(), part), kind)
 
     def read_table(self, table: str, part: str) -> pa.Table:
         """An Arrow table of an earlier stage. Raises ``InputError`` if it is not there."""
+        with self.open_table(table, part) as file:
+            return file.read()
+
+    def open_table(self, table: str, part: str) -> pq.ParquetFile:
+        """The file of a table, to be read in parts. Raises ``InputError`` if it is not there."""
         place = f"{self._root}/{table}/{part}.parquet"
         try:
-            with self._fs.open(place, "rb") as file:
-                return pq.read_table(pa.BufferReader(file.read()))
+            return pq.ParquetFile(self._fs.open(place, "rb"))
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 
@@ -130,6 +156,28 @@ class Run:
                 protocol = "" if "://" not in place else place.split("://", 1)[0] + "://"
                 return Run(protocol + parent, name), config
         return None
+
+
+class TableStream:
+    """The rows of a table that is being written; small batches are gathered, since Parquet keeps a record of each."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows of the table's schema."""
+        self._waiting.append(rows)
+        self._rows += rows.num_rows
+        if self._rows >= ROW_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting, self._rows = [], 0
 
 
 def as_json(value: Any) -> Any:

@@ -45,6 +45,9 @@ __all__ = [
 
 CPU_WORKERS = 2
 
+REGROW_SECONDS = 1800.0
+"""Between two looks whether more workers would fit by now: growing costs what was computed since a checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
@@ -60,7 +63,8 @@ class StepRecord:
 class TrainedStudent:
     """One arm's student. ``export`` is a transformers folder; ``seconds`` of training alone, without start,
     loading and export; ``say``: what its anchor had to say (``potstill.second_opinion.Say``), empty without
-    one; ``reused`` where an export of the same digest was there already."""
+    one; ``workers`` at the end; ``warnings``: checkpoints that could not be made; ``resumed``: the steps after which
+    training went on from a checkpoint; ``reused`` where an export of the same digest was there already."""
 
     name: str
     digest: str
@@ -72,6 +76,9 @@ class TrainedStudent:
     truncated: int
     seconds: float
     best_step: int
+    workers: int
+    warnings: tuple[str, ...]
+    resumed: tuple[int, ...]
     say: Mapping[str, float | None]
     validation: tuple[Mapping[str, float], ...]
     reused: bool
@@ -138,12 +145,15 @@ def train(
     *,
     reuse: bool = True,
     verbose: bool = False,
+    record: bool = False,
 ) -> TrainingResult:
     """Train all ``arms`` in one fit and export each to ``<storage>/students/<digest>/model``.
 
     ``storage`` is any fsspec path that all nodes share. Arms with an export of the same digest are reused
     (``reuse=False`` trains them afresh). Needs a connected ``ray``. Raises ``InputError`` before anything
-    starts, ``StageError`` where training broke off; a lost worker is replaced ``config.max_failures`` times.
+    starts, ``StageError`` where training broke off. A lost worker is replaced ``config.max_failures`` times, or
+    done without where its node is gone (down to ``config.min_workers``), and training goes on from the last
+    checkpoint. ``record``: keep a record of which row was computed when (``actors/coverage.py``).
     """
     import ray
 
@@ -158,7 +168,8 @@ def train(
     workers, on_gpu = choose_workers(config, resources)
     log_dir = None
     if missing:
-        fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), "cuda" if on_gpu else "cpu")
+        device = "cuda" if on_gpu else "cpu"
+        fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, record=record)
         name = f"{digest([job.digest for job in missing.values()], size=5)}-{uuid.uuid4().hex[:8]}"
         log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
         _fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
@@ -193,7 +204,7 @@ def _prepare(
 
 def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_dir: str | None, verbose: bool) -> None:
     """One Ray Train fit. Its name is new each time: the same (storage, name) would silently resume."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -201,7 +212,7 @@ def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_di
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ray's handler would swallow Ctrl-C, in later stages too; the job has one (``jobs/interrupt.py``)."""
 
-    on_gpu = job.device == "cuda"
+    on_gpu, fewest = job.device == "cuda", min(job.student.min_workers, workers)
     variables = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "DS_LOG_LEVEL": "warning"}
     if not on_gpu:
         variables |= {"OMP_NUM_THREADS": str(job.threads), "DS_ACCELERATOR": "cpu"}
@@ -209,13 +220,21 @@ def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_di
         student.run_worker,
         train_loop_config={"job": job.to_json(), "log_dir": log_dir},
         backend_config=_torch_backend_config(),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=(fewest, workers) if fewest < workers else workers,
+            use_gpu=on_gpu,
+            elastic_resize_monitor_interval_s=REGROW_SECONDS,
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(
-                max_failures=job.student.max_failures, controller_failure_limit=1, max_preemption_failures=100
+                max_failures=job.student.max_failures,
+                # Of starting workers: until a lost node is known to be gone, Ray waits for it in vain.
+                controller_failure_limit=2 + job.student.max_failures,
+                max_preemption_failures=100,
             ),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": variables},
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
@@ -252,6 +271,9 @@ def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:
         truncated=report["truncated"],
         seconds=report["seconds"],
         best_step=report["best_step"],
+        workers=report["workers"],
+        warnings=tuple(report.get("warnings", ())),
+        resumed=tuple(report.get("resumed", ())),
         say=report["say"],
         validation=tuple(report["validation"]),
         reused=reused,

@@ -7,6 +7,7 @@ an arm that has one already is not trained again.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,14 +15,23 @@ import pyarrow as pa
 
 from potstill.config import StudentConfig
 from potstill.draws import digest
-from potstill.errors import Problem
+from potstill.errors import InputError, Problem
 from potstill.rows import Example
 from potstill.task import LabelledText
 
 RECIPE = 3
 """Raised when the training loop changes what the same rows and config become."""
 
-_WITHOUT_EFFECT = ("workers", "micro_batch_tokens", "max_failures", "seed", "seed_weight", "offload_optimizer")
+_WITHOUT_EFFECT = (
+    "workers",
+    "min_workers",
+    "micro_batch_tokens",
+    "max_failures",
+    "checkpoint_steps",
+    "seed",
+    "seed_weight",
+    "offload_optimizer",
+)
 _OF_THE_ANCHOR = ("second_opinion", "blend")
 
 
@@ -60,21 +70,35 @@ ROW_SCHEMA = pa.schema(
 
 
 def from_texts(texts: Iterable[LabelledText], labels: Sequence[str], weight: float = 1.0) -> list[TrainingRow]:
-    """Labelled texts as rows: all probability on the one class. ``KeyError`` for a label not in ``labels``."""
-    one_hot = {label: tuple(float(label == other) for other in labels) for label in labels}
+    """Labelled texts as rows: all probability on the one class. ``InputError`` for a label not in ``labels``."""
+    texts = list(texts)
+    one_hot = _one_hot(labels, texts)
     return [TrainingRow(row.text, one_hot[row.label], weight) for row in texts]
 
 
 def from_examples(
     examples: Iterable[Example], labels: Sequence[str], soft: bool = True, weight: float = 1.0
 ) -> list[TrainingRow]:
-    """Kept examples as rows: their distribution where they have one and ``soft``, else the one class."""
-    one_hot = {label: tuple(float(label == other) for other in labels) for label in labels}
+    """Kept examples as rows: their distribution where they have one and ``soft``, else the one class.
+
+    ``InputError`` for a label not in ``labels``.
+    """
+    kept = [row for row in examples if row.kept]
+    one_hot = _one_hot(labels, kept)
     return [
         TrainingRow(row.text, tuple(row.label_probs) if soft and row.label_probs else one_hot[row.label], weight)
-        for row in examples
-        if row.kept
+        for row in kept
     ]
+
+
+def _one_hot(labels: Sequence[str], rows: Sequence[LabelledText | Example]) -> dict[str, tuple[float, ...]]:
+    unknown = collections.Counter(row.label for row in rows if row.label not in labels)
+    if unknown:
+        shown = ", ".join(f"{label!r} ({count})" for label, count in unknown.most_common(5))
+        raise InputError(
+            [Problem("labels to train on", f"{shown} not among the task's classes {', '.join(labels[:10])}")]
+        )
+    return {label: tuple(float(label == other) for other in labels) for label in labels}
 
 
 def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[TrainingRow]:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from potstill.config_file import explain, override, place_of
+from potstill.deepspeed_settings import conflicts
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.sections import Section, home
@@ -74,9 +75,9 @@ class AugmentConfig(Section):
 
     strategy: Literal["promptmix", "few_shot", "zero_shot"] = Field("promptmix", description="how prompts are made")
     shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
-    per_class: int = Field(60, ge=1, le=100_000, description="texts a class to keep, after all filters")
+    per_class: int = Field(80, ge=1, le=100_000, description="texts a class to keep, after all filters")
     over_generate: float = Field(
-        2.0, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
+        1.5, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
     )
     classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes shown together")
     alpha: Alpha = Alpha()
@@ -107,12 +108,20 @@ class RelabelConfig(Section):
     neighbours: int = Field(
         6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
     )
+    shots: int = Field(
+        4, ge=1, le=100, description="seeds a class that a question shows at most; every pair of votes draws its own"
+    )
     soft: bool = Field(True, description="train on the distribution over classes instead of the one class")
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
         "auto", description="apply a change of label only above this (0 to 1); auto: found from the labelled seeds"
     )
     target_prior: float = Field(
         0.8, ge=0.0, le=1.0, description="prior probability that a text belongs to the class it was written for"
+    )
+    descriptions: Annotated[float, Field(ge=0.0, le=10.0)] | Literal["auto"] = Field(
+        "auto",
+        description="weight of what a sentence encoder says by the classes' names and descriptions (0 to 10); "
+        "auto: up to 1.5, as far as it agrees with the teacher and the class a text was written for",
     )
 
     @field_validator("channel", mode="before")
@@ -191,25 +200,22 @@ class StudentConfig(Section):
     deepspeed: dict[str, Any] = Field(
         {}, description="further DeepSpeed settings, as in its JSON; what the fields above decide can't stand here"
     )
+    checkpoint_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="optimiser steps between two checkpoints; 0: none; auto: one every five minutes"
+    )
+    min_workers: int = Field(
+        1, ge=1, le=1024, description="training goes on after nodes were lost while this many workers are left"
+    )
     max_failures: int = Field(2, ge=0, le=100, description="lost workers survived in one fit")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudentConfig:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage of 1 or more")
-        ours = {
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "gradient_accumulation_steps",
-            "optimizer",
-            "scheduler",
-        }
-        ours |= {"gradient_clipping", "bf16", "fp16", "torch_autocast"}
-        taken = sorted(ours & set(self.deepspeed)) + (
-            ["zero_optimization.stage"] if "stage" in self.deepspeed.get("zero_optimization", {}) else []
-        )
-        if taken:
-            raise ValueError(f"deepspeed: {', '.join(taken)} is decided by student's own fields; set those instead")
+        if self.workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not be above workers ({self.workers})")
+        if found := conflicts(self.deepspeed):
+            raise ValueError("deepspeed: " + "; ".join(found))
         return self
 
 
@@ -294,7 +300,14 @@ class Config(Section):
 _WITHOUT_EFFECT = {
     "task": ("preset", "data_dir"),
     "teacher": WITHOUT_EFFECT,
-    "student": ("workers", "micro_batch_tokens", "max_failures", "offload_optimizer"),
+    "student": (
+        "workers",
+        "min_workers",
+        "micro_batch_tokens",
+        "max_failures",
+        "offload_optimizer",
+        "checkpoint_steps",
+    ),
 }
 
 

@@ -88,6 +88,14 @@ def own_price(teacher: OpenAITeacher) -> Price | None:
     return Price(teacher.price.prompt, teacher.price.completion) if teacher.price is not None else None
 
 
+def teacher_price(teacher: OpenAITeacher) -> Price | None:
+    """What a teacher's answers cost in its mode; ``None`` where it is not known.
+
+    A batch of a model that has no batch price listed is taken to cost as much as single requests.
+    """
+    return find_price(teacher.model, teacher.base_url, own_price(teacher), batch=teacher.mode == "batch")
+
+
 def cost(
     price: Price, prompt_tokens: int, completion_tokens: int, *, cached_tokens: int = 0, written_tokens: int = 0
 ) -> float:

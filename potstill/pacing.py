@@ -66,7 +66,8 @@ class Grant:
     """Permission for ``requests`` more, with ``tokens`` and ``usd`` (reserved) for all of them.
 
     They are spread evenly over ``spread_s``. ``wait_s``: ask again after so long. ``hold``: send nothing now, not even what was granted before; give it back.
-    ``share``: places in the cluster's concurrency. ``stop``: nothing will be granted any more, and why.
+    ``share``: places in the cluster's concurrency. ``bearing``: go on after a refusal, some are to be expected.
+    ``stop``: nothing will be granted any more, and why.
     """
 
     requests: int = 0
@@ -76,6 +77,7 @@ class Grant:
     spread_s: float = 0.0
     hold: bool = False
     share: int = 0
+    bearing: bool = False
     stop: str | None = None
 
 
@@ -134,7 +136,8 @@ class Pacer:
         if count < 1:
             # In a probing spell what had been granted before stays where it is.
             careful = self._rates.probing or self._breaker.is_open
-            return Grant(wait_s=self._rates.wait_s(now) if wanted else 0.0, hold=careful, share=share)
+            wait_s = self._rates.wait_s(now) if wanted else 0.0
+            return Grant(wait_s=wait_s, hold=careful, share=share, bearing=self._rates.bearing)
         usd_next = report.usd_each if report.usd_next is None else report.usd_next
         usd_each = report.usd_each
         if not self._accounts.fitting(usd_each, 1):
@@ -146,7 +149,15 @@ class Pacer:
         self._rates.take(count, count * report.tokens_each, now)
         self._breaker.probe(now)
         wait, spread = self._rates.wait_s(now), self._rates.spread_s(now)
-        return Grant(count, count * report.tokens_each, count * usd_each, wait, spread, share=share)
+        return Grant(
+            count,
+            count * report.tokens_each,
+            count * usd_each,
+            wait,
+            spread,
+            share=share,
+            bearing=self._rates.bearing,
+        )
 
     def _stop_because(self, now: float) -> str | None:
         pause = self._rates.paused_until - now

@@ -5,10 +5,12 @@ at once. Refusals (429) lower the rate below them too, since somebody else may u
 
 Without a known limit the rate is found by additive-increase/multiplicative-decrease in the manner of TCP:
 
-- *Slow start* bounds what is outstanding: it doubles each round trip up to 32, then grows by 3.5 % a round trip.
-  So when an allowance ends that was good for n requests, at most about n/28 are refused.
+- *Slow start* bounds what is outstanding: it doubles each round trip up to 32, then grows by 2.6 % a round trip.
+  So when an allowance ends that was good for n requests, at most about n/36 are refused.
 - *A refusal* sets the rate just below the measured rate of success. All refusals of what was sent before that
   took effect are one signal. Then the rate creeps up again, faster the longer nothing is refused.
+  A cut that was too deep is made good quickly: up to the rate at which the refusals came.
+- *Refusals that don't depend on the rate* are found by an experiment (``potstill.rate_test``) and put up with.
 - *A blackout* (nothing but refusals, or ``Retry-After`` of seconds) lets only a probe through now and then. When
   one succeeds, slow start begins again, up to the mean rate of the whole cycle, pause included: this is what
   finds the sustainable rate of an endpoint that counts in whole minutes.
@@ -21,6 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from potstill.rate_headers import RateHeaders
+from potstill.rate_test import RateTest
 
 MARGIN = 0.98  # of a known limit; the rest is for jitter on the way, which a sliding window would count against us
 DEPTH_S = 0.5  # a bucket holds so much of its rate: a caller that comes late loses nothing, and no burst is larger
@@ -28,7 +31,8 @@ BELOW = 0.95  # of the measured rate, after a refusal; nearer to it where refusa
 FLOOR_PER_S = 0.02
 FIRST_WINDOW = 4.0
 FAST_WINDOW = 32.0  # up to here slow start doubles
-SLOW_GROWTH = 1.035  # a round trip, above that
+SLOW_GROWTH = 1.026  # a round trip, above that
+BACK_PER_S, BACK_SHARE = 0.25, 0.3  # growth on the way back to where the last cut was made: a second, and of the way
 GRACE_S = 0.25  # until every process has heard of a cut
 BLACKOUT_AFTER = 10  # refusals at least, and
 BLACKOUT_SHARE = 0.6  # of what was granted since the first of them, of which nothing has succeeded
@@ -117,6 +121,10 @@ class RateControl:
         self._granted: deque[tuple[float, int]] = deque()  # lately
         self._cycle_at: float | None = None
         self._cycle_successes = 0
+        self._test = RateTest()
+        self._before_dip = math.inf, FIRST_WINDOW  # rate and window
+        self._bearing = False  # refusals of which the test has shown that they don't depend on the rate
+        self._ceiling = 0.0  # the rate at which refusals came last
 
     def known(self, index: int) -> float | None:
         """The known limit a minute of requests (0) or tokens (1)."""
@@ -143,6 +151,11 @@ class RateControl:
     def probing(self) -> bool:
         """In a blackout: only single requests are let through."""
         return self._probe_at is not None
+
+    @property
+    def bearing(self) -> bool:
+        """Whether a share of refusals is put up with: nobody need hear of one at once."""
+        return self._bearing and not self._test.dipping
 
     def allowed(self, wanted: int, tokens_each: float, outstanding: int, now: float) -> int:
         """How many of ``wanted`` requests may go now."""
@@ -200,6 +213,7 @@ class RateControl:
     def settle(self, answers: Answers, now: float) -> None:
         """Learn from what came back."""
         self._advance(now)
+        self._test.record(answers.succeeded, answers.refused, now)
         if answers.rates is not None:
             self._listen(answers.rates, now)
         if answers.succeeded:
@@ -214,6 +228,7 @@ class RateControl:
                 self._resume(now)
         if answers.refused:
             self._refuse(answers, now)
+        self._experiment(now)
 
     def _listen(self, rates: RateHeaders, now: float) -> None:
         for index, one in enumerate((rates.requests, rates.tokens)):
@@ -229,14 +244,44 @@ class RateControl:
         self._streak += answers.refused
         self._refused_since_cut += answers.refused
         self._streak_at = min(self._streak_at, sent_at)
-        if sent_at > self._cut_at + GRACE_S and not self.probing:
-            self._cut(now)
         wait = answers.retry_after_s or 0.0
-        if wait:
+        borne = self._test.explains() and not self.probing
+        if not borne and not self._test.dipping and sent_at > self._cut_at + GRACE_S and not self.probing:
+            self._cut(now)
+        if wait and not (borne and wait <= LONG_PAUSE_S):
             self._pause(now + wait)
         granted = sum(count for time, count in self._granted if time >= self._streak_at)
-        if self._streak >= max(BLACKOUT_AFTER, BLACKOUT_SHARE * granted) or wait > LONG_PAUSE_S:
+        dark = self._streak >= max(BLACKOUT_AFTER, BLACKOUT_SHARE * granted)
+        if dark and self._test.noise:  # by chance alone many may be refused before the first success is back
+            dark = now - self._streak_at > GRACE_S + 2 * (self._latency or 0.2)
+        if dark or wait > LONG_PAUSE_S:
             self._black_out(now, wait)
+
+    def _experiment(self, now: float) -> None:
+        """Dip the rate where refusals may be no matter of it, and end that again."""
+        if self.probing:
+            return
+        self._test.confirm(min(self.requests_per_s, self._sent_per_s(now)), now)
+        if self._test.is_due_again(now):
+            self._dip(now)
+        found = self._test.verdict(now)
+        if found is None:
+            return
+        self.cap, self._window = self._before_dip
+        if found == "limit":
+            self.cap *= BELOW
+        elif found == "noise" and not self._bearing:
+            self.cap, self._window = math.inf, FIRST_WINDOW
+        self._bearing = bool(self._test.noise)
+        self._cut_at = now
+        self._refused_since_cut = self._succeeded_since_cut = 0
+
+    def _dip(self, now: float) -> None:
+        rate = self.requests_per_s
+        sent = self._sent_per_s(now)
+        self._before_dip = self.cap, self._window
+        self._test.begin(now, GRACE_S + 1.5 * (self._latency or 0.2))
+        self.cap = max(FLOOR_PER_S, self._test.dip * min(rate, sent))
 
     def _pause(self, until: float) -> None:
         self.paused_until = max(self.paused_until, until)
@@ -244,27 +289,44 @@ class RateControl:
         self._tokens.restart(self.paused_until)
 
     def _cut(self, now: float) -> None:
-        """Fall back to just below the measured rate of success."""
-        rate = self.requests_per_s
-        since = max(self._cut_at, self._cycle_at or now)
-        measured = self._meter.rate(since, now)
+        """Fall back to just below the measured rate of success; or dip, where that has not helped."""
+        rate, sent = self.requests_per_s, self._sent_per_s(now)
+        measured = self._meter.rate(max(self._cut_at, self._cycle_at or now), now)
+        if self._test.is_due(now):
+            self._dip(now)
+            return
+        self._ceiling = min(rate, sent)
+        if self._test.credit(self._ceiling, now):
+            self._ceiling *= 2
+            self._bearing, self._cut_at = True, now
+            return
         if math.isinf(rate):
             rate = measured or self._window / (self._latency or 0.2)
         refused = self._refused_since_cut / max(1, self._refused_since_cut + self._succeeded_since_cut)
         if measured is None:  # too soon after the last cut
             measured = rate * (1 - refused)
+        steep = refused >= 0.3 and self._refused_since_cut >= BLACKOUT_AFTER
+        if noise := self._test.noise:
+            measured, refused = measured / (1 - noise), max(0.0, refused - noise)
         below = min(0.99, max(BELOW, 1 - 5 * refused))  # where few are refused, a large cut would cost more than they
-        self.cap = max(FLOOR_PER_S, min(below * rate, max(below * measured, rate / (2 if refused < 0.3 else 10))))
+        self.cap = max(FLOOR_PER_S, min(below * rate, max(below * measured, rate / (10 if steep else 2))))
         self._refused_since_cut = self._succeeded_since_cut = 0
         if math.isfinite(self._window):
             # What was measured may be an allowance being used up: wait for all refusals and begin again from below.
             self._pause(now + GRACE_S)
             self._window = FIRST_WINDOW
         self._cut_at = now
+        self._test.cut(self._ceiling, now)
+        self._bearing = bool(self._test.noise)
+
+    def _sent_per_s(self, now: float) -> float:
+        """Requests that were granted a second, over the last two."""
+        return sum(count for time, count in self._granted if time >= now - 2.0) / 2
 
     def _black_out(self, now: float, wait_s: float) -> None:
         if not self.probing:
             self._probe_at, self._probe_every, self._blackout_at = now + FIRST_PROBE_S, FIRST_PROBE_S, now
+            self._test.forget()
         if wait_s:
             self._probe_at = max(self._probe_at or 0.0, now + wait_s)
 
@@ -279,6 +341,7 @@ class RateControl:
         self._window = FIRST_WINDOW
         self._probe_at, self._streak, self._streak_at = None, 0, math.inf
         self._cycle_at, self._cycle_successes, self._cut_at = now, 0, now
+        self._ceiling = 0.0
         self._requests.restart(now)
 
     def _advance(self, now: float) -> None:
@@ -286,7 +349,7 @@ class RateControl:
         last = now if self._advanced_at is None else self._advanced_at
         self._advanced_at = max(now, last)
         elapsed = min(1.0, max(0.0, now - last))
-        if not elapsed or self.hold_s(now) > 0 or self.probing:
+        if not elapsed or self.hold_s(now) > 0 or self.probing or self._test.dipping:
             return
         if now - self._window_bound_at <= 0.25 and math.isfinite(self._window):
             trip = max(0.005, min(self._latency or 1.0, 1.0 if self._window < FAST_WINDOW else 0.2))
@@ -296,6 +359,7 @@ class RateControl:
             self._window = math.inf  # the rate is what bounds from now on
         if now - self._rate_bound_at <= 1.0 and math.isfinite(self.cap):
             calm = min(30.0, max(0.0, now - max(self._cut_at, self.paused_until)))
-            self.cap *= math.exp(elapsed * (0.01 + 0.001 * calm))
+            back = min(BACK_PER_S, BACK_SHARE * (self._ceiling / self.cap - 1))
+            self.cap *= math.exp(elapsed * max(0.01 + 0.001 * calm, back))
             if (known := self.known(0)) is not None:
                 self.cap = min(self.cap, known / 60)

@@ -10,7 +10,8 @@ last class they read; the answers are raw log-probabilities, and what they mean 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,17 +71,17 @@ def plan_relabel(
     identity: TeacherIdentity,
     renderer: str,
     seed: int,
-) -> list[Request]:
+) -> Iterator[Request]:
     """The same number of requests for each text, text by text: its votes, then its channel scores if asked for.
 
-    Embeddings: rows of unit length for ``texts``, ``seeds`` and ``class_texts(task)``. Where there are more
+    A text's requests are made when they are asked for. Embeddings: rows of unit length for ``texts``, ``seeds`` and ``class_texts(task)``. Where there are more
     classes than ``neighbours``, the nearest ones are offered.
     """
     offered = _offer(
         task, text_embeddings, class_centres(task, seeds, seed_embeddings, class_embeddings), relabel.neighbours
     )
     ask = _Asker(task, relabel, identity, renderer, seed, "relabel")
-    return [request for text, labels in zip(texts, offered, strict=True) for request in ask.about(text, labels, seeds)]
+    return (request for text, labels in zip(texts, offered, strict=True) for request in ask.about(text, labels, seeds))
 
 
 def plan_seed_check(
@@ -116,6 +117,12 @@ def _without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
     rank = of_class[seeds[asked].label].index(asked)
     left_out = {own[rank % len(own)] for own in of_class.values()}
     return [i for i in range(len(seeds)) if i not in left_out]
+
+
+def count_questions(task: Task, relabel: RelabelConfig, identity: TeacherIdentity, renderer: str) -> int:
+    """How many requests there are about each text."""
+    channel = uses_channel(relabel, task, identity, renderer)
+    return relabel.votes + (min(len(task.labels), relabel.neighbours) if channel else 0)
 
 
 def sample_questions(
@@ -162,6 +169,7 @@ class _Asker:
         order = draws.shuffle(
             sorted(shown, key=lambda example: example.example_id), self.seed, "relabel order", vote // 2
         )
+        order = self._at_most_shots(order)
         shown = order[::-1] if vote % 2 else order
         cards = [card(self.task, label) for label in labels]
         prompt = ChoosePrompt(
@@ -176,11 +184,21 @@ class _Asker:
         return self._request(prompt, choices, VOTE, shown, None)
 
     def _channel(self, text: str, label: str, shown: Sequence[LabelledText]) -> Request:
-        own = [example for example in shown if example.label == label]
+        own = self._at_most_shots([example for example in shown if example.label == label])
         prompt = WritePrompt(
             self.task.description, self.task.text_kind, self.task.source, (card(self.task, label, own),)
         )
         return self._request(prompt, (" ".join(text.split()),), CHANNEL, own, label)
+
+    def _at_most_shots(self, seeds: Sequence[LabelledText]) -> list[LabelledText]:
+        """The first ``relabel.shots`` of every class: other votes see others, and the prompt stays short."""
+        taken: Counter[str] = Counter()
+        kept = []
+        for example in seeds:
+            taken[example.label] += 1
+            if taken[example.label] <= self.relabel.shots:
+                kept.append(example)
+        return kept
 
     def _request(
         self,

@@ -7,7 +7,7 @@ A 135M model completes patterns and follows no orders: lists gave 17 usable line
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from potstill.codes import code_names
 from potstill.draws import digest
@@ -50,7 +50,7 @@ def texts_per_reply(renderer: str, count: int) -> int:
 
 
 def to_requests(
-    drafts: Sequence[Draft],
+    drafts: Iterable[Draft],
     *,
     stage: str,
     task: str,
@@ -58,36 +58,32 @@ def to_requests(
     renderer: str,
     identity: TeacherIdentity,
     sampling: Sampling,
-) -> list[Request]:
-    """One request a draft; the renderer's stop strings are added to those of ``sampling``.
+) -> Iterator[Request]:
+    """One request a draft, made when it is asked for; the renderer's stop strings are added to those of ``sampling``.
 
     ``sampling.max_tokens`` is for one text: a chat reply gets room for all texts it is asked for.
     """
-    requests = []
     for draft in drafts:
         messages, stop = render(draft.prompt, renderer)
         max_tokens = sampling.max_tokens * texts_per_reply(renderer, draft.prompt.count)
-        requests.append(
-            Request(
-                stage=stage,
-                task=task,
-                strategy=strategy,
-                renderer=renderer,
-                provider=identity.provider,
-                model=identity.model,
-                weights_digest=identity.weights_digest,
-                messages=messages,
-                sampling=Sampling(
-                    sampling.temperature, sampling.top_p, max_tokens, tuple(dict.fromkeys((*sampling.stop, *stop)))
-                ),
-                occurrence=_draw_number(draft),
-                target_label=draft.target_label,
-                mix_label=draft.mix_label,
-                alpha=draft.alpha,
-                exemplar_ids=_shown_ids(draft, renderer),
-            )
+        yield Request(
+            stage=stage,
+            task=task,
+            strategy=strategy,
+            renderer=renderer,
+            provider=identity.provider,
+            model=identity.model,
+            weights_digest=identity.weights_digest,
+            messages=messages,
+            sampling=Sampling(
+                sampling.temperature, sampling.top_p, max_tokens, tuple(dict.fromkeys((*sampling.stop, *stop)))
+            ),
+            occurrence=_draw_number(draft),
+            target_label=draft.target_label,
+            mix_label=draft.mix_label,
+            alpha=draft.alpha,
+            exemplar_ids=_shown_ids(draft, renderer),
         )
-    return requests
 
 
 def _shown_ids(draft: Draft, renderer: str) -> tuple[str, ...]:

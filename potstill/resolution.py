@@ -11,15 +11,16 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
 
 from potstill import evidence
+from potstill.answered import Answered
 from potstill.config import AugmentConfig, RelabelConfig
-from potstill.rows import Example, Request, Response
+from potstill.rows import Example
 from potstill.selection import select
 from potstill.task import LabelledText, Task
 
@@ -50,7 +51,8 @@ class RelabelReport:
     min_confidence: float
     changes: tuple[tuple[str, str, int], ...]
     kept_per_class: tuple[tuple[str, int], ...]
-    prototype_agreement: float
+    description_weight: float
+    description_agreement: float | None
     warnings: tuple[str, ...]
 
 
@@ -66,10 +68,8 @@ def resolve(
     task: Task,
     seeds: Sequence[LabelledText],
     examples: Sequence[Example],
-    requests: Sequence[Request],
-    responses: Mapping[str, Response],
-    seed_requests: Sequence[Request],
-    seed_responses: Mapping[str, Response],
+    answered: Answered,
+    seed_answered: Answered,
     text_embeddings: np.ndarray,
     seed_embeddings: np.ndarray,
     class_embeddings: np.ndarray,
@@ -78,16 +78,17 @@ def resolve(
 ) -> Resolution:
     """Label and select ``examples`` (those with ``kept`` when the stage began; embeddings row by row).
 
-    ``requests``: as ``plan_relabel`` made them for these texts, empty where relabelling is off;
-    ``responses``: by request id. Failed requests count as no vote. Raises nothing for missing answers.
+    ``answered``: what ``plan_relabel`` asks about these texts with the answers, empty where relabelling is off;
+    ``seed_answered``: the same of ``plan_seed_check``. Failed requests count as no vote. Raises
+    nothing for missing answers.
     """
     columns = {label: column for column, label in enumerate(task.labels)}
     targets = np.array([columns[example.target_label or example.label] for example in examples], dtype=int)
     seed_columns = np.array([columns[example.label] for example in seeds], dtype=int)
     warnings: list[str] = []
 
-    answers = evidence.read_answers(task, requests, responses, len(examples))
-    seed_answers = evidence.read_answers(task, seed_requests, seed_responses, len(seeds))
+    answers = evidence.read_answers(task, answered, len(examples))
+    seed_answers = evidence.read_answers(task, seed_answered, len(seeds))
     shares = evidence.expected_shares(targets, len(columns))
     check = check_on_seeds(answers, seed_answers, seed_columns, shares) if relabel.enabled else None
     guard = _guard(relabel, check)
@@ -106,7 +107,7 @@ def resolve(
         seed_columns,
         class_embeddings,
         targets,
-        relabel.target_prior,
+        relabel,
     )
     warnings += found.warnings
     threshold = _threshold(relabel, guard)
@@ -143,7 +144,8 @@ def resolve(
         min_confidence=threshold,
         changes=_changes(task, targets, labels),
         kept_per_class=tuple((label, int((chosen & (labels == column)).sum())) for label, column in columns.items()),
-        prototype_agreement=_share((found.prototypes.argmax(1) == choice)[asked]),
+        description_weight=found.descriptions.weight,
+        description_agreement=found.descriptions.agreement,
         warnings=tuple(warnings),
     )
     return Resolution(tuple(resolved), report)

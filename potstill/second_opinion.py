@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.agreement import kappa
 from potstill.config import StudentConfig
 
 FLOOR = 0.02
@@ -55,7 +56,7 @@ def choose_say(student: StudentConfig, n_seeds: int, choices: NDArray[np.int64],
     everybody agrees. The constants were found on training-side rows of several tasks (``docs/method.md``).
     """
     n_classes = others.shape[1]
-    agreed = agreement(choices, others) if len(choices) else None
+    agreed = kappa(choices, others) if len(choices) else None
     taught = min(1.0, n_seeds / max(n_classes, 1) ** 2) ** 2
     low, high = _AGREEMENT
     # Nobody vouches for it where the teacher was asked nothing.
@@ -65,16 +66,6 @@ def choose_say(student: StudentConfig, n_seeds: int, choices: NDArray[np.int64],
         _LARGEST_BLEND * standing if student.blend == "auto" else student.blend,
         agreed,
     )
-
-
-def agreement(choices: NDArray[np.int64], others: NDArray[np.float64]) -> float:
-    """Cohen's kappa of hard ``choices`` [texts] with distributions ``others`` [texts, classes]: how much of the
-    others' probability is on what was chosen, beyond what the classes' totals alone would give; 1 at most."""
-    rows = np.arange(len(choices))
-    seen = float(others[rows, choices].mean())
-    chosen = np.bincount(choices, minlength=others.shape[1]) / len(choices)
-    by_chance = float((chosen * others.mean(axis=0)).sum())
-    return (seen - by_chance) / (1.0 - by_chance) if by_chance < 1.0 else 0.0
 
 
 def in_words(say: Mapping[str, float | None]) -> str:

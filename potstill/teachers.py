@@ -3,6 +3,7 @@
 teacher: {kind: embedded}
 teacher: {kind: openai, model: gpt-4o-mini, requests_per_minute: 5000, budget_usd: 5}
 teacher: {kind: openai, model: my-model, base_url: http://gpu-box:8000/v1, api_key_env: ""}
+teacher: {kind: openai, model: gpt-4o-mini, mode: batch}
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class OpenAITeacher(Section):
     renderer: Literal["auto", "chat", "codes"] = Field(
         "auto", description="how prompts are put; auto: chat, with a letter for each class where one is to be chosen"
     )
+    mode: Literal["realtime", "batch"] = Field(
+        "realtime", description="batch: OpenAI's Batch API, at half the price, answers within 24 hours"
+    )
+    batch_poll_s: float = Field(30.0, ge=0.1, le=3600.0, description="seconds between looks at a running batch")
     concurrency: int = Field(256, ge=1, le=100_000, description="requests in flight at once, over all processes")
     requests_per_minute: float | None = Field(None, gt=0, description="never send more; null: as the endpoint allows")
     tokens_per_minute: float | None = Field(None, gt=0, description="never use more; null: as the endpoint allows")
@@ -64,7 +69,9 @@ class OpenAITeacher(Section):
     ask_above_usd: float = Field(
         5.0, ge=0, description="ask before starting a job that may cost more (--yes: don't ask)"
     )
-    price: Price | None = Field(None, description="dollars per million tokens; null: from the published price list")
+    price: Price | None = Field(
+        None, description="dollars per million tokens, as the mode has them; null: from the published price list"
+    )
     timeout_s: float = Field(120.0, gt=0, description="seconds to wait for a reply, not counting the time in the queue")
     max_attempts: int = Field(6, ge=1, le=100, description="times a request is sent before it counts as failed")
     max_error_rate: float = Field(0.1, ge=0.0, le=1.0, description="share of failed requests that stops the job")
@@ -87,12 +94,26 @@ class OpenAITeacher(Section):
             object.__setattr__(self, "provider", urlsplit(self.base_url).netloc)
         return self
 
+    @model_validator(mode="after")
+    def _pace(self) -> OpenAITeacher:
+        if self.mode == "batch":
+            fields = type(self).model_fields
+            paced = [name for name in _PACE if getattr(self, name) != fields[name].default]
+            if paced:
+                raise ValueError(
+                    f"{', '.join(paced)}: without effect under mode: batch, the endpoint sets the pace; "
+                    "leave out, or set mode: realtime"
+                )
+        return self
+
 
 def _kind(value: Any) -> str:
     """The tag of a teacher's config; without ``kind`` it is the embedded one."""
     kind = value.get("kind", "embedded") if isinstance(value, dict) else getattr(value, "kind", "embedded")
     return str(kind)
 
+
+_PACE = ("concurrency", "requests_per_minute", "tokens_per_minute", "actors")
 
 KINDS = ("embedded", "openai")
 TeacherConfig = Annotated[
@@ -110,6 +131,8 @@ WITHOUT_EFFECT = (
     "batch_size",
     "api_key_env",
     "base_url",
+    "mode",
+    "batch_poll_s",
     "concurrency",
     "requests_per_minute",
     "tokens_per_minute",

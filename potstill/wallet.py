@@ -45,6 +45,7 @@ class Wallet:
         self.next_at = -math.inf  # nothing may be sent before
         self._apart_s = 0.0  # from one request to the next
         self.held = False  # nothing may be sent, whatever is at hand
+        self.bears = False  # a refusal holds nothing back
         self._usd = self._in_flight_usd = self._spent_usd = 0.0
         self._tokens = 0.0
         self._taken = 0
@@ -110,7 +111,7 @@ class Wallet:
             self._refusal_at = max(self._refusal_at, sent_at)
             if outcome.retry_after_s is not None:
                 self._retry_at = max(self._retry_at or 0.0, now + outcome.retry_after_s)
-            self.held = True  # until the limiter has heard of it
+            self.held = self.held or not self.bears  # until the limiter has heard of it
         elif outcome.kind == "failed":
             self._failed[outcome.error] += 1
         elif outcome.kind == "rejected":
@@ -186,4 +187,5 @@ class Wallet:
             self.next_at = self.next_at if self._apart_s else -math.inf
         self._tokens += grant.tokens
         self.share = grant.share
-        self.held = grant.hold or self._refused > 0
+        self.bears = grant.bearing
+        self.held = grant.hold or (self._refused > 0 and not grant.bearing)

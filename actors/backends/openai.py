@@ -26,6 +26,7 @@ from potstill.teacher import TeacherIdentity
 from potstill.teachers import OpenAITeacher
 
 _CONNECT_S = 10.0
+_MOST_CONNECTIONS = 100_000  # what bounds the requests in flight is the limiter
 _PROBE_TRIES = 4
 
 
@@ -72,9 +73,13 @@ class OpenAIBackend:
         self.abilities = abilities or Abilities()
         self._config = config
         self._key = read_key(config)
-        self._openai = openai
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = openai.AsyncOpenAI(
+        self.openai = openai
+        # `post` with plain types: `chat.completions.create` walks through its arguments' and its answer's types,
+        # which takes as much time as everything else (1.4 ms a request against 0.8).
+        self._raw = httpx.Response
+        # Not None: to the transport that means aiohttp's own limit, 100 connections.
+        limits = httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=None)
+        self.client = openai.AsyncOpenAI(
             api_key=self._key,
             base_url=config.base_url,
             max_retries=0,
@@ -84,7 +89,7 @@ class OpenAIBackend:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self.client.close()
 
     async def probe(self) -> Abilities:
         """Ask for one of two codes, leaving out what the endpoint refuses, and keep what it takes.
@@ -111,37 +116,53 @@ class OpenAIBackend:
             started = time.monotonic()
             abilities = self.abilities
             try:
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    **body(request, self._config.model, abilities)
+                raw = await self.client.post(
+                    "/chat/completions", cast_to=self._raw, body=body(request, self._config.model, abilities)
                 )
                 content = json.loads(raw.content)
-                return self._read(request, content, dict(raw.headers), time.monotonic() - started)
-            except self._openai.APIStatusError as error:
-                said = _error_body(error.body)
-                if error.status_code in (400, 422):
-                    # Another request may have found the same out meanwhile.
-                    other = give_up(abilities, said.get("param"), str(said.get("message", error.message)))
-                    if other is not None or self.abilities != abilities:
-                        self.abilities = other if self.abilities == abilities and other else self.abilities
-                        continue
+                return self.read(request, content, dict(raw.headers), time.monotonic() - started)
+            except self.openai.APIStatusError as error:
                 headers = dict(error.response.headers)
-                failure = classify(
-                    error.status_code,
-                    str(said.get("code") or said.get("type") or "") or None,
-                    self._hide(str(said.get("message") or error.message)),
-                    _seconds(headers),
-                )
-                return Sent(None, failure, headers)
-            except self._openai.APIConnectionError as error:
+                sent = self.refused(error.status_code, error.body, abilities, error.message, headers)
+                if sent is not None:
+                    return sent
+            except self.openai.APIConnectionError as error:
                 # The transport calls a refused connection a timeout too.
-                if isinstance(error, self._openai.APITimeoutError) and "Connect" not in type(error.__cause__).__name__:
+                if isinstance(error, self.openai.APITimeoutError) and "Connect" not in type(error.__cause__).__name__:
                     message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
                     return Sent(None, Failure("transient", message), {})
-                return Sent(None, Failure("transient", self._hide(_root(error))), {})
+                return Sent(None, Failure("transient", self.hide(root_cause(error))), {})
             except ValueError:  # no JSON, or no UTF-8
                 return Sent(None, Failure("transient", "the reply is no JSON"), {})
 
-    def _read(self, request: Request, content: Any, headers: Mapping[str, str], seconds: float) -> Sent:
+    def refused(
+        self,
+        status: int,
+        body: object,
+        abilities: Abilities,
+        message: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Sent | None:
+        """What an error status means for a request that was put as ``abilities`` have it.
+
+        ``None``: it named a setting, which is left out from now on; the request can be sent again.
+        """
+        said = error_body(body)
+        if status in (400, 422):
+            # Another request may have found the same out meanwhile.
+            other = give_up(abilities, said.get("param"), str(said.get("message", message)))
+            if other is not None or self.abilities != abilities:
+                self.abilities = other if self.abilities == abilities and other else self.abilities
+                return None
+        failure = classify(
+            status,
+            str(said.get("code") or said.get("type") or "") or None,
+            self.hide(str(said.get("message") or message)),
+            seconds_to_wait(headers or {}),
+        )
+        return Sent(None, failure, headers or {})
+
+    def read(self, request: Request, content: Any, headers: Mapping[str, str], seconds: float) -> Sent:
         """A reply of status 200 as a response; what can't be read as one is a failure, its tokens counted."""
         try:
             usage = content.get("usage") or {}
@@ -151,7 +172,7 @@ class OpenAIBackend:
                 return Sent(None, Failure("transient", "the reply has no choices"), headers, *used)
             first = choices[0]
             message = first.get("message") or {}
-            text, refusal = self._hide(message.get("content") or ""), self._hide(message.get("refusal") or "")
+            text, refusal = self.hide(message.get("content") or ""), self.hide(message.get("refusal") or "")
             logprobs = (first.get("logprobs") or {}).get("content")
         except (AttributeError, TypeError, ValueError):
             return Sent(None, Failure("transient", "the reply is no chat completion"), headers)
@@ -193,7 +214,7 @@ class OpenAIBackend:
             return f"teacher.base_url = {config.base_url!r}: nothing answers chat completions there ({message}){hint}"
         return f"teacher.base_url = {config.base_url!r}: {message}"
 
-    def _hide(self, text: str) -> str:
+    def hide(self, text: str) -> str:
         """``text`` without the key: some endpoints repeat it in their complaints."""
         return text.replace(self._key, "***") if len(self._key) > 4 else text
 
@@ -217,7 +238,7 @@ def _trial(identity: TeacherIdentity) -> Request:
     )
 
 
-def _error_body(content: object) -> dict[str, Any]:
+def error_body(content: object) -> dict[str, Any]:
     """The inner object of OpenAI's error body; the client has taken off the outer one where it could."""
     if isinstance(content, dict):
         inner = content.get("error", content)
@@ -225,14 +246,15 @@ def _error_body(content: object) -> dict[str, Any]:
     return {"message": str(content)} if content else {}
 
 
-def _seconds(headers: Mapping[str, str]) -> float | None:
+def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
+    """What ``Retry-After`` asks for, where it gives seconds."""
     try:
         return float(headers.get("retry-after", ""))
     except ValueError:
         return None
 
 
-def _root(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The last cause's own words: the client's are "Connection error."."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]

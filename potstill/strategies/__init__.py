@@ -5,12 +5,13 @@
 For every label the draws with index in [start, stop): a later round asks for the next range, and the plan
 for 50 draws is a prefix of the plan for 100. What a draw asks depends on (class, partner, alpha,
 occurrence), not on its index, so trials of a search share requests wherever their prompts are the same.
+A draft is made when the next one is asked for: a plan of a million holds one of them at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.errors import InputError, Problem
@@ -18,14 +19,14 @@ from potstill.prompts import Draft
 from potstill.strategies import few_shot, promptmix, zero_shot
 from potstill.task import LabelledText, Task
 
-Plan = Callable[[Task, Sequence[LabelledText], AugmentConfig, int, Mapping[str, tuple[int, int]]], list[Draft]]
+Plan = Callable[[Task, Sequence[LabelledText], AugmentConfig, int, Mapping[str, tuple[int, int]]], Iterator[Draft]]
 
 STRATEGIES: dict[str, Plan] = {"promptmix": promptmix.plan, "few_shot": few_shot.plan, "zero_shot": zero_shot.plan}
 
 
 def plan(
     task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
-) -> list[Draft]:
+) -> Iterator[Draft]:
     """The drafts of the configured strategy. Raises ``InputError`` for a strategy nobody registered."""
     if augment.strategy not in STRATEGIES:
         raise InputError(

@@ -5,7 +5,7 @@ With ``shots`` seeds drawn anew for every request, and the class alone in the pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.prompts import Draft, WritePrompt, card
@@ -16,9 +16,8 @@ from potstill.task import LabelledText, Task
 
 def plan(
     task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
-) -> list[Draft]:
+) -> Iterator[Draft]:
     """Drafts with index in [start, stop) of each label of ``counts``, in label order."""
-    drafts = []
     for label in task.labels:
         for i in range(*counts.get(label, (0, 0))):
             exemplars = draw_exemplars(seeds, label, augment.shots, seed, i)
@@ -33,5 +32,4 @@ def plan(
                 topic=context.topic,
                 count=augment.texts_per_reply,
             )
-            drafts.append(Draft(prompt, i, label, exemplar_ids=tuple(example.example_id for example in exemplars)))
-    return drafts
+            yield Draft(prompt, i, label, exemplar_ids=tuple(example.example_id for example in exemplars))

@@ -9,7 +9,7 @@ a cycle, and every text of a reply is used, not one in three.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from potstill import draws
 from potstill.config import Alpha, AugmentConfig
@@ -21,9 +21,8 @@ from potstill.task import LabelledText, Task
 
 def plan(
     task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
-) -> list[Draft]:
+) -> Iterator[Draft]:
     """Drafts with index in [start, stop) of each label of ``counts``, in label order."""
-    drafts = []
     for label in task.labels:
         start, stop = counts.get(label, (0, 0))
         times: Counter[tuple[str, float]] = Counter()
@@ -33,8 +32,7 @@ def plan(
             occurrence = times[partner, alpha]
             times[partner, alpha] += 1
             if i >= start:
-                drafts.append(_draft(task, seeds, augment, seed, label, partner, alpha, occurrence))
-    return drafts
+                yield _draft(task, seeds, augment, seed, label, partner, alpha, occurrence)
 
 
 def draw_alpha(alpha: Alpha, seed: int, label: str, i: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.prompts import Draft
@@ -12,6 +12,6 @@ from potstill.task import LabelledText, Task
 
 def plan(
     task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
-) -> list[Draft]:
+) -> Iterator[Draft]:
     """Drafts with index in [start, stop) of each label of ``counts``, in label order; ``seeds`` stay unseen."""
     return few_shot.plan(task, (), augment.model_copy(update={"shots": 0}), seed, counts)

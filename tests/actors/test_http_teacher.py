@@ -134,6 +134,16 @@ def test_a_wrong_key_stops_before_anything_is_asked(endpoint: Endpoint, tmp_path
     assert len(endpoint.book()) <= 2
 
 
+def test_one_process_of_the_pool_finds_out_for_all(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    endpoint.script(logprobs="refused", options=("A", "B", "C"))
+    config = teacher(endpoint, actors=3)
+    answers, _ = ask(config, tmp_path / "ledger.db", requests(config, 60, CLASSES))
+    assert all(answer.error is None for answer in answers)
+    tried = [entry for entry in endpoint.book() if not entry.prompt.startswith("Write")]
+    assert [entry.status for entry in tried] == [400, 200]
+    assert {entry.status for entry in endpoint.book() if entry.prompt.startswith("Write")} == {200}
+
+
 def test_a_budget_is_kept_and_what_was_bought_stays(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
     config = teacher(endpoint, budget_usd=0.01, price={"prompt": 10.0, "completion": 20.0})
     wanted = requests(config, 200)

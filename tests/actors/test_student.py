@@ -5,28 +5,22 @@ One worker is this process; two are subprocesses joined by gloo, without Ray (te
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_jobs import ROWS, STEPS, prepare, settings, train, two_workers, weights
 from tiny_student import LABELS, make_rows, make_student
 
 from actors import export, student
-from actors.student import ArmJob, ArmReport, TrainingJob
-from potstill.arms import Arm, arm_digest
-from potstill.config import StudentConfig
-from potstill.encoders import problems, weights_digest
+from actors.student import ArmReport
+from potstill.arms import Arm
+from potstill.encoders import problems
 from potstill.errors import InputError, StageError
 
 pytestmark = pytest.mark.slow
-STEPS = 50
-ROWS = make_rows(75)
 
 
 @pytest.fixture(scope="module")
@@ -36,39 +30,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch.setenv("LOCAL_RANK", "0")
     yield make_student(tmp_path_factory.mktemp("tiny") / "bert")
     patch.undo()
-
-
-def settings(tiny: str, **changes: Any) -> StudentConfig:
-    base = {
-        "model": tiny,
-        "epochs": 1,
-        "min_steps": STEPS,
-        "batch_size": 16,
-        "learning_rate": 5e-3,
-        "precision": "float32",
-    }
-    return StudentConfig(**{**base, **changes})
-
-
-def prepare(folder: Path, config: StudentConfig, *arms: Arm) -> TrainingJob:
-    jobs = []
-    for arm in arms or (Arm("one", ROWS),):
-        key = arm_digest(arm, config, LABELS, weights_digest(config.model))
-        jobs.append(
-            ArmJob(name=arm.name, digest=key, seed=arm.seed, folder=str(folder / key), lineage=dict(arm.lineage))
-        )
-        export.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
-    return TrainingJob(LABELS, config, tuple(jobs))
-
-
-def train(folder: Path, config: StudentConfig, *arms: Arm) -> list[ArmReport]:
-    return student.train_arms(prepare(folder, config, *arms))
-
-
-def weights(job: TrainingJob, number: int = 0) -> Mapping[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(str(Path(job.arms[number].folder) / "model" / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -95,36 +56,72 @@ def test_accumulation_gives_the_same_losses(tiny: str, reference: ArmReport, tmp
     np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
 
 
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-_WORKER = """
-import json, sys
-from datetime import timedelta
-import torch.distributed as dist
-from actors.student import TrainingJob, train_arms
-from dataclasses import asdict
-rank, store, jobs = int(sys.argv[1]), sys.argv[2], json.load(open(sys.argv[3]))
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-reports = [asdict(train_arms(TrainingJob.from_json(job))[0]) for job in jobs]
-json.dump(reports, open(sys.argv[4], "w"))
-"""
+def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmReport) -> None:
+    """One padded batch a step, torch's AdamW without decay on biases and norms, clipping, linear schedule."""
+    import torch
+
+    from actors.pretrained import TokenCache, load_encoder
+    from potstill.batches import plan_steps
+
+    config = settings(tiny)
+    torch.manual_seed(0)
+    encoder = load_encoder(config, LABELS)
+    tokens = TokenCache()
+    encoder.tokenise([row.text for row in ROWS], tokens)
+    named = dict(encoder.model.named_parameters())
+    decayed = [p for name, p in named.items() if not name.endswith("bias") and "LayerNorm" not in name]
+    others = [p for name, p in named.items() if name.endswith("bias") or "LayerNorm" in name]
+    assert len(others) > len(decayed) > 0
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
+    losses, clipped = [], 0
+    for number, step in enumerate(plan_steps(len(ROWS), 16, 1, STEPS, 0)):
+        rows = [ROWS[row] for row in step.rows]
+        logits = encoder.model(**encoder.collate([tokens.ids[row.text] for row in rows], "cpu")).logits
+        weight = torch.tensor([row.weight for row in rows])
+        each = torch.nn.functional.cross_entropy(
+            logits, torch.tensor([row.label_probs for row in rows]), reduction="none"
+        )
+        loss = (each * weight).sum() / weight.sum()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        clipped += float(torch.nn.utils.clip_grad_norm_(named.values(), 1.0)) > 1.0
+        rate = 5e-3 * ((number + 1) / 5 if number < 5 else (STEPS - number) / (STEPS - 5))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    assert clipped > 5, "clipping is put to the test"
+    np.testing.assert_allclose(losses, reference.losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_offload_gives_the_same_losses(tiny: str, reference: ArmReport, tmp_path: Path, stage: int) -> None:
+    report = train(tmp_path, settings(tiny, zero_stage=stage, offload_optimizer=True))[0]
+    np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
+
+
+def test_settings_passed_through_reach_deepspeed_or_are_refused_by_it(
+    tiny: str, reference: ArmReport, tmp_path: Path
+) -> None:
+    passed = {"zero_optimization": {"reduce_bucket_size": 2000}}
+    report = train(tmp_path / "small", settings(tiny, zero_stage=2, deepspeed=passed))[0]
+    np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
+    for number, wrong in enumerate(
+        ({"zero_optimization": {"reduce_bucket_size": -1}}, {"zero_optimization": {"stge": 1}})
+    ):
+        with pytest.raises(InputError, match=r"student\.deepspeed: DeepSpeed does not take it: .*(bucket|stge)"):
+            train(tmp_path / str(number), settings(tiny, zero_stage=1, deepspeed=wrong))
 
 
 def test_two_workers_give_the_same_losses_in_every_stage(tiny: str, reference: ArmReport, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{"zero_stage": stage} for stage in range(4)] + [{"micro_batch_tokens": 48}]
     jobs = [prepare(tmp_path / str(i), settings(tiny, **change)) for i, change in enumerate(changes)]
-    (tmp_path / "jobs.json").write_text(json.dumps([job.to_json() for job in jobs]))
-    workers = []
-    for rank in range(2):
-        arguments = [str(rank), str(tmp_path / "store"), str(tmp_path / "jobs.json"), str(tmp_path / f"{rank}.json")]
-        command = [sys.executable, "-c", _WORKER, *arguments]
-        environment = {**os.environ, **_ENVIRONMENT, "LOCAL_RANK": str(rank)}
-        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
-    for worker in workers:
-        _, errors = worker.communicate(timeout=240)
-        assert worker.returncode == 0, errors.decode()[-3000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second, "every rank returns the same reports"
-    for change, report in zip(changes, first, strict=True):
+    # Fewer texts in a batch than workers: one of them computes padding alone.
+    lonely = prepare(tmp_path / "lonely", settings(tiny, batch_size=1, min_steps=20), Arm("two", ROWS[:2]))
+    alone = train(tmp_path / "alone", settings(tiny, batch_size=1, min_steps=20), Arm("two", ROWS[:2]))[0]
+    *reports, two = two_workers(tmp_path / "work", [(job, None, None) for job in (*jobs, lonely)])
+    np.testing.assert_allclose(two["losses"], alone.losses, rtol=1e-4)
+    for change, report in zip(changes, reports, strict=True):
         assert report["workers"] == 2
         assert report["examples"] == reference.examples
         np.testing.assert_allclose(report["losses"], reference.losses, rtol=1e-4, err_msg=str(change))
@@ -238,10 +235,16 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(tiny: str, tmp_path: Pa
     assert export.read_report(prepare(tmp_path, config).arms[0].folder) is None
 
 
-def test_long_texts_are_cut_and_counted(tiny: str, tmp_path: Path) -> None:
+def test_long_texts_are_cut_and_counted_and_it_is_said(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     report = train(tmp_path, settings(tiny, max_length=8, min_steps=5))[0]
-    assert 0 < report.truncated < 75
+    # Words and tokens are the same here; two more tokens begin and end a text. One of just 8 tokens is not cut.
+    too_long = {row.text for row in ROWS if len(row.text.split()) + 2 > 8}
+    assert any(len(row.text.split()) + 2 == 8 for row in ROWS)
+    assert report.truncated == len(too_long)
     assert report.padded_tokens <= report.examples * 8
+    assert f"{len(too_long)} texts are cut at 8 tokens" in caplog.text
 
 
 def test_checkpoints_without_an_encoder_are_refused(tiny: str, tmp_path: Path) -> None:
@@ -278,3 +281,30 @@ def test_a_foreign_tokenizer_is_refused(tiny: str, tmp_path: Path) -> None:
     BertTokenizer(vocab=large).save_pretrained(broken)
     with pytest.raises(InputError, match="don't belong together"):
         train(tmp_path / "a", settings(str(broken)))
+
+
+def test_a_tokenizer_of_another_family_is_refused(tiny: str, tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import BertTokenizer
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    BertTokenizer(vocab={"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}).save_pretrained(broken)
+    with pytest.raises(InputError, match="pads with token 1 and its config says 0"):
+        train(tmp_path / "a", settings(str(broken)))
+
+
+def test_code_of_a_checkpoint_is_never_run(tiny: str, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    theirs = tmp_path / "theirs"
+    shutil.copytree(tiny, theirs)
+    content = json.loads((theirs / "config.json").read_text())
+    content |= {"model_type": "theirs", "auto_map": {name: f"code.{name}" for name in ("AutoConfig", "AutoModel")}}
+    (theirs / "config.json").write_text(json.dumps(content))
+    (theirs / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(InputError, match="can't be loaded"):
+        train(tmp_path / "a", settings(str(theirs)))
+    assert not (tmp_path / "ran").exists()

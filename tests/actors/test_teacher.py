@@ -12,7 +12,7 @@ import ray
 from actors.backends.embedded import identify
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
-from actors.teacher import Answer
+from actors.teacher import Answer, to_answer_table
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table
@@ -134,11 +134,12 @@ def test_all_teachers_work_at_the_same_time(path):
         def __init__(self, meeting):
             self.meeting = meeting
 
-        def answer(self, asked):
+        def answer_table(self, asked):
             ray.get(self.meeting.arrive.remote())
             for _ in range(600):
                 if ray.get(self.meeting.complete.remote()):
-                    return [Answer(Response(one.request_id, "done"), reused=False) for one in asked]
+                    names = asked["request_id"].to_pylist()
+                    return to_answer_table([Answer(Response(name, "done"), reused=False) for name in names])
                 time.sleep(0.1)
             raise RuntimeError("the others never came")
 

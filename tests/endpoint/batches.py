@@ -53,7 +53,9 @@ class Batch:
 
     fields: dict[str, Any]
     lines: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    hurried: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def status(self) -> str:
@@ -149,6 +151,16 @@ class Batches:
         batch.cancelled.set()
         return _sent(batch.fields)
 
+    def hurry(self) -> None:
+        """What runs now takes no more time."""
+        for batch in self._batches.values():
+            batch.hurried.set()
+
+    def forget(self) -> None:
+        """Begin anew, without files and batches."""
+        self._files.clear()
+        self._batches.clear()
+
     async def close(self) -> None:
         """End what still runs."""
         for task in self._running:
@@ -182,12 +194,17 @@ class Batches:
             batch.lines.append(parsed)
             tokens += count_prompt_tokens(parsed["body"]) + (token_limit(parsed["body"]) or 0)
         general = {"line": None, "param": None}
+        if script.batch_failure:
+            problems.append({"code": "model_not_found", "message": script.batch_failure, **general})
         if not batch.lines and not problems:
             problems.append({"code": "empty_file", "message": "The input file is empty.", **general})
         if len(batch.lines) > script.batch_max_lines:
             message = f"The input file has more than {script.batch_max_lines} requests."
             problems.append({"code": "max_requests_exceeded", "message": message, **general})
-        if script.batch_token_limit is not None and tokens > script.batch_token_limit:
+        batch.tokens = tokens
+        enqueued = sum(one.tokens for one in self._batches.values() if one.status in OPEN)
+        if script.batch_token_limit is not None and enqueued > script.batch_token_limit:
+            batch.tokens = 0
             message = f"Enqueued token limit reached. Limit: {script.batch_token_limit} enqueued tokens. Please try again once some in_progress batches have been completed."
             problems.append({"code": "token_limit_exceeded", "message": message, **general})
         return problems
@@ -226,11 +243,13 @@ class Batches:
 
 async def _passed(batch: Batch, seconds: float) -> bool:
     """Wait, at least for others' turns; whether nobody cancelled meanwhile."""
+    events = [asyncio.ensure_future(event.wait()) for event in (batch.cancelled, batch.hurried)]
     try:
-        await asyncio.wait_for(batch.cancelled.wait(), max(seconds, 0.001))
-    except TimeoutError:
-        return True
-    return False
+        await asyncio.wait(events, timeout=max(seconds, 0.001), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for event in events:
+            event.cancel()
+    return not batch.cancelled.is_set()
 
 
 def _parse_line(line: bytes) -> tuple[dict[str, Any], str | None, str]:

@@ -103,6 +103,9 @@ class Script:
     batch_running_s: NotNegative = 0.0
     batch_expired_share: Share = 0.0  # lines that the batch did not get to before it expired
     batch_max_lines: Annotated[int, Field(ge=1)] = 50_000
+    batches: Literal["served", "refused"] = "served"  # refused: 404 for all that has to do with batches
+    batch_lost_answers: Annotated[int, Field(ge=0)] = 0  # so many are created, but nobody hears of it
+    batch_failure: str = ""  # a message with which every batch fails
     batch_token_limit: Annotated[int, Field(ge=1)] | None = None  # more enqueued tokens fail the batch
 
     @field_validator("shares", "api_shares")

@@ -68,6 +68,14 @@ class Endpoint:
         """Empty the book: numbers and attempts start at 0 again. Not for while requests are under way."""
         self._fetch("/_book", method="DELETE")
 
+    def forget_batches(self) -> None:
+        """End and forget all batches and files."""
+        self._fetch("/_batches", method="DELETE")
+
+    def hurry_batches(self) -> None:
+        """Have all running batches done at once."""
+        self._fetch("/_batches/hurry", method="POST")
+
     def summary(self) -> dict[str, Any]:
         """Counts of the book, for runs of which the book is long: see ``Book.summary``."""
         found: dict[str, Any] = json.loads(self._fetch("/_book/summary"))

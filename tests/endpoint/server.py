@@ -1,7 +1,7 @@
 """The HTTP server: routes, keys, limits and storms, and the ways in which a connection fails.
 
 One process, one event loop. Beside the API under ``/v1`` there are ``/_book`` (JSON lines; ``?since=N``; DELETE
-empties it), ``/_book/summary`` and ``/_script`` (GET; PUT with the fields to change).
+empties it), ``/_batches`` (DELETE ends and forgets them, with all files; POST to ``/_batches/hurry`` has them done), ``/_book/summary`` and ``/_script`` (GET; PUT with the fields to change).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Service:
         self._in_flight = 0
         self._upstream: ClientSession | None = None
         self._batches = Batches(lambda: self.script, self._answer_line)
-        self._use(script, {"requests_per_minute", "storm_s"})
+        self._lost_answers = 0
+        self._use(script, {"requests_per_minute", "storm_s", "batch_lost_answers"})
 
     def application(self) -> web.Application:
         """An aiohttp application of all routes."""
@@ -68,6 +69,8 @@ class Service:
                 web.post("/v1/batches/{id}/cancel", self._api("batches", lambda r: batches.cancel(r.match_info["id"]))),
                 web.get("/_book", self._show_book),
                 web.delete("/_book", self._clear_book),
+                web.delete("/_batches", self._forget_batches),
+                web.post("/_batches/hurry", self._hurry_batches),
                 web.get("/_book/summary", self._show_summary),
                 web.get("/_script", self._show_script),
                 web.put("/_script", self._change_script),
@@ -84,6 +87,8 @@ class Service:
             self._limits = Limits(script)
         else:
             self._limits.script = script
+        if "batch_lost_answers" in changed:
+            self._lost_answers = script.batch_lost_answers
         if changed & {"storm_requests", "storm_s"}:
             self._storm_left = script.storm_requests
             self._storm_until = time.monotonic() + script.storm_s
@@ -195,13 +200,15 @@ class Service:
             try:
                 fault = draw_fault(self.script.api_shares, self.script.seed, f"api/{entry.number}") or ""
                 outcome = self._check_key(request)
+                if outcome is None and route in ("files", "batches") and self.script.batches == "refused":
+                    outcome = self._nowhere(request)
                 if outcome is None and fault in ERROR_FAULTS:
                     outcome = plain_error(int(fault))
                 if outcome is None:
                     found = answer(request)
                     outcome = found if isinstance(found, Outcome) else await found
                     spoil(outcome, fault)
-                outcome.fault = fault
+                outcome.fault = outcome.fault or fault
                 return await self._send(request, entry, outcome)
             finally:
                 entry.ended = time.time()
@@ -240,7 +247,11 @@ class Service:
         return self._batches.add_file(file.file.read(), file.filename, str(form.get("purpose")))
 
     async def _create_batch(self, request: web.Request) -> Outcome:
-        return self._batches.create(await request.json())
+        outcome = self._batches.create(await request.json())
+        if self._lost_answers > 0:
+            self._lost_answers -= 1
+            outcome.fault = "reset_before"
+        return outcome
 
     def _list_batches(self, request: web.Request) -> Outcome:
         return self._batches.list_batches(int(request.query.get("limit", "20")), request.query.get("after"))
@@ -286,6 +297,15 @@ class Service:
 
     async def _clear_book(self, _: web.Request) -> web.Response:
         self.book.clear()
+        return web.Response(status=204)
+
+    async def _forget_batches(self, _: web.Request) -> web.Response:
+        await self._batches.close()
+        self._batches.forget()
+        return web.Response(status=204)
+
+    async def _hurry_batches(self, _: web.Request) -> web.Response:
+        self._batches.hurry()
         return web.Response(status=204)
 
     async def _show_summary(self, _: web.Request) -> web.Response:

@@ -137,6 +137,23 @@ def test_a_broken_config_is_one_line_for_each_fault_and_the_rest_is_checked_as_w
     assert len(found) == len(expected)
 
 
+@pytest.mark.parametrize("command", ["plan", "relabel", "finetune", "evaluate"])
+def test_every_command_tells_all_that_is_wrong_with_a_config(command, refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    config = write_config(
+        tmp_path / "c.yaml",
+        {
+            "task": "no-such-task",
+            "storage": str(tmp_path / "file/runs"),
+            "augment": {"per_klass": 3},
+            "tracking": {"uri": "none"},
+        },
+    )
+    found = refused(command, config)
+    for part in ("augment.per_klass: no such field", "task.preset = 'no-such-task'", "storage = "):
+        assert sum(part in line for line in found) == 1, (part, found)
+
+
 def test_bad_texts_are_told_with_everything_else(refused, tmp_path):
     """Empty and non-string texts, labels not among the classes, too few seeds; and storage."""
     (tmp_path / "file").write_text("in the way")

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from actors.batch_runner import BatchProgress
+from jobs.batch_watch import watched
 from jobs.progress import Meter, Progress, format_duration, format_progress, format_usd
 from jobs.terminal import Terminal
 
@@ -24,6 +26,7 @@ FULL = Progress(
     expected_usd=1.37,
     eta_s=13.2,
 )
+NOTE = "2 batches 30/80 (finalizing, in_progress)"
 LINE = "1,204/4,000  212 req/s  18,400 tok/s  $0.41 of ~$1.37  retries 3  ledger 512  ETA 0:13"
 
 
@@ -272,3 +275,21 @@ def test_a_terminal_gets_a_live_line(width, shown):
     assert last.endswith("done with it")
     assert any("generate" in part and shown in part for part in live)
     assert all(len(part) <= width for part in live)
+
+
+class TwoBatches:
+    """What the watch needs of a pool."""
+
+    def batch_progress(self):
+        return BatchProgress(2, 80, 30, ("finalizing", "in_progress"))
+
+
+def test_batches_are_told_of_while_they_run():
+    meter = Meter()
+    with watched(TwoBatches(), meter, every_s=0.01):
+        until = time.monotonic() + 30
+        while not meter.progress().note:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert format_progress(meter.progress()) == f"0/0  {NOTE}"
+    assert meter.progress().note == ""

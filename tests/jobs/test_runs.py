@@ -152,6 +152,6 @@ def test_examples_name_the_request_that_relabelled_them() -> None:
         for i in range(6)
     ]
     examples = [Example("1", "she purrs", "cat"), Example("2", "she barks", "dog")]
-    named = relabel.name_requests(examples, requests)
+    named = relabel.name_requests(examples, [request.request_id for request in requests])
     assert [one.relabel_request_id for one in named] == [requests[0].request_id, requests[3].request_id]
     assert relabel.name_requests(examples, []) == tuple(examples)

@@ -4,12 +4,12 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pytest
 from rich.console import Console
 
 from actors.teacher import Answer, to_answer_table
-from jobs import finetune, generate, plan, report
+from jobs import finetune, generate, plan, relabel, report
 from jobs.asking import Usage, ask
 from jobs.job import prepare
 from jobs.progress import Meter, format_duration, format_usd
@@ -17,8 +17,10 @@ from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.cost import Price
 from potstill.errors import StageError
+from potstill.relabelling import VOTE
 from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
+from potstill.teachers import OpenAITeacher
 
 MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
 
@@ -118,29 +120,41 @@ def test_usage_adds_up():
 class ScriptedPool:
     """Answers every request; every third from the ledger, every fifth with an error, in batches of four."""
 
-    def ask(self, requests, on_batch):
-        tables = []
+    def batch_progress(self):
+        return None
+
+    def stream(self, tables, folder=None):
+        requests = [request for table in tables for request in from_table(table, Request)]
         for start in range(0, len(requests), 4):
             answers = [self.answer(i, requests[i]) for i in range(start, min(start + 4, len(requests)))]
-            tables.append(to_answer_table(answers))
-            on_batch(tables[-1])
-        return pa.concat_tables(tables)
+            yield to_answer_table(answers[::-1])
 
     def answer(self, number, request):
         error = "content filter" if number % 5 == 4 and number < 10 else None
-        response = Response(request.request_id, "1. a text", prompt_tokens=100, completion_tokens=10, cost_usd=0.001)
+        response = Response(
+            request.request_id, f"1. text {number}", prompt_tokens=100, completion_tokens=10, cost_usd=0.001
+        )
         return Answer(replace(response, error=error), reused=number % 3 == 0)
 
 
 def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
-    requests = generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10)))
+    requests = list(generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10))))
     assert len(requests) == 30
     meter = Meter()
-    responses, usage = ask(job, ScriptedPool(), "generate-1", requests, meter)
+    # Three requests are planned twice: they are asked once, and both places have the answer.
+    planned = [*requests, *requests[:3]]
+    answered, usage = ask(job, ScriptedPool(), "generate-1", iter(planned), 33, meter)
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
     assert usage.new_cost_usd == pytest.approx(0.02)
-    assert len(responses) == 28
+    assert answered.plan["request_id"].to_pylist() == [request.request_id for request in planned]
+    texts = [None if i in (4, 9) else f"1. text {i}" for i in range(30)]
+    assert [text for (text,) in answered.rows("text")] == [*texts, *texts[:3]]
+    assert job.run.read(Request, "generate-1") == requests
+    errors = {row.request_id: row.error for row in job.run.read(Response, "generate-1")}
+    assert [errors[request.request_id] for request in requests] == [
+        "content filter" if i in (4, 9) else None for i in range(30)
+    ]
     shown = meter.progress()
     assert (shown.done, shown.total, shown.reused) == (30, 30, 10)
     assert shown.cost_usd == pytest.approx(shown.expected_usd) == pytest.approx(0.02)
@@ -211,6 +225,18 @@ def test_an_endpoint_has_a_price_and_a_time(job, monkeypatch):
     assert whole.split()[-2] == format_usd(sum(stage.cost_usd for stage in stages))
 
 
+def test_batches_are_half_the_price_and_take_up_to_a_day():
+    single, batch = (
+        plan.teacher_terms(OpenAITeacher(kind="openai", model="gpt-4o-mini", mode=mode))
+        for mode in ("realtime", "batch")
+    )
+    asked = [question(name) for name in "abc"]
+    usual, half = plan.plan_stage("generate", asked, single), plan.plan_stage("generate", asked, batch)
+    assert half.cost_usd == pytest.approx(usual.cost_usd / 2)
+    assert half.seconds == 24 * 3600
+    assert plan.plan_stage("generate", asked, batch, known=3).seconds == 0
+
+
 def test_a_server_of_ones_own_has_no_price_until_the_config_names_one(job, monkeypatch):
     text = shown_plan(job, monkeypatch, plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8))
     assert text.count("price unknown") == 3
@@ -239,3 +265,40 @@ def test_the_verdict_says_when_it_may_be_chance():
     assert "may be chance" in words(gain=0.02)
     assert "may be chance" not in words(gain=0.1, low=0.05)
     assert "0.100 macro-F1 below" in words(gain=-0.1, high=-0.05)
+
+
+class WritingPool(ScriptedPool):
+    """Writes a text of its own for every request, and knows by it which class it was written for."""
+
+    def answer(self, number, request):
+        if not request.choices:
+            said = f"{request.target_label} letter with the code {request.request_id} please"
+            return Answer(Response(request.request_id, said, "stop"), reused=False)
+        asked = request.choices[0] if request.target_label else request.messages[-1].content.rsplit("\n", 2)[-2]
+        about = [request.target_label] if request.target_label else request.choices
+        sure = tuple(-0.1 if name.replace(" ", "_") in asked.replace(" ", "_") else -4.0 for name in about)
+        return Answer(Response(request.request_id, choice_logprobs=sure), reused=False)
+
+
+def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
+    def embed(job, examples):
+        rng = np.random.default_rng(0)
+        parts = [rng.normal(size=(count, 8)) for count in (len(examples), len(job.data.seeds), len(job.labels))]
+        return relabel.Embeddings(*(part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts))
+
+    monkeypatch.setattr(relabel, "_embed", embed)
+    examples, made = generate.generate(job, WritingPool())
+    assert made.kept == len([example for example in examples if example.kept]) > 0
+    planned = {row.request_id: row for row in job.run.read(Request, "generate-1")}
+    for example in examples:
+        assert example.text.split()[0] == planned[example.request_id].target_label == example.target_label
+        assert example.alpha == planned[example.request_id].alpha
+    relabel.relabel(job, WritingPool())
+    rows = [row for row in job.run.read(Example, "relabelled") if row.label_probs]
+    votes = {row.request_id: row for row in job.run.read(Request, "relabel")}
+    assert len(rows) == made.kept
+    for row in rows:
+        assert row.teacher_label == row.label == row.target_label
+        first = votes[row.relabel_request_id]
+        assert (first.stage, first.strategy) == ("relabel", VOTE)
+        assert row.text in first.messages[-1].content

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.coverage import read_coverage, what_counts
 from jobs import evaluation, training
 from jobs.training import Arm, choose_workers, problems
+from potstill.batches import plan_steps
 from potstill.config import StudentConfig
 from potstill.errors import InputError, StageError
 from potstill.scores import score
@@ -88,16 +90,21 @@ def test_two_arms_in_one_fit_then_reuse_then_prediction(ray_cluster: Any, tmp_pa
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(ray_cluster: Any, tmp_path: Path) -> None:
-    config = settings(tmp_path, min_steps=150)
-    arms = [Arm("short", ROWS, seed=1), Arm("long", ROWS[::-1], seed=2)]
+    """In the middle of the second arm, with kill -9: training goes on from the last checkpoint."""
+    config = settings(tmp_path, min_steps=120, checkpoint_steps=20, zero_stage=1)
+    arms = [Arm("short", ROWS[:30], seed=1), Arm("long", ROWS[::-1], seed=2)]
     killed: list[int] = []
 
-    def kill_when_the_first_arm_is_done() -> None:
+    def kill_in_the_second_arm() -> None:
         import psutil
 
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not list(tmp_path.glob("students/*/complete.json")):
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
             time.sleep(0.02)
+            done = {path.parent for path in tmp_path.glob("students/*/complete.json")}
+            going = {path.parents[1] for path in tmp_path.glob("students/*/coverage/*")} - done
+            if done and any(line["step"] >= 62 for folder in going for line in read_coverage(str(folder))):
+                break
         for process in psutil.process_iter(["cmdline"]):
             # Workers of this test's cluster only: they are descendants of this process's raylet.
             line = " ".join(process.info["cmdline"] or [])
@@ -106,15 +113,26 @@ def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(ray_clust
                 killed.append(process.pid)
                 return
 
-    watcher = threading.Thread(target=kill_when_the_first_arm_is_done)
+    watcher = threading.Thread(target=kill_in_the_second_arm)
     watcher.start()
-    result = training.train(arms, config, LABELS, str(tmp_path))
+    result = training.train(arms, config, LABELS, str(tmp_path), record=True)
     watcher.join()
     assert killed
     assert result.trained == 2
-    for student in result.students.values():
-        assert len(student.records) == 150
-        assert student.examples == 150 * 75 // 5
+    long = result.students["long"]
+    assert long.workers == 2
+    (resumed,) = long.resumed
+    assert resumed in (20, 40, 60, 80, 100)
+    assert result.students["short"].resumed == ()
+    for student, rows in ((result.students["short"], 30), (long, 75)):
+        assert len(student.records) == 120
+        lines = read_coverage(str(Path(student.export).parent))
+        plan = plan_steps(rows, 16, 1, 120, seed=1 if rows == 30 else 2)
+        assert what_counts(lines) == {number: sorted(step.rows) for number, step in enumerate(plan, start=1)}
+    attempts = {line["attempt"] for line in lines if line["step"] <= resumed}
+    assert len(attempts) == 1, "nothing before the checkpoint was computed again"
+    assert len({line["attempt"] for line in lines}) == 2
+    assert len(list(tmp_path.glob("fits/*/checkpoint_*"))) <= 2, "old checkpoints are deleted"
 
 
 @pytest.mark.slow

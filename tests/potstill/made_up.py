@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from potstill.rows import Request, Response
+from potstill.answered import PLANNED, Answered
+from potstill.rows import Request, Response, to_table
 from potstill.task import LabelledText, Task
 from potstill.teacher import TeacherIdentity
 
@@ -61,3 +64,10 @@ def answer(requests: Sequence[Request], lean: str = "tool", reliability: float =
             values.append(-5.0 + reliability * known + (4.0 if label == lean and not request.target_label else 0.0))
         responses[request.request_id] = Response(request.request_id, choice_logprobs=tuple(values))
     return responses
+
+
+def answered(requests: Sequence[Request], responses: Mapping[str, Response], row_group: int = 100) -> Answered:
+    """Requests and what was answered, as a stage puts them side by side."""
+    file = pa.BufferOutputStream()
+    pq.write_table(to_table(responses.values(), Response), file, row_group_size=row_group)
+    return Answered(to_table(requests, Request).select(PLANNED), pq.ParquetFile(pa.BufferReader(file.getvalue())))

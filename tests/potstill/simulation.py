@@ -129,7 +129,7 @@ class World:
                 client, sent_at, outcome = what
                 wallets[client].finish(outcome, self.tokens, self.usd, sent_at, now)
                 send(client, now)
-                if outcome.kind == "refused":
+                if outcome.kind == "refused" and wallets[client].held:
                     plan(client, now + 0.002)
                 continue
             if kind == "ripe":

@@ -128,3 +128,14 @@ def test_numbers_and_auto_are_taken():
     assert (student.learning_rate, student.micro_batch_tokens) == (1e-4, 8)
     assert parse({"task": "t", "relabel": {"min_confidence": 1}}).relabel.min_confidence == 1.0
     assert parse({"task": "t", "student": {"learning_rate": "auto"}}).student.learning_rate == "auto"
+
+
+def test_a_batch_has_no_pace_of_ours():
+    batch = {"kind": "openai", "model": "m", "mode": "batch"}
+    assert Config.model_validate({"task": "trec6", "teacher": batch}).teacher.mode == "batch"
+    with pytest.raises(ValueError, match="requests_per_minute, actors: without effect under mode: batch"):
+        Config.model_validate({"task": "trec6", "teacher": {**batch, "requests_per_minute": 60, "actors": 2}})
+    modes = [
+        Config.model_validate({"task": "trec6", "teacher": {**batch, "mode": mode}}) for mode in ("batch", "realtime")
+    ]
+    assert modes[0].digest() == modes[1].digest()  # the same run, the same answers

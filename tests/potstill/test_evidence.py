@@ -5,26 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from potstill import evidence
 from potstill.config import RelabelConfig
 from potstill.relabelling import class_texts, plan_relabel
-from tests.potstill.made_up import IDENTITY, WORDS, answer, embed, make_seeds, make_task
+from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = np.array([column for _ in range(4) for column, words in enumerate(WORDS.values()) for _ in words])
 EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
-REQUESTS = plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(channel="on"), IDENTITY, "list", 0)
+REQUESTS = list(plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(channel="on"), IDENTITY, "list", 0))
 SEED_COLUMNS = np.repeat(np.arange(3), 2)
 
 
 def _weigh(answers: evidence.Answers, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
-    return evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, share)
+    relabel = RelabelConfig(target_prior=share, descriptions=0)
+    return evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, relabel)
 
 
 def test_answers_are_read_into_place() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, lean=""), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, lean="")), len(TEXTS))
     assert answers.votes.shape == (48, 2, 3)
     assert answers.channel is not None
     assert (answers.votes.argmax(2) == TRUE[:, None]).all()
@@ -32,7 +34,7 @@ def test_answers_are_read_into_place() -> None:
 
 
 def test_a_leaning_teacher_is_calibrated() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS, lean="tool"), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, lean="tool")), len(TEXTS))
     assert (answers.votes.argmax(2) == 2).all()  # raw, it says "tool" to everything
     assert (evidence.teacher_probs(replace(answers, channel=None))[0].argmax(1) == TRUE).all()
 
@@ -42,7 +44,7 @@ def test_failed_requests_are_no_votes() -> None:
     for request in REQUESTS[:5]:  # all about the first text
         responses[request.request_id] = replace(responses[request.request_id], error="timeout", choice_logprobs=())
     del responses[REQUESTS[5].request_id]
-    answers = evidence.read_answers(TASK, REQUESTS, responses, len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, responses), len(TEXTS))
     teacher, _ = evidence.teacher_probs(answers)
     assert np.isnan(teacher[0]).all()
     assert np.isfinite(teacher[1:]).all()
@@ -52,7 +54,7 @@ def test_failed_requests_are_no_votes() -> None:
 
 
 def test_wrong_targets_are_overruled() -> None:
-    answers = evidence.read_answers(TASK, REQUESTS, answer(REQUESTS), len(TEXTS))
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS)), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
     found = _weigh(answers, targets)
@@ -72,3 +74,47 @@ def test_texts_are_expected_as_they_were_written() -> None:
     skewed = evidence.expected_shares(np.array([0] * 9 + [1]), 2)
     assert skewed is not None
     assert skewed.tolist() == [0.9, 0.1]
+
+
+def _noisy(right: float, seed: int = 0) -> np.ndarray:
+    """One-hot rows for 600 texts of 3 even classes, right on a share of them, else of any class."""
+    rng = np.random.default_rng(seed)
+    columns = np.where(rng.random(600) < right, np.arange(600) % 3, rng.integers(0, 3, 600))
+    rows: np.ndarray = np.eye(3)[columns]
+    return rows
+
+
+def test_descriptions_count_as_far_as_they_agree() -> None:
+    targets = np.arange(600) % 3
+    weights = [
+        evidence.weigh_descriptions(_noisy(right), _noisy(0.6, 1), targets, "auto").weight for right in (0.0, 0.15, 0.9)
+    ]
+    assert weights[0] == pytest.approx(0.0, abs=0.3)
+    assert 0 < weights[1] < weights[2] == 1.5
+    opposed = np.roll(np.eye(3)[targets], 1, axis=1)
+    assert evidence.weigh_descriptions(opposed, opposed, targets, "auto").weight == 1.5  # it follows the teacher, too
+    assert evidence.weigh_descriptions(opposed, np.eye(3)[targets], targets, "auto").weight == 0.0
+
+
+def test_a_teacher_that_knows_needs_no_descriptions() -> None:
+    targets = np.arange(600) % 3
+    say = evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, "auto")
+    assert say.weight == 0.0
+    assert say.agreement == pytest.approx(0.6, abs=0.1)
+    assert evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, 0.7).weight == 0.7
+
+
+def test_where_nobody_answered_descriptions_say_nothing_unasked() -> None:
+    silent = np.full((600, 3), np.nan)
+    assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, "auto") == evidence.DescriptionSay()
+    assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, 1.0).weight == 1.0
+
+
+def test_descriptions_name_the_class_of_a_text() -> None:
+    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, reliability=0.0, lean="")), len(TEXTS))
+    targets = TRUE.copy()
+    targets[::6] = (targets[::6] + 1) % 3
+    assert (evidence.description_probs(EMBEDDINGS[0], EMBEDDINGS[2]).argmax(1) == TRUE).mean() > 0.9
+    relabel = RelabelConfig(target_prior=0.5, descriptions=1.5)
+    found = evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, relabel)
+    assert (found.posterior.argmax(1) == TRUE).mean() > (targets == TRUE).mean()

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from potstill.arms import (
     to_table,
 )
 from potstill.config import StudentConfig
+from potstill.errors import InputError
 from potstill.objective import learning_rate, peak_learning_rate, targets
 from potstill.rows import Example
 from potstill.task import LabelledText
@@ -151,8 +153,65 @@ def test_problems_are_told_together() -> None:
     assert "1 class" in str(problems([], ("a",))[0])
 
 
-def test_deepspeed_settings_of_ours_are_refused() -> None:
-    with pytest.raises(ValueError, match="optimizer is decided"):
-        StudentConfig(deepspeed={"optimizer": {}})
+def test_labels_not_in_the_task_are_named() -> None:
+    with pytest.raises(InputError, match=r"'d' \(2\), 'e' \(1\) not among the task's classes a, b, c"):
+        from_texts([LabelledText("1", "t", label) for label in "addec"], LABELS)
+    with pytest.raises(InputError, match="'z'"):
+        from_examples([Example("1", "t", "z"), Example("2", "t", "y", kept=False)], LABELS)
+
+
+@pytest.mark.parametrize(
+    ("passed", "said"),
+    [
+        ({"optimizer": {}}, "optimizer is decided by student's own learning_rate"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is decided by student's own zero_stage"),
+        ({"zero_optimization": {"offload_optimizer": {}}}, "own offload_optimizer"),
+        ({"zero_optimization": True}, "zero_optimization must be a mapping, not True"),
+        ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal is decided"),
+        ({"fp16": {}, "gradient_clipping": 1}, "gradient_clipping is decided .* clip_norm.*; fp16 is decided"),
+    ],
+)
+def test_deepspeed_settings_of_ours_are_refused(passed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        StudentConfig(deepspeed=passed)
+
+
+def test_other_deepspeed_settings_pass() -> None:
+    passed = {"zero_optimization": {"reduce_bucket_size": 10**6}, "checkpoint": {"use_node_local_storage": True}}
+    assert StudentConfig(deepspeed=passed, zero_stage=2).deepspeed == passed
+
+
+def test_settings_that_need_others_say_so() -> None:
     with pytest.raises(ValueError, match="zero_stage"):
         StudentConfig(offload_optimizer=True)
+    with pytest.raises(ValueError, match=r"min_workers \(3\) must not be above workers \(2\)"):
+        StudentConfig(workers=2, min_workers=3)
+
+
+@given(temperature=st.floats(0.2, 20), mix=st.floats(0, 1), smoothing=st.floats(0, 0.9))
+def test_the_loss_is_what_torch_makes_of_it(temperature: float, mix: float, smoothing: float) -> None:
+    """One soft target gives the mix of a distillation loss at a temperature and a hard loss, both smoothed."""
+    import torch
+    from torch.nn import functional
+
+    student = StudentConfig(soft_temperature=temperature, soft_weight=mix, label_smoothing=smoothing)
+    target, weights = targets(ROWS, student)
+    logits = torch.tensor([[0.3, -1.0, 2.0], [1.5, 0.0, -0.5], [0.1, 0.2, 0.3]], dtype=torch.float64)
+    ours = -(torch.from_numpy(target).double() * torch.log_softmax(logits, -1)).sum(-1) * torch.from_numpy(weights)
+    teacher = torch.tensor([row.label_probs for row in ROWS], dtype=torch.float64)
+    softened = torch.softmax(torch.log(teacher) / temperature, -1)
+
+    def loss(aim: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(logits, aim, label_smoothing=smoothing, reduction="none")
+
+    plain = mix * loss(softened) + (1 - mix) * loss(teacher.argmax(-1))
+    np.testing.assert_allclose(ours, plain * torch.tensor([row.weight for row in ROWS]), rtol=1e-4)
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    labels = [0] * 7 + [1] * 2 + [2] * 3
+    rows = [TrainingRow("x", tuple(np.eye(3)[label])) for label in labels]
+    _, weights = targets(rows, StudentConfig(class_weights="balanced"))
+    np.testing.assert_allclose(weights, compute_sample_weight("balanced", labels), rtol=1e-6)

@@ -4,6 +4,7 @@ The bars: an allowance of 3,000 requests a minute, over two minutes, four proces
 """
 
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,16 @@ class Open:
 
     def admit(self, now):
         return 0.0
+
+
+class AtRandom:
+    """An endpoint that refuses a share of requests whatever their rate, beside what ``server`` refuses."""
+
+    def __init__(self, share, server=None, seed=1):
+        self.share, self.server, self.rng = share, server or Open(), random.Random(seed)
+
+    def admit(self, now):
+        return 1.0 if self.rng.random() < self.share else self.server.admit(now)
 
 
 @pytest.fixture(params=SERVERS)
@@ -99,6 +110,51 @@ def test_an_unknown_limit_is_found_with_whole_seconds_to_wait(server, seed):
     book = World(Pacer(Limits(256)), InWholeSeconds(server), tells_wait=True, seed=seed).run(120)
     assert len(book.ok) >= 0.8 * ALLOWED
     assert book.refused_share < 0.03
+
+
+@pytest.mark.slow
+def test_slow_answers_leave_little_of_a_rate_unused(server, seed):
+    """Four seconds an answer: the window must be 200 before the allowed rate is reached."""
+    book = World(Pacer(Limits(256)), server, latency=(2.0, 6.0), seed=seed).run(120)
+    assert len(book.ok) >= 0.8 * ALLOWED
+    assert book.refused_share < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
+def test_refusals_that_no_rate_avoids_slow_nothing_down_for_long(share, tells_wait, seed):
+    book = World(Pacer(Limits(64)), AtRandom(share), tells_wait=tells_wait, seed=seed).run(120)
+    assert len(book.ok) >= 0.7 * (1 - share) * 120 * 64 / 0.2
+    assert book.stop is None
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_such_refusals_leave_a_known_limit_in_use(share, seed):
+    world = World(Pacer(Limits(256, requests_per_minute=A_MINUTE)), AtRandom(share, TIGHT()), seed=seed)
+    assert len(world.run(60).ok) >= 0.75 * (1 - share) * A_MINUTE
+
+
+def test_refusals_of_every_third_request_end_no_search():
+    """Something gets through all the time, and no process asks the limiter in a circle."""
+    world = World(Pacer(Limits(64)), AtRandom(0.33), tells_wait=True)
+    book = world.run(60)
+    assert all(sum(start <= time < start + 10 for time in book.ok) > 3 for start in range(0, 60, 10))
+    assert book.exchanges < 60 * 4 * 40
+
+
+def test_a_limit_that_comes_while_refusals_are_put_up_with_is_found():
+    class Late:
+        def __init__(self):
+            self.open, self.limit = AtRandom(0.1), AtRandom(0.1, TokenBucketServer(A_MINUTE, 50))
+
+        def admit(self, now):
+            return (self.open if now < 60 else self.limit).admit(now)
+
+    book = World(Pacer(Limits(64)), Late()).run(180)
+    ok, refused = (sum(90 <= time < 180 for time in times) for times in (book.ok, book.refused))
+    assert ok >= 0.7 * 90 * 50
+    assert refused < 0.3 * (ok + refused)
 
 
 def test_a_rate_that_was_halved_by_somebody_else_is_found_again():

@@ -18,7 +18,7 @@ def _plan(
     relabel: RelabelConfig, texts: list[str] = TEXTS, identity: TeacherIdentity = IDENTITY, renderer: str = "list"
 ) -> list[Request]:
     embeddings = [embed(list(part)) for part in (texts, [seed.text for seed in SEEDS], class_texts(TASK))]
-    return plan_relabel(TASK, SEEDS, texts, *embeddings, relabel, identity, renderer, 0)
+    return list(plan_relabel(TASK, SEEDS, texts, *embeddings, relabel, identity, renderer, 0))
 
 
 def test_votes_and_channel_text_by_text() -> None:
@@ -59,3 +59,18 @@ def test_a_seed_is_left_out_of_its_own_check() -> None:
         # The prompt stays balanced: one example of each of the three classes.
         assert sorted(name.rsplit("-", 1)[0] for name in request.exemplar_ids) == sorted(TASK.labels)
         assert request.messages[0].content.count(seed.text) == 1
+
+
+def test_a_question_shows_so_many_seeds_a_class_and_each_vote_its_own() -> None:
+    seeds = make_seeds(per_class=4)
+    embeddings = [embed(list(part)) for part in (TEXTS, [seed.text for seed in seeds], class_texts(TASK))]
+    relabel = RelabelConfig(votes=4, channel="on", shots=2)
+    requests = list(plan_relabel(TASK, seeds, TEXTS, *embeddings, relabel, IDENTITY, "list", 0))
+    votes = [request for request in requests if request.strategy == VOTE]
+    for request in votes:
+        shown = [name.rsplit("-", 1)[0] for name in request.exemplar_ids]
+        assert sorted(shown) == sorted([*TASK.labels] * 2)
+    assert all(len(request.exemplar_ids) == 2 for request in requests if request.strategy == CHANNEL)
+    assert len({frozenset(request.exemplar_ids) for request in votes}) > 1
+    # Fewer seeds than that: all are shown, and the questions are the same as without a limit.
+    assert _plan(RelabelConfig(votes=4, shots=2)) == _plan(RelabelConfig(votes=4, shots=100))

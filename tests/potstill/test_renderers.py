@@ -85,7 +85,7 @@ def test_unknown_renderers_are_told_the_known() -> None:
 
 
 def test_requests_carry_where_they_come_from() -> None:
-    drafts = plan(make_task(), make_seeds(), AugmentConfig(texts_per_reply=4), 0, {"tool": (0, 3)})
+    drafts = list(plan(make_task(), make_seeds(), AugmentConfig(texts_per_reply=4), 0, {"tool": (0, 3)}))
     options = {
         "stage": "generate",
         "task": "things",
@@ -93,8 +93,8 @@ def test_requests_carry_where_they_come_from() -> None:
         "identity": IDENTITY,
         "sampling": Sampling(0.7, 0.9, 50, ("END",)),
     }
-    listed = to_requests(drafts, renderer="list", **options)  # type: ignore[arg-type]
-    chatted = to_requests(drafts, renderer="chat", **options)  # type: ignore[arg-type]
+    listed = list(to_requests(drafts, renderer="list", **options))  # type: ignore[arg-type]
+    chatted = list(to_requests(drafts, renderer="chat", **options))  # type: ignore[arg-type]
     assert listed[0].sampling == Sampling(0.7, 0.9, 50, ("END", "\n"))
     assert chatted[0].sampling == Sampling(0.7, 0.9, 200, ("END",))
     for requests in (listed, chatted):

@@ -10,14 +10,14 @@ from potstill.evidence import Answers
 from potstill.relabelling import class_texts, plan_relabel, plan_seed_check
 from potstill.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, check_on_seeds, resolve
 from potstill.rows import Example, Response
-from tests.potstill.made_up import IDENTITY, WORDS, answer, embed, make_seeds, make_task
+from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds(4)
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = [label for _ in range(4) for label, words in WORDS.items() for _ in words]
 EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
 RELABEL = RelabelConfig(channel="off")
-REQUESTS = plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RELABEL, IDENTITY, "list", 0)
+REQUESTS = list(plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RELABEL, IDENTITY, "list", 0))
 CHECKS = plan_seed_check(TASK, SEEDS, *EMBEDDINGS[1:], RELABEL, IDENTITY, "list", 0)
 
 
@@ -28,9 +28,9 @@ def resolved(teach, targets=TRUE, per_class=8, relabel=RELABEL):
         for i, (text, label) in enumerate(zip(TEXTS, targets, strict=True))
     ]
     responses = teach([*REQUESTS, *CHECKS]) if relabel.enabled else {}
-    asked = (REQUESTS, CHECKS) if relabel.enabled else ([], [])
+    asked = [answered(requests if relabel.enabled else [], responses) for requests in (REQUESTS, CHECKS)]
     augment = AugmentConfig(per_class=per_class)
-    return resolve(TASK, SEEDS, examples, asked[0], responses, asked[1], responses, *EMBEDDINGS, augment, relabel)
+    return resolve(TASK, SEEDS, examples, *asked, *EMBEDDINGS, augment, relabel)
 
 
 def guess(requests):

@@ -81,7 +81,7 @@ def test_zero_shot_shows_no_seed() -> None:
 
 def test_contexts_are_used_where_the_task_lists_some() -> None:
     task = make_task(contexts={"topics": ["war", "peace"], "class_topics": {"tool": ["wood"]}, "styles": ["terse"]})
-    drafts = plan(task, SEEDS, AugmentConfig(), 0, {"tool": (0, 5), "animal": (0, 20)})
+    drafts = list(plan(task, SEEDS, AugmentConfig(), 0, {"tool": (0, 5), "animal": (0, 20)}))
     assert {draft.prompt.topic for draft in drafts if draft.target_label == "tool"} == {"wood"}
     assert {draft.prompt.topic for draft in drafts if draft.target_label == "animal"} == {"war", "peace"}
     assert all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -219,3 +220,19 @@ def test_a_missing_key_is_told_before_anything_is_sent(endpoint: Endpoint, monke
         probe(teacher(endpoint))
     assert endpoint.book() == []
     assert probe(teacher(endpoint, api_key_env="")) == Abilities()
+
+
+def test_hundreds_are_on_their_way_at_once(endpoint: Endpoint) -> None:
+    """aiohttp's own limit is 100 connections; what bounds the requests in flight is the limiter alone."""
+    endpoint.script(latency_s=1.0)
+
+    async def work() -> None:
+        backend = OpenAIBackend(teacher(endpoint))
+        sent = await asyncio.gather(*(backend.send(request(f"Write {i} examples.")) for i in range(300)))
+        assert all(one.response for one in sent)
+        await backend.close()
+
+    asyncio.run(work())
+    steps = sorted(step for e in endpoint.book() for step in ((e.arrived, 1), (e.ended or 0.0, -1)))
+    at_once = list(itertools.accumulate(change for _, change in steps))
+    assert max(at_once) > 150

@@ -1,0 +1,264 @@
+"""The optimiser steps of one arm on one worker.
+
+Every step is a global batch planned by ``potstill.batches``. A worker computes its micro-batches of it, each
+scaled so that DeepSpeed's mean over workers becomes the sum over the batch divided by the *global* sum of
+example weights; so the loss curve is the same at any number of workers, ZeRO stage or micro-batch size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors import checkpoints, snapshot
+from actors.checkpoints import Checkpoints
+from actors.coverage import Coverage
+from actors.pretrained import Encoder
+from actors.snapshot import Progress
+from actors.world import World
+from potstill import batches, objective
+from potstill.arms import TrainingRow
+from potstill.config import StudentConfig
+from potstill.errors import StageError
+
+LOSS_WINDOW = 10
+"""Steps between two looks at the loss: summing it over workers each step would wait for the GPU each step."""
+
+CHECKPOINT_SECONDS = 300.0
+"""Between two checkpoints, where the config says auto: what a lost worker costs at most."""
+
+NOTICE_SECONDS = 2.0
+"""Between two questions whether a node is about to be taken away."""
+
+log = logging.getLogger("potstill.student")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ready for the loop: token ids, lengths ``[rows]``, targets ``[rows, classes]``, weights ``[rows]``."""
+
+    ids: list[list[int]]
+    lengths: NDArray[np.int64]
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: Sequence[TrainingRow], texts: Mapping[str, list[int]], student: StudentConfig) -> Part:
+        """The rows with their token ids from ``texts``."""
+        ids = [texts[row.text] for row in rows]
+        targets, weights = objective.targets(rows, student)
+        return cls(ids, np.array([len(row) for row in ids], dtype=np.int64), targets, weights)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the loop has to know of an arm: its name for messages, the digest and the seed of its plan."""
+
+    name: str
+    digest: str
+    seed: int
+
+
+class Loop:
+    """Trains ``part``; afterwards ``progress`` says how it went and ``best_state`` holds the best weights (rank 0,
+    where there are ``held_out`` texts)."""
+
+    def __init__(
+        self,
+        world: World,
+        student: StudentConfig,
+        engine: Any,
+        encoder: Encoder,
+        part: Part,
+        held_out: Part | None = None,
+        place: Checkpoints | None = None,
+        coverage: Coverage | None = None,
+    ) -> None:
+        self.world, self.student, self.engine, self.encoder = world, student, engine, encoder
+        self.part, self.held_out, self.coverage = part, held_out, coverage
+        self.place = place or checkpoints.NoCheckpoints()
+        on_gpu = world.device.type == "cuda"
+        automatic = 65_536 if on_gpu else 4096
+        self.budget = student.micro_batch_tokens if student.micro_batch_tokens != "auto" else automatic
+        # What one more forward and backward pass costs, in tokens: launches on a GPU, Python on a CPU.
+        self.overhead = 8192 if on_gpu else 32
+        self.progress = Progress()
+        self.best_state: dict[str, Any] | None = None
+        self._pending: list[Any] = []
+        self._notices = not isinstance(self.place, checkpoints.NoCheckpoints) and student.checkpoint_steps != 0
+        self._saved_at = self._asked_at = time.monotonic()
+        self._preempted = False
+
+    def resume(self, found: snapshot.Snapshot, seed: int) -> None:
+        """Go on from a checkpoint, at whatever number of workers."""
+        self.best_state = snapshot.restore(found, self.world, self.engine, seed, self.student.zero_stage)
+        self.progress = found.progress
+        self.progress.resumed.append(self.progress.step)
+
+    def run(self, arm: Arm) -> Progress:
+        """All steps that are left. Raises ``StageError`` naming the step where the loss is not a number."""
+        student, part, now = self.student, self.part, self.progress
+        plan = batches.plan_steps(len(part.ids), student.batch_size, student.epochs, student.min_steps, arm.seed)
+        peak = objective.peak_learning_rate(student, self.encoder.parameters)
+        before, started = now.seconds, time.perf_counter()
+        self.engine.train()
+        for number in range(now.step, len(plan)):
+            step, last = plan[number], number + 1 == len(plan)
+            lengths = part.lengths[step.rows]
+            shards = batches.shard(lengths, self.world.size, self.budget, self.overhead)
+            rate = objective.learning_rate(number, len(plan), peak, student.warmup_ratio, student.schedule)
+            self._step(number + 1, step.rows, shards[self.world.rank], rate)
+            now.step = number + 1
+            now.learning_rates.append(rate)
+            now.examples += len(step.rows)
+            now.tokens += int(lengths.sum())
+            now.padded_tokens += sum(batches.padded_tokens(lengths, shard) for shard in shards)
+            by_count = student.checkpoint_steps not in (0, "auto") and now.step % int(student.checkpoint_steps) == 0
+            if not (last or step.ends_epoch or by_count or len(self._pending) >= LOSS_WINDOW):
+                continue
+            due = self._settle(arm.name)
+            now.seconds = before + time.perf_counter() - started
+            if self.held_out is not None and (step.ends_epoch or last) and self._stop_early(self.held_out):
+                break
+            if (due or by_count) and not last:
+                self._checkpoint(arm)
+        now.seconds = before + time.perf_counter() - started
+        return now
+
+    def state(self) -> dict[str, Any] | None:
+        """All weights in main memory on rank 0, ``None`` elsewhere; ZeRO 3's shards are gathered."""
+        import deepspeed
+
+        gather = contextlib.nullcontext()
+        if self.student.zero_stage == 3:
+            gather = deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()), modifier_rank=None)
+        with gather:
+            if self.world.rank != 0:
+                return None
+            return {name: value.detach().cpu().clone() for name, value in self.engine.module.state_dict().items()}
+
+    def _step(self, number: int, rows: NDArray[np.int64], micro_batches: list[list[int]], rate: float) -> None:
+        """One optimiser step: this worker's micro-batches of the global batch ``rows``."""
+        engine, part = self.engine, self.part
+        if self.coverage is not None:
+            self.coverage.note(number, [row for positions in micro_batches for row in rows[positions]])
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        # DeepSpeed divides by the number of workers; times that number it is a sum again.
+        scale = self.world.size / float(part.weights[rows].sum(dtype=np.float64))
+        local = 0.0
+        for index, positions in enumerate(micro_batches):
+            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = self._loss_sum(part, rows[positions]) * scale
+            engine.backward(loss, scale_wrt_gas=False)
+            local = local + loss.detach()
+        engine.step()
+        self._pending.append(local / self.world.size)
+
+    def _loss_sum(self, part: Part, chosen: NDArray[np.int64]) -> Any:
+        """Sum over the rows of weight times cross-entropy. An empty micro-batch computes one row at no weight:
+        every worker has to take part in every exchange of gradients."""
+        import torch
+
+        device = self.world.device
+        padding = len(chosen) == 0
+        if padding:
+            chosen = np.array([int(part.lengths.argmin())])
+        inputs = self.encoder.collate([part.ids[row] for row in chosen], device)
+        targets = torch.from_numpy(part.targets[chosen]).to(device)
+        weights = torch.from_numpy(part.weights[chosen]).to(device)
+        logits = self.engine(**inputs).logits.float()
+        losses = -(targets * torch.log_softmax(logits, dim=-1)).sum(dim=-1)
+        return (losses * weights).sum() * (0.0 if padding else 1.0)
+
+    def _settle(self, arm: str) -> bool:
+        """Sum the pending losses over workers and check that they are numbers. Returns whether a checkpoint is
+        due; rank 0's clock decides, and its word travels with the losses."""
+        import torch
+
+        first = len(self.progress.losses)
+        clock = time.monotonic()
+        late = self.student.checkpoint_steps == "auto" and clock - self._saved_at >= CHECKPOINT_SECONDS
+        curious = self._notices and clock - self._asked_at >= NOTICE_SECONDS
+        word = [float(late), float(curious)] if self.world.rank == 0 else [0.0, 0.0]
+        words = torch.tensor(word, dtype=torch.float64, device=self.world.device)
+        *losses, due, ask = self.world.total(torch.cat([torch.stack(self._pending).double(), words]))
+        self._pending.clear()
+        self.progress.losses += losses
+        for step, loss in enumerate(losses, start=first + 1):
+            if not np.isfinite(loss):
+                raise StageError(
+                    f"training of {arm!r} stopped: the loss is {loss} at step {step} of the student; "
+                    f"lower student.learning_rate, or use precision float32"
+                )
+        return bool(due) or (bool(ask) and self._notice())
+
+    def _notice(self) -> bool:
+        """Whether it was said now, for the first time, that a node is about to be taken away."""
+        self._asked_at = time.monotonic()
+        known, self._preempted = self._preempted, self.place.preempted()
+        return self._preempted and not known
+
+    def _checkpoint(self, arm: Arm) -> None:
+        """Save where training stands. What goes wrong becomes a warning: the last good checkpoint stays."""
+        import torch
+
+        now, world = self.progress, self.world
+        shards = [getattr(p, "ds_tensor", p) for p in self.engine.module.parameters()]
+        bad = sum((~torch.isfinite(shard)).any() for shard in shards if shard.numel())
+        if self.world.total(torch.as_tensor(bad, dtype=torch.float64, device=world.device).reshape(1))[0]:
+            raise StageError(
+                f"training of {arm.name!r} stopped: the weights are not numbers after step {now.step} of the student; "
+                f"lower student.learning_rate, or use precision float32"
+            )
+        problem = checkpoints.save(
+            world,
+            self.place,
+            now.step,
+            lambda folder: snapshot.write(folder, world, self.engine, arm.digest, now, self.best_state),
+        )
+        self._saved_at = time.monotonic()
+        if problem is not None:
+            now.warnings.append(f"no checkpoint at step {now.step}: {problem}")
+            if world.rank == 0:
+                log.warning(
+                    "arm %s: no checkpoint at step %d, the last good one stays: %s", arm.name, now.step, problem
+                )
+
+    def _stop_early(self, held_out: Part) -> bool:
+        """Look at the held-out rows, keep the weights if they are the best so far; whether it is time to stop."""
+        now = self.progress
+        loss, accuracy = self._evaluate(held_out)
+        now.validation.append({"step": now.step, "loss": loss, "accuracy": accuracy})
+        now.stale += 1
+        if loss < now.best_loss:
+            now.best_loss, now.best_step, now.stale = loss, now.step, 0
+            self.best_state = self.state()
+        return now.stale >= self.student.patience and now.step >= self.student.min_steps
+
+    def _evaluate(self, part: Part) -> tuple[float, float]:
+        """Mean loss and accuracy on held-out rows; every rank computes its share."""
+        import torch
+
+        mine = batches.shard(part.lengths, self.world.size, self.budget)[self.world.rank]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        self.engine.eval()
+        with torch.no_grad():
+            for positions in mine:
+                chosen = np.array(positions or [0])
+                inputs = self.encoder.collate([part.ids[row] for row in chosen], self.world.device)
+                logits = self.engine(**inputs).logits.float()
+                if positions:
+                    targets = torch.from_numpy(part.targets[chosen]).to(self.world.device)
+                    sums[0] += -(targets * torch.log_softmax(logits, dim=-1)).sum()
+                    sums[1] += (logits.argmax(dim=-1) == targets.argmax(dim=-1)).sum()
+        self.engine.train()
+        loss, hits = self.world.total(sums)
+        return loss / len(part.ids), hits / len(part.ids)

@@ -1,0 +1,194 @@
+"""What a checkpoint holds: DeepSpeed's files, how far training has come, the best weights, every rank's generator.
+
+    engine/            weights and optimizer state, as DeepSpeed writes them (one part a rank with ZeRO)
+    progress.json      ``Progress``, the arm's digest, the number of workers
+    best.safetensors   the best weights so far, where there are validation texts
+    random-<rank>.pt   where the rank's random numbers (dropout) have come to
+
+DeepSpeed loads ZeRO's parts only into as many workers as wrote them. For another number they are first
+rewritten as a *universal* checkpoint, a file a parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from actors.world import World
+
+_TAG = "engine"
+
+
+@dataclass
+class Progress:
+    """How far an arm has come. ``step``: steps done; ``losses`` and ``learning_rates`` one a step; ``tokens``
+    real ones, ``padded_tokens`` all; ``seconds`` of training; ``validation``, ``best_*`` and ``stale`` serve
+    early stopping; ``warnings``: what the user should hear of; ``resumed``: after which steps training went on
+    from a checkpoint."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    examples: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = float("inf")
+    best_step: int = 0
+    stale: int = 0
+    validation: list[dict[str, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint that was found: in which ``folder``, how far it had come, how many workers wrote it."""
+
+    folder: str
+    progress: Progress
+    workers: int
+
+    @classmethod
+    def find(cls, folder: str | None, digest: str) -> Snapshot | None:
+        """The checkpoint in ``folder``, if it is one of the arm of that ``digest``."""
+        if folder is None:
+            return None
+        with open(f"{folder}/progress.json") as file:
+            content = json.load(file)
+        if content["digest"] != digest:
+            return None
+        return cls(folder, Progress(**content["progress"]), content["workers"])
+
+    def needs_conversion(self, world: World, zero_stage: int) -> bool:
+        """Whether its parts are too many or too few for the workers that there are now."""
+        return zero_stage > 0 and self.workers != world.size
+
+
+def write(
+    folder: str, world: World, engine: Any, digest: str, progress: Progress, best: dict[str, Any] | None
+) -> str | None:
+    """Put this rank's files of a checkpoint into ``folder``. Returns what went wrong; errors of writing are not
+    raised, since DeepSpeed makes the ranks wait for one another in between."""
+    import torch
+
+    # DeepSpeed makes its folder on rank 0 alone; here every rank has its own.
+    os.makedirs(f"{folder}/{_TAG}", exist_ok=True)
+    with _kept_errors(engine) as errors:
+        engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
+    try:
+        torch.save(_generators(world), f"{folder}/random-{world.rank}.pt")
+        if world.rank == 0:
+            if best is not None:
+                from safetensors.torch import save_file
+
+                save_file(best, f"{folder}/best.safetensors")
+            with open(f"{folder}/progress.json", "w") as file:
+                json.dump({"digest": digest, "workers": world.size, "progress": asdict(progress)}, file)
+    except (OSError, RuntimeError) as error:
+        errors.append(str(error))
+    return errors[0] if errors else None
+
+
+def restore(snapshot: Snapshot, world: World, engine: Any, seed: int, zero_stage: int) -> dict[str, Any] | None:
+    """Load the checkpoint into ``engine`` on all ranks. Returns the best weights so far, if it holds some.
+
+    With another number of workers than wrote it, ``engine`` must have been made with ``universal=True``.
+    """
+    import torch
+
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    if snapshot.needs_conversion(world, zero_stage):
+        with _converted(snapshot, world) as folder:
+            engine.load_checkpoint(folder, tag=_TAG)
+            world.gather(None)  # nobody deletes what another still reads
+    else:
+        engine.load_checkpoint(snapshot.folder, tag=_TAG)
+    # Loading a universal checkpoint, ZeRO 3 gives every group the settings of the first, and all of them one
+    # count of steps, a tensor that each would then add to.
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+    if snapshot.workers == world.size:
+        states = torch.load(f"{snapshot.folder}/random-{world.rank}.pt", weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if world.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], world.device)
+    else:
+        torch.manual_seed((seed * 65_537 + world.rank + 1) * 1_000_003 + snapshot.progress.step)
+    best = f"{snapshot.folder}/best.safetensors"
+    if world.rank == 0 and os.path.exists(best):
+        from safetensors.torch import load_file
+
+        return dict(load_file(best))
+    return None
+
+
+@contextlib.contextmanager
+def _converted(snapshot: Snapshot, world: World) -> Iterator[str]:
+    """A folder of this node with the universal form of the checkpoint; one process of each node makes it."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    token = world.agree(os.urandom(6).hex())
+    target = os.path.join(tempfile.gettempdir(), f"potstill-universal-{token}")
+    try:
+        if world.first_on_node:
+            os.makedirs(f"{target}/{_TAG}")
+            options = argparse.Namespace(
+                input_folder=f"{snapshot.folder}/{_TAG}",
+                output_folder=f"{target}/{_TAG}",
+                num_extract_workers=1,  # more would be forked from this process, with its threads and sockets
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,  # the universal version number, which only some engines write
+            )
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                ds_to_universal.main(options)
+        world.gather(None)
+        yield target
+    finally:
+        if world.first_on_node:
+            shutil.rmtree(target, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _kept_errors(engine: Any) -> Iterator[list[str]]:
+    """Collect what DeepSpeed's writing of files raises, instead of raising it. Its script for turning a
+    checkpoint into weights, which it would copy beside every one, is left out."""
+    errors: list[str] = []
+    writer = engine.checkpoint_engine
+    plain = writer.save
+    engine._copy_recovery_script = lambda folder: None
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            plain(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            errors.append(str(error))
+
+    writer.save = save
+    try:
+        yield errors
+    finally:
+        del writer.save
+        del engine._copy_recovery_script
+
+
+def _generators(world: World) -> dict[str, Any]:
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    return states

@@ -1,0 +1,254 @@
+"""How fast the teacher pool asks an endpoint, beside a bare loop on the same client and beside two peers.
+
+    python benchmarks/fanout.py --json fanout.json
+
+Every side is a process of its own against an endpoint (``tests/endpoint``) of its own on loopback; start-up is excluded on
+all sides, since a run begins with the first request that reaches the endpoint. The peers get virtual environments of
+their own, made at the first run. What the figures mean stands in benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "sides"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from capacity import measure_endpoint
+from measure import Run, Side, SideError, run, shares_of_rate
+from peers import PEERS, default_folder, python_of
+
+from tests.endpoint.client import Endpoint
+
+HEADLINE = 256  # in flight; the bars are for this
+SLOW_SHARE = {"httpx": 0.4, "distilabel": 0.4}  # of the requests, since these take several times as long
+OTHER_SHARE = 0.4  # of the requests at other numbers in flight
+PER_MINUTE = 3000.0
+PARTS = ("fanout", "instant", "cached", "rates")
+
+
+def main() -> None:
+    """Measure what is asked for; print a table and write the figures."""
+    options = parse()
+    figures: dict[str, Any] = {"cpus": os.cpu_count(), "load_before": round(os.getloadavg()[0], 1)}
+    if "fanout" in options.parts:
+        figures |= measure_endpoint()
+        figures |= measure_fan_out(options)
+    if "instant" in options.parts:
+        told = {"part": "instant", "requests": options.instant_requests, "in_flight": 1024}
+        figures["four_actors_per_s"] = measure_alone(told)
+    if "cached" in options.parts:
+        told = {"part": "cached", "requests": options.cached_requests, "in_flight": 256}
+        figures["cached_per_s"] = measure_alone(told)
+    if "rates" in options.parts:
+        figures |= measure_rates(options.seconds, options.latency_s)
+    figures["load_after"] = round(os.getloadavg()[0], 1)
+    text = json.dumps(rounded(figures), indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--in-flight", type=_numbers, default=[32, 128, 256, 512], help="requests at a time, with commas"
+    )
+    parser.add_argument("--requests", type=int, default=6000, help=f"of a run at {HEADLINE} in flight; less elsewhere")
+    parser.add_argument("--latency-s", type=float, default=0.2, help="of the endpoint")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help=f"of pool, bare loop and curator at {HEADLINE} in flight"
+    )
+    parser.add_argument("--parts", type=_parts, default=list(PARTS), help=f"with commas; default {','.join(PARTS)}")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the parts about an allowed rate")
+    parser.add_argument("--instant-requests", type=int, default=30_000)
+    parser.add_argument("--cached-requests", type=int, default=100_000)
+    parser.add_argument("--without-peers", dest="peers", action="store_false", help="leave distilabel and curator out")
+    parser.add_argument("--peers-dir", type=Path, default=default_folder(), help="where the peers' environments are")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args(arguments)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} not known; known: {', '.join(PARTS)}")
+    return parts
+
+
+def measure_fan_out(options: argparse.Namespace) -> dict[str, Any]:
+    """All sides at every number in flight, those of the bars several times, one after the other in turn."""
+    sides, missing = find_sides(options)
+    runs: dict[tuple[str, int], list[Run]] = {}
+    for in_flight in options.in_flight:
+        repeats = options.repeats if in_flight == HEADLINE else 1
+        for turn in range(repeats):
+            for name, start in sides.items():
+                if turn and name in SLOW_SHARE:
+                    continue
+                share = SLOW_SHARE.get(name, 1.0) * (1.0 if in_flight == HEADLINE else OTHER_SHARE)
+                count = max(in_flight, round(share * options.requests))
+                try:
+                    found = start({"requests": count, "in_flight": in_flight})
+                except SideError as error:
+                    missing[name] = str(error)[:300]
+                    continue
+                show(in_flight, found)
+                runs.setdefault((name, in_flight), []).append(found)
+    return {
+        **headline(runs),
+        "missing": missing,
+        "runs": [describe(key[1], one) for key, some in runs.items() for one in some],
+    }
+
+
+def find_sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[Mapping[str, Any]], Run]], dict[str, str]]:
+    """How to run each side, and which there isn't, and why."""
+    sides: dict[str, Callable[[Mapping[str, Any]], Run]] = {
+        "pool": lambda told: run("pool", "pool.py", {"part": "pool", **told}, options.latency_s),
+        "bare": lambda told: run("bare", "loop.py", {"transport": "aiohttp", **told}, options.latency_s),
+    }
+    missing: dict[str, str] = {}
+    for peer in PEERS if options.peers else ():
+        try:
+            python = python_of(peer, options.peers_dir)
+        except (RuntimeError, OSError) as error:
+            missing[peer.name] = str(error)
+            continue
+        sides[peer.name] = partial(_run_peer, peer.name, peer.script, python, options.latency_s)
+    sides["httpx"] = lambda told: run("httpx", "loop.py", {"transport": "httpx", **told}, options.latency_s)
+    return sides, missing
+
+
+def _run_peer(name: str, script: str, python: str, latency_s: float, told: Mapping[str, Any]) -> Run:
+    # One process for distilabel: 91/s against 67/s with two, in single runs on a busy machine.
+    return run(name, script, {"replicas": 1, **told}, latency_s, python)
+
+
+def headline(runs: Mapping[tuple[str, int], Sequence[Run]]) -> dict[str, float]:
+    """The ratios of the bars, each the median over the turns; a side that did not run has none.
+
+    The pool's rate counts until its caller has all answers, the others' until the endpoint has given its last.
+    """
+    figures = {}
+    pool = runs.get(("pool", HEADLINE), ())
+    for name, key in (("bare", "pool_vs_bare"), ("distilabel", "pool_vs_distilabel"), ("curator", "pool_vs_curator")):
+        others = runs.get((name, HEADLINE), ())
+        if pool and others:
+            figures[key] = median_ratio([one.in_hand_per_s for one in pool], [one.per_s for one in others])
+    bare = runs.get(("bare", HEADLINE), ())
+    if pool and bare:
+        cpu = [one.cpu_ms for one in bare]
+        figures["cpu_vs_bare"] = median_ratio([one.cpu_ms for one in pool], cpu)
+        figures["cpu_vs_bare_without_ray_services"] = median_ratio([one.own_cpu_ms for one in pool], cpu)
+    return figures
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median over the turns of ours / theirs; where theirs ran less often, against their median."""
+    if len(ours) == len(theirs):
+        return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    return statistics.median(ours) / statistics.median(theirs)
+
+
+def measure_alone(told: Mapping[str, Any]) -> float:
+    """Requests a second of a part without an endpoint, by the side's own clock."""
+    side = Side("pool.py", told)
+    try:
+        side.go()
+        said = side.done()
+    finally:
+        side.close()
+    if said["answered"] != told["requests"]:
+        raise SideError(f"{told['part']}: {said['answered']} of {told['requests']} were answered")
+    return said["answered"] / (said["finished_at"] - said["began_at"])
+
+
+def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
+    """An allowed rate that is configured, announced in headers, or found by trying: what of it is used, what refused."""
+    limit = {"latency_s": latency_s, "requests_per_minute": PER_MINUTE, "book_characters": 80}
+    with (
+        Endpoint(**limit, limit_headers="none") as configured,
+        Endpoint(**limit, limit_headers="all") as announced,
+        Endpoint(**limit, limit_headers="none") as blind,
+    ):
+        endpoints = {"configured": configured, "announced": announced, "blind": blind}
+        known: dict[str, dict[str, float | None]] = {"configured": {"requests_per_minute": PER_MINUTE}}
+        cases = {
+            name: {"base_url": one.base_url, "settings": known.get(name, {"requests_per_minute": None})}
+            for name, one in endpoints.items()
+        }
+        count = round(1.2 * PER_MINUTE * seconds / 60) + 500
+        side = Side(
+            "pool.py", {"part": "rates", "cases": cases, "requests": count, "in_flight": 256, "seconds": seconds + 5}
+        )
+        try:
+            for one in endpoints.values():
+                one.clear_book()
+            side.go()
+            side.done()
+            shares = {name: shares_of_rate(one.book(), PER_MINUTE, seconds) for name, one in endpoints.items()}
+        finally:
+            side.close()
+    told = [shares["configured"], shares["announced"]]
+    return {
+        "allowed_rate_used": min(used for used, _ in told),
+        "refused_share": max(refused for _, refused in told),
+        "blind_rate_used": shares["blind"][0],
+        "blind_refused_share": shares["blind"][1],
+        **{
+            f"{name}_{what}": value
+            for name, pair in shares.items()
+            for what, value in zip(("used", "refused"), pair, strict=True)
+        },
+    }
+
+
+def show(in_flight: int, one: Run) -> None:
+    """A line of the table."""
+    print(
+        f"{in_flight:4} {one.side:10} {one.per_s:6.0f}/s  in hand {one.in_hand_per_s:6.0f}/s  CPU {one.cpu_ms:6.2f} ms"
+        f"  without Ray's services {one.own_cpu_ms:6.2f} ms  mean in flight {one.in_flight:4.0f}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def describe(in_flight: int, one: Run) -> dict[str, Any]:
+    """A run as plain data."""
+    return {
+        "side": one.side,
+        "in_flight": in_flight,
+        "requests": one.answered,
+        "per_s": one.per_s,
+        "in_hand_per_s": one.in_hand_per_s,
+        "cpu_ms": one.cpu_ms,
+        "own_cpu_ms": one.own_cpu_ms,
+        "mean_in_flight": one.in_flight,
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Four digits are more than the noise leaves."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

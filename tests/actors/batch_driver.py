@@ -1,0 +1,28 @@
+"""Run by tests in a process of its own, to be killed: asks in batches without Ray, and prints how it went.
+
+python -m tests.actors.batch_driver LEDGER_URI CONFIG_JSON COUNT OWNER
+"""
+
+import asyncio
+import json
+import sys
+
+from actors.batch_teacher import BatchTeacherActor
+from actors.ledger_store import LedgerStore
+from potstill.teachers import OpenAITeacher
+from tests.actors.batch_requests import requests
+from tests.actors.near import NearLedger, NearLimiter
+
+
+async def drive(uri: str, config: OpenAITeacher, count: int, owner: str) -> None:
+    """Answer so many requests."""
+    actor = BatchTeacherActor(config, NearLedger(LedgerStore(uri)), owner, NearLimiter(config), True, 0.2, 20.0)
+    print("STARTED", flush=True)
+    answers = await actor.answer(requests(config, count))
+    print("ANSWERS", json.dumps([[one.response.error, one.reused] for one in answers]), flush=True)
+    await actor.close()
+
+
+if __name__ == "__main__":
+    place, settings, number, name = sys.argv[1:]
+    asyncio.run(drive(place, OpenAITeacher(**json.loads(settings)), int(number), name))

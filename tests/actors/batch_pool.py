@@ -1,0 +1,22 @@
+"""Run by tests in a process of its own: one pool in batch mode, on the Ray of RAY_ADDRESS; its answers as JSON.
+
+python -m tests.actors.batch_pool LEDGER_URI CONFIG_JSON COUNT
+"""
+
+import json
+import sys
+
+import ray
+
+from actors.ledger import Ledger
+from actors.pool import TeacherPool
+from potstill.teachers import OpenAITeacher
+from tests.actors.batch_requests import requests
+
+if __name__ == "__main__":
+    uri, config, count = sys.argv[1:]
+    teacher = OpenAITeacher(**json.loads(config))
+    ray.init(log_to_driver=False)
+    with TeacherPool(teacher, Ledger(uri)) as pool:
+        table = pool.ask(requests(teacher, int(count)))
+    print("ANSWERS", json.dumps(table.select(["request_id", "text", "error", "reused"]).to_pylist()))

@@ -1,0 +1,47 @@
+"""Ledger and limiter in the test's own process, where they behave as behind their actors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from actors.allowance import Allowance
+from actors.batch_teacher import limits
+from actors.ledger_store import LedgerStore
+from potstill.pacing import Pacer
+from potstill.teachers import OpenAITeacher
+
+
+class NearLedger:
+    """A ``Ledger`` in this process."""
+
+    def __init__(self, store: LedgerStore) -> None:
+        self.store = store
+        self.renew = store.renew
+
+    async def atake(self, request_ids: Sequence[str], owner: str) -> Any:
+        return await asyncio.to_thread(self.store.take, request_ids, owner)
+
+    async def acommit(self, *rows: Any) -> None:
+        await asyncio.to_thread(self.store.commit, *rows)
+
+    async def acarry_out(self, *call: Any) -> Any:
+        return (await asyncio.to_thread(self.store.write, [call]))[0]
+
+    async def aread(self, method: str, *args: Any) -> Any:
+        return await asyncio.to_thread(getattr(self.store, method), *args)
+
+
+class NearLimiter:
+    """A ``LimiterHandle`` in this process."""
+
+    def __init__(self, config: OpenAITeacher) -> None:
+        self.pacer = Pacer(limits(config))
+
+    def allowance(self, holder: str) -> Allowance:
+        async def exchange(report: Any) -> Any:
+            return self.pacer.exchange(report, time.monotonic())
+
+        return Allowance(exchange, holder)

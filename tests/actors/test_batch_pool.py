@@ -1,0 +1,137 @@
+"""The pool in batch mode on Ray: a driver that is killed in mid-batch, and real-time runs beside a batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from actors import ledger_tables as tables
+from actors.ledger import Ledger
+from actors.ledger_store import LedgerStore
+from actors.pool import TeacherPool
+from potstill.rows import Response, from_table
+from tests.actors.batch_requests import requests, teacher
+from tests.actors.test_batch_teacher import batches_of
+from tests.endpoint.client import ROOT, Endpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bare_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Ray for this process and its drivers: the session's where there is one, else without a dashboard."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POTSTILL_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
+
+
+def drive(ray: Any, uri: str, config: Any, count: int) -> subprocess.Popen[str]:
+    """A driver in a process of its own. When it dies, Ray ends its actors."""
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "tests.actors.batch_pool", uri, config.model_dump_json(), str(count)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish(driver: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    output, _ = driver.communicate(timeout=600)
+    (line,) = [line for line in output.splitlines() if line.startswith("ANSWERS ")]
+    return json.loads(line.removeprefix("ANSWERS "))
+
+
+def wait_for(condition: Any, driver: subprocess.Popen[str] | None = None, seconds: float = 400.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert driver is None or driver.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def expire(uri: str) -> None:
+    """What a minute does to the leases of a process that is gone."""
+    store = LedgerStore(uri)
+    with store.database.write() as connection:
+        connection.execute(sa.update(tables.batches).values(held_until=0.0))
+        own = sa.not_(tables.claims.c.owner.startswith("batch-"))
+        connection.execute(sa.update(tables.claims).where(own).values(expires_at=0.0))
+    store.close()
+
+
+def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, uri: str, bare_ray: Any) -> None:
+    endpoint.script(batch_running_s=600)
+    config = teacher(endpoint, batch_poll_s=0.5)
+    driver = drive(bare_ray, uri, config, 300)
+    try:
+        wait_for(lambda: any(batch["status"] == "in_progress" for batch, _ in batches_of(endpoint)), driver)
+        time.sleep(1.0)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.communicate()
+    # What it has submitted is being worked on; it comes to an end with nobody there.
+    assert len(batches_of(endpoint)) == 1
+    endpoint.script(batch_running_s=0)
+    expire(uri)
+    first = batches_of(endpoint)[0][0]["id"]
+    rerun = drive(bare_ray, uri, config, 320)
+    wait_for(lambda: len(batches_of(endpoint)) == 2, rerun)
+    endpoint.hurry_batches()
+    answers = finish(rerun)
+    assert len(answers) == 320
+    assert all(answer["error"] is None and answer["text"] for answer in answers)
+    assert sum(answer["reused"] for answer in answers) == 300
+    batches = batches_of(endpoint)
+    assert [(batch["id"] == first, len(lines)) for batch, lines in batches] == [(True, 300), (False, 20)]
+    asked = Counter(line["custom_id"] for _, lines in batches for line in lines)
+    assert set(asked.values()) == {1}
+    booked = Counter(entry.client_request_id for entry in endpoint.book() if entry.route == "batch")
+    assert booked == asked
+
+
+def test_a_real_time_run_waits_for_what_is_in_a_batch(endpoint: Endpoint, tmp_path: Path, bare_ray: Any) -> None:
+    endpoint.script(batch_running_s=600)
+    uri = f"sqlite:///{tmp_path}/ledger.db"
+    config = teacher(endpoint)
+    wanted = requests(config, 40)
+    pool = TeacherPool(config, Ledger(uri))
+    pool.start()
+    asking = pool.actors[0].answer.remote(wanted[:30])
+    wait_for(lambda: any(batch["status"] == "in_progress" for batch, _ in batches_of(endpoint)))
+    wait_for(lambda: pool.batch_progress() is not None and pool.batch_progress().states == ("in_progress",))
+    assert pool.batch_progress().total == 30
+    pool.close()
+    with pytest.raises(bare_ray.exceptions.RayError):
+        bare_ray.get(asking)
+    said: list[str] = []
+    real_time = config.model_copy(update={"mode": "realtime", "requests_per_minute": 60_000})
+    endpoint.hurry_batches()
+    with TeacherPool(real_time, Ledger(uri), said.append) as other:
+        answers = from_table(other.ask(wanted).drop_columns("reused"), Response)
+    assert all(answer.error is None for answer in answers)
+    assert "30 requests are in batches of an earlier run (batch_00000001)" in said[0]
+    asked = Counter(entry.prompt for entry in endpoint.book() if entry.prompt.startswith("Write"))
+    assert len(asked) == 40
+    assert set(asked.values()) == {1}

@@ -1,0 +1,125 @@
+"""Training jobs of a tiny BERT, in this process or in two that gloo joins, without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny_student import LABELS, make_rows
+
+from actors import export, student
+from actors.checkpoints import FolderCheckpoints
+from actors.student import ArmJob, ArmReport, TrainingJob
+from potstill.arms import Arm, arm_digest
+from potstill.config import StudentConfig
+from potstill.encoders import weights_digest
+
+STEPS = 50
+ROWS = make_rows(75)
+_HERE = Path(__file__).parent
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": f"{_HERE.parents[1]}:{_HERE}"}
+_WORKER = "import sys, tiny_jobs; tiny_jobs.work(int(sys.argv[1]), sys.argv[2])"
+
+
+class Stopped(Exception):
+    """The training was broken off on purpose."""
+
+
+class StoppingCheckpoints(FolderCheckpoints):
+    """Breaks training off as soon as a checkpoint of step ``stop_at`` is stored."""
+
+    stop_at: int | None = None
+
+    def accept(self, name: str, step: int) -> None:
+        super().accept(name, step)
+        if self.stop_at is not None and step >= self.stop_at:
+            raise Stopped
+
+
+def settings(tiny: str, **changes: Any) -> StudentConfig:
+    base = {
+        "model": tiny,
+        "epochs": 1,
+        "min_steps": STEPS,
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "precision": "float32",
+    }
+    return StudentConfig(**{**base, **changes})
+
+
+def prepare(folder: Path, config: StudentConfig, *arms: Arm, record: bool = False) -> TrainingJob:
+    jobs = []
+    for arm in arms or (Arm("one", ROWS),):
+        key = arm_digest(arm, config, LABELS, weights_digest(config.model))
+        jobs.append(
+            ArmJob(name=arm.name, digest=key, seed=arm.seed, folder=str(folder / key), lineage=dict(arm.lineage))
+        )
+        export.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
+    return TrainingJob(LABELS, config, tuple(jobs), record=record)
+
+
+def train(folder: Path, config: StudentConfig, *arms: Arm) -> list[ArmReport]:
+    return student.train_arms(prepare(folder, config, *arms))
+
+
+def weights(job: TrainingJob, number: int = 0) -> Mapping[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(str(Path(job.arms[number].folder) / "model" / "model.safetensors"))
+
+
+def attempt(job: TrainingJob, folder: str | None = None, stop_at: int | None = None, rank: int = 0) -> Any:
+    """One try at a job with checkpoints in ``folder``: its reports, or None if it was broken off at ``stop_at``."""
+    if folder is None:
+        return student.train_arms(job)
+    place = StoppingCheckpoints(folder, rank)
+    place.stop_at = stop_at
+    try:
+        return student.train_arms(job, place)
+    except Stopped:
+        return None
+
+
+def two_workers(scratch: Path, tasks: Sequence[tuple[TrainingJob, str | None, int | None]]) -> list[Any]:
+    """``attempt`` each of the tasks (job, folder, stop_at) in two processes; the first arm's reports as plain data."""
+    scratch.mkdir(exist_ok=True)
+    plain = [{"job": job.to_json(), "folder": folder, "stop_at": stop_at} for job, folder, stop_at in tasks]
+    (scratch / "tasks.json").write_text(json.dumps(plain))
+    workers = []
+    for rank in range(2):
+        environment = {**os.environ, **_ENVIRONMENT, "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-c", _WORKER, str(rank), str(scratch)]
+        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=1500)
+            assert worker.returncode == 0, errors.decode()[-3000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+    first, second = (json.loads((scratch / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second, "every rank returns the same reports"
+    return first
+
+
+def work(rank: int, folder: str) -> None:
+    """What one of the two processes does."""
+    from dataclasses import asdict
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    limit = timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
+    found = []
+    for task in json.loads(Path(folder, "tasks.json").read_text()):
+        reports = attempt(TrainingJob.from_json(task["job"]), task["folder"], task["stop_at"], rank)
+        found.append(asdict(reports[0]) if reports else None)
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))

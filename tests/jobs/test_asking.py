@@ -1,0 +1,103 @@
+"""A stage's requests on their way through the driver: what is held of them, and what is left when it breaks off."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from actors.teacher import Answer, to_answer_table
+from jobs import asking, runs
+from jobs.progress import Meter
+from jobs.runs import Run
+from potstill.answered import Answered
+from potstill.config import parse
+from potstill.errors import TeacherError
+from potstill.rows import Message, Request, Response, Sampling
+
+PROMPT = "Write a question. " * 200  # 3,600 characters
+
+
+class Pool:
+    """Answers each table as it comes, in batches of 50."""
+
+    def batch_progress(self) -> None:
+        """No batches."""
+
+    def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
+        for table in tables:
+            names = table["request_id"].to_pylist()
+            for start in range(0, len(names), 50):
+                yield to_answer_table(
+                    [Answer(Response(name, "a text"), reused=False) for name in names[start : start + 50]]
+                )
+
+
+class BreakingPool(Pool):
+    """Breaks off after 120 answers."""
+
+    def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
+        for done, batch in enumerate(super().stream(tables)):
+            if done == 2:
+                yield batch.slice(0, 20)
+                raise TeacherError("the teacher broke off")
+            yield batch
+
+
+def plan(count: int) -> Iterator[Request]:
+    for i in range(count):
+        yield Request("s", "t", "s", "chat", "p", "m", None, (Message("user", f"{PROMPT}{i}"),), Sampling())
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(asking, "PLANNED_TOGETHER", 500)
+    monkeypatch.setattr(runs, "ROW_GROUP", 500)
+    return SimpleNamespace(run=Run(str(tmp_path), "run"), config=parse({"task": "t"}))
+
+
+def ask(job: Any, pool: Any, count: int) -> Answered:
+    return asking.ask(job, pool, "generate-1", plan(count), count, Meter())[0]
+
+
+def peak_bytes(job: Any, count: int) -> int:
+    """The most that Python and Arrow held at a time (or a little more: their peaks need not meet)."""
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    tracemalloc.start()
+    try:
+        assert sum(text == "a text" for (text,) in ask(job, Pool(), count).rows("text")) == count
+        return tracemalloc.get_traced_memory()[1] + counting.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+
+
+@pytest.mark.slow
+def test_prompts_are_not_kept(job: Any) -> None:
+    """Between 2,000 and 10,000 requests memory grows by ids and answers, not by prompts."""
+    ask(job, Pool(), 10)  # what is loaded once
+    few, many = peak_bytes(job, 2_000), peak_bytes(job, 10_000)
+    assert (many - few) / 8_000 < len(PROMPT) / 4
+
+
+def test_tables_are_written_in_large_pieces(job: Any) -> None:
+    ask(job, Pool(), 1_700)
+    for table in ("request", "response"):
+        file = pa.parquet.ParquetFile(f"{job.run.path}/{table}/generate-1.parquet")
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [500, 500, 500, 200]
+    assert job.run.read(Request, "generate-1") == list(plan(1_700))
+
+
+def test_what_came_before_it_broke_off_can_be_looked_at(job: Any) -> None:
+    with pytest.raises(TeacherError):
+        ask(job, BreakingPool(), 1_000)
+    assert [row.text for row in job.run.read(Response, "generate-1")] == ["a text"] * 120
+    assert job.run.read(Request, "generate-1") == list(plan(1_000))[:500]
+    assert not list(Path(job.run.path).rglob("*.new"))

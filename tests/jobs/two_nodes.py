@@ -1,0 +1,72 @@
+"""Train on two nodes of one CPU each and take one away in mid-training; prints what came of it as JSON.
+
+    python tests/jobs/two_nodes.py FOLDER ZERO_STAGE
+
+A program of its own, since a process has one Ray and that of the tests has one node.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "actors")]
+
+
+def main(folder: Path, stage: int) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+    from tiny_student import LABELS, make_rows, make_student
+
+    from actors.coverage import read_coverage, what_counts
+    from jobs import training
+    from jobs.training import Arm
+    from potstill.batches import plan_steps
+    from potstill.config import StudentConfig
+
+    config = StudentConfig(
+        model=make_student(folder / "bert"),
+        epochs=1,
+        min_steps=150,
+        batch_size=16,
+        learning_rate=2e-3,
+        zero_stage=stage,
+        checkpoint_steps=20,
+        max_failures=1,
+    )
+    quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "_system_config": quick}
+    )
+    node = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+
+    def take_away() -> None:
+        while not any(line["step"] >= 70 for arm in folder.glob("students/*") for line in read_coverage(str(arm))):
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+
+    threading.Thread(target=take_away, daemon=True).start()
+    try:
+        rows = make_rows(75)
+        result = training.train([Arm("one", rows)], config, LABELS, str(folder), record=True)
+        one = result.students["one"]
+        lines = read_coverage(str(Path(one.export).parent))
+        plan = plan_steps(len(rows), 16, 1, 150, 0)
+        whole = what_counts(lines) == {number: sorted(step.rows) for number, step in enumerate(plan, start=1)}
+        attempts = len({line["attempt"] for line in lines})
+        found = {"workers": one.workers, "resumed": one.resumed, "whole": whole, "attempts": attempts}
+        print(json.dumps({**found, "steps": len(one.records), "first": result.workers}))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
