@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fsspec.core import url_to_fs
+
 from actors import export, student
 from potstill import arms as arms_
 from potstill import encoders
@@ -173,6 +175,7 @@ def train(
         name = f"{digest([job.digest for job in missing.values()], size=5)}-{uuid.uuid4().hex[:8]}"
         log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
         _fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
+        _delete_checkpoints(f"{storage}/fits/{name}")
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
     return TrainingResult(students, time.monotonic() - started, workers, log_dir)
 
@@ -251,6 +254,13 @@ def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_di
         raise InputError(Problem(where, message) for where, message in returned["problems"])
     if "error" in returned:
         raise StageError(returned["error"])
+
+
+def _delete_checkpoints(folder: str) -> None:
+    """All of a fit that went well: every arm has its export, and an optimizer's state is twice a model."""
+    filesystem, root = url_to_fs(folder)
+    for path in filesystem.glob(f"{root}/checkpoint_*"):
+        filesystem.rm(path, recursive=True)
 
 
 def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:

@@ -23,7 +23,7 @@ def test_training_goes_on_with_the_workers_that_are_left(tmp_path: Path, stage: 
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["first"], found["workers"]) == (2, 1)
     assert found["whole"], "every step's rows, each once"
-    assert found["steps"] == 150
+    assert found["steps"] == 80
     (resumed,) = found["resumed"]
-    assert resumed in (20, 40, 60, 80, 100, 120, 140)
+    assert resumed in range(10, 80, 10)
     assert found["attempts"] == 2
