@@ -3,9 +3,9 @@
     python benchmarks/stream.py --requests 1000000 --json stream.json
 
 A stage as jobs run it: PromptMix requests are planned, looked up in an empty ledger, answered by processes that think no
-time at all, written as Parquet with their answers, and joined in columns for the next step. Then requests that a
+time at all, written as Parquet with their answers, and read beside them as the next step does. Then requests that a
 ledger holds are replayed through the pool. Start-up and the first table of requests are not in the rates. Drawing a
-PromptMix request takes four times as long as everything that follows; ``--made-up`` puts others of its length in place.
+PromptMix request takes four times as long as everything that follows; ``--made-up`` puts others in place.
 """
 
 from __future__ import annotations
