@@ -51,6 +51,7 @@ class HttpTeacherActor:
         # A process that was restarted is another holder: what its forerunner had reserved may have been spent.
         self._allowance = limiter.allowance(f"{owner}-{uuid.uuid4().hex[:8]}")
         self._end: str | None = None
+        self._unkept: set[str] = set()  # requests on their way, and answers that are not committed yet
         keep_leases(ledger, owner)
 
     async def ready(self, found: Abilities | None = None) -> Abilities:
@@ -81,21 +82,30 @@ class HttpTeacherActor:
                 answers[response.request_id] = Answer(response, reused=True)
                 pending.pop(response.request_id)
             mine = [pending.pop(name) for name in taken.mine]
-            for response in await asyncio.gather(*map(self._answer_one, mine)):
-                answers[response.request_id] = Answer(response, reused=False)
+            for answer in await asyncio.gather(*map(self._answer_one, mine)):
+                answers[answer.response.request_id] = answer
             if self._end is not None:
                 raise TeacherError(self._end)
             if pending and not mine:
                 await asyncio.sleep(1.0)  # somebody else asks these; their answers, or their leases' end, will come
         return [answers[request.request_id] for request in requests]
 
-    async def _answer_one(self, request: Request) -> Response:
-        response = await self._ask(request)
-        await self._ledger.acommit([request], [response])
-        return response
+    async def stop(self, reason: str) -> None:
+        """Send nothing any more, and come back when what was on its way is committed."""
+        self._end = self._end or reason
+        while self._unkept:
+            await asyncio.sleep(0.02)
 
-    async def _ask(self, request: Request) -> Response:
-        """The response to a request after as many tries as it takes and is allowed."""
+    async def _answer_one(self, request: Request) -> Answer:
+        try:
+            answer = await self._ask(request)
+            await self._ledger.acommit([request], [answer.response])
+        finally:
+            self._unkept.discard(request.request_id)
+        return answer
+
+    async def _ask(self, request: Request) -> Answer:
+        """The answer to a request after as many tries as it takes and is allowed."""
         attempt = refused = 0
         while self._end is None:
             try:
@@ -104,7 +114,9 @@ class HttpTeacherActor:
                 self._end = str(stopped)
                 break
             if sent.response is not None:
-                return replace(sent.response, cost_usd=self._cost(sent))
+                return Answer(
+                    replace(sent.response, cost_usd=self._cost(sent)), reused=False, retries=attempt + refused
+                )
             assert sent.failure is not None
             if sent.failure.kind == "throttled":
                 # The limiter holds everybody back as the endpoint asks, and gives up when nothing gets through.
@@ -114,9 +126,9 @@ class HttpTeacherActor:
             if sent.failure.kind == "fatal":
                 self._end = self._backend.explain(sent.failure)
             if sent.failure.kind in ("final", "fatal") or attempt >= self._config.max_attempts:
-                return _failed(request, sent, attempt)
+                return Answer(_failed(request, sent, attempt), reused=False, retries=attempt + refused - 1)
             await asyncio.sleep(backoff_s(attempt, random.random(), sent.failure.retry_after_s))
-        return Response(request.request_id, error=self._end)
+        return Answer(Response(request.request_id, error=self._end), reused=False)
 
     async def _send(self, request: Request) -> Sent:
         """One attempt within the limits; its worst case is reserved before it is sent."""
@@ -125,7 +137,13 @@ class HttpTeacherActor:
         if self._price is not None:
             usd = worst_case(self._price, at_most_tokens(request.messages, schema_of(request)), longest)
         async with self._allowance.slot(about_tokens(request.messages) + longest, usd) as slot:
+            if self._end is not None:  # since it began to wait
+                slot.finish(Outcome("abandoned", usd=0.0))
+                raise TeacherStopped(self._end)
+            self._unkept.add(request.request_id)
             sent = await self._backend.send(request)
+            if sent.response is None:
+                self._unkept.discard(request.request_id)
             kind = sent.failure.kind if sent.failure is not None else "ok"
             slot.finish(
                 Outcome(

@@ -150,6 +150,25 @@ class TeacherPool:
             return None
         return progress if progress.batches else None
 
+    def held_because(self) -> str | None:
+        """What holds all requests back for a while; ``None`` if nothing does. May be called from another thread."""
+        limiter = self._limiter
+        if limiter is None:
+            return None
+        try:
+            return limiter.state().held_because
+        except TeacherError:
+            return None
+
+    def wind_down(self, reason: str) -> None:
+        """Send nothing any more; what is on its way to an endpoint is waited for and kept."""
+        config = self._config
+        if not isinstance(config, OpenAITeacher) or config.mode == "batch" or not self.actors:
+            return
+        ray.wait(
+            [one.stop.remote(reason) for one in self.actors], num_returns=len(self.actors), timeout=config.timeout_s
+        )
+
     def _wait_for_room(self, ready: list[Any]) -> Any:
         """The first of ``ready`` that is there; says so when it takes long."""
         while True:

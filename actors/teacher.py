@@ -23,15 +23,16 @@ from potstill.teacher import Teacher
 
 RENEWALS = 3  # in the time of a lease: two may fail
 CHOICES_PER_TEXT = 4  # scoring the choices of 4 questions takes about as long as writing one text
-ANSWER = RESPONSE.append(pa.field("reused", pa.bool_()))
+ANSWER = RESPONSE.append(pa.field("reused", pa.bool_())).append(pa.field("retries", pa.int32()))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response, and whether the ledger had it (so that nothing was newly asked)."""
+    """A response, whether the ledger had it (so that nothing was newly asked), and how often it was asked again."""
 
     response: Response
     reused: bool
+    retries: int = 0
 
 
 class TeacherActor:
@@ -106,9 +107,11 @@ def block_size(batch_size: int, choices: bool) -> int:
 def to_answer_table(answers: Sequence[Answer]) -> pa.Table:
     """Answers as a table of the ``ANSWER`` schema."""
     table = to_table([answer.response for answer in answers], Response)
-    return table.append_column("reused", pa.array([answer.reused for answer in answers], pa.bool_())).cast(ANSWER)
+    table = table.append_column("reused", pa.array([answer.reused for answer in answers], pa.bool_()))
+    return table.append_column("retries", pa.array([answer.retries for answer in answers], pa.int32())).cast(ANSWER)
 
 
 def to_known_table(responses: pa.Table) -> pa.Table:
     """Responses that the ledger had, as a table of the ``ANSWER`` schema."""
-    return responses.append_column("reused", pa.repeat(True, responses.num_rows)).cast(ANSWER)
+    table = responses.append_column("reused", pa.repeat(True, responses.num_rows))
+    return table.append_column("retries", pa.repeat(0, responses.num_rows)).cast(ANSWER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -19,13 +18,13 @@ from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import TableStream
 from potstill.answered import PLANNED, Answered
+from potstill.error_rate import ErrorRate
 from potstill.errors import StageError
 from potstill.rows import REQUEST, Request, to_table
 from potstill.teachers import OpenAITeacher
 
-MAX_ERROR_RATE = 0.1
+MAX_ERROR_RATE = 0.1  # of a teacher that has no such setting
 PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for no more
-FORGIVEN = 9  # failures that are never too many, as long as anything was answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +65,14 @@ def ask(
 
     Writes ``request/<part>`` and ``response/<part>`` as requests are planned and answers come; prompts are not kept.
     ``expected``: how many requests there are, at most. Requests of the same content are asked once. Raises
-    ``StageError`` with the commonest error when too large a share of the requests failed
-    (``teacher.max_error_rate``); single failures have nulls for an answer.
+    ``StageError`` with the commonest error as soon as too large a share of the requests failed
+    (``teacher.max_error_rate``), when what was under way is in the ledger; single failures have nulls for an answer.
     """
     start = time.monotonic()
     meter.expect(expected)
-    usage, errors = Usage(), collections.Counter[str]()
+    teacher = job.config.teacher
+    allowed = teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE
+    usage, errors = Usage(), ErrorRate(allowed, expected)
     plan = [REQUEST.empty_table().select(PLANNED)]
     with (
         job.run.stream("request", part, REQUEST) as asked,
@@ -83,7 +84,7 @@ def ask(
             answered.write(batch)
             used = _usage(batch)
             usage += used
-            errors.update(batch["error"].drop_null().to_pylist())
+            errors.add(used.requests, used.new_requests, batch["error"].drop_null().to_pylist())
             meter.count(
                 new=used.new_requests,
                 reused=used.reused_requests,
@@ -91,10 +92,12 @@ def ask(
                 cost_usd=used.new_cost_usd,
                 retries=used.retries,
             )
+            if reason := errors.too_many():
+                pool.wind_down(reason)
+                raise _stopped(part, reason)
     meter.expect(usage.requests - expected)
-    teacher = job.config.teacher
-    allowed = teacher.max_error_rate if isinstance(teacher, OpenAITeacher) else MAX_ERROR_RATE
-    _stop_on_errors(part, errors, usage.requests, allowed)
+    if reason := errors.too_many(at_end=True):
+        raise _stopped(part, reason)
     found = Answered(pa.concat_tables(plan), job.run.open_table("response", part))
     return found, replace(usage, seconds=time.monotonic() - start)
 
@@ -126,6 +129,7 @@ def _usage(table: pa.Table) -> Usage:
         completion_tokens=_sum(table["completion_tokens"]),
         new_cost_usd=float(_sum(fresh["cost_usd"])),
         new_tokens=_sum(fresh["prompt_tokens"]) + _sum(fresh["completion_tokens"]),
+        retries=_sum(table["retries"]),
     )
 
 
@@ -133,12 +137,5 @@ def _sum(column: pa.ChunkedArray) -> Any:
     return pc.sum(column).as_py() or 0
 
 
-def _stop_on_errors(part: str, errors: collections.Counter[str], asked: int, allowed: float) -> None:
-    failed = sum(errors.values())
-    # A later round may hold a few requests only, of which one may well fail; nothing but failures is no chance.
-    if failed > max(allowed * asked, FORGIVEN if failed < asked else 0):
-        commonest, count = errors.most_common(1)[0]
-        raise StageError(
-            f"{part}: {failed} of {asked} requests failed; the commonest error ({count} times): {commonest}. "
-            "What was answered is in the ledger; the same command goes on from there."
-        )
+def _stopped(part: str, reason: str) -> StageError:
+    return StageError(f"{part}: {reason}. What was answered is in the ledger; the same command goes on from there.")

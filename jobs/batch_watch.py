@@ -1,4 +1,4 @@
-"""How far the batches of a teacher are, looked up now and then for the progress line."""
+"""How far the batches of a teacher are and what holds its requests back, looked up now and then for the progress line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ EVERY_S = 2.0
 
 @contextlib.contextmanager
 def watched(pool: TeacherPool, meter: Meter, every_s: float = EVERY_S) -> Iterator[None]:
-    """Within it the meter's note says how far batches are, where there are any."""
+    """Within it the meter's note says how far batches are, where there are any, or what all requests wait for."""
     left = threading.Event()
 
     def watch() -> None:
         while not left.wait(every_s):
             progress = pool.batch_progress()
+            note = format_batches(progress) if progress else pool.held_because() or ""
             if not left.is_set():
-                meter.note(format_batches(progress) if progress else "")
+                meter.note(note)
 
     thread = threading.Thread(target=watch, name="batches", daemon=True)
     thread.start()

@@ -33,6 +33,8 @@ def classify(status: int, code: str | None, message: str, retry_after_s: float |
     shown = f"HTTP {status}: {' '.join(message.split())[:300]}"
     if status == 429 and code in _QUOTA:
         return Failure("fatal", shown)
+    if status == 429 and "request too large" in message.lower():
+        return Failure("final", shown)  # larger than a minute's tokens: it will never get in
     if status == 429:
         return Failure("throttled", shown, retry_after_s)
     if status in _TRANSIENT or status >= 500:

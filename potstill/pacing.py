@@ -173,8 +173,8 @@ class Pacer:
         because = self._stop
         if self._breaker.is_open:
             because = f"nothing gets through; {self._breaker.why()}; next try in {self._breaker.wait_s(now):.0f} s"
-        elif hold := self._rates.hold_s(now):
-            because = f"refused for too many requests (429); next try in {hold:.0f} s"
+        elif because is None and (hold := self._rates.hold_s(now)) >= 0.5:
+            because = f"waiting for the endpoint's rate limit (429), next try in {hold:.0f} s"
         return PacerState(
             self._succeeded,
             self._refused,

@@ -36,6 +36,7 @@ BACK_PER_S, BACK_SHARE = 0.25, 0.3  # growth on the way back to where the last c
 GRACE_S = 0.25  # until every process has heard of a cut
 BLACKOUT_AFTER = 10  # refusals at least, and
 BLACKOUT_SHARE = 0.6  # of what was granted since the first of them, of which nothing has succeeded
+SLOW_S = 1.0  # answers that take longer are late news: refusals come first
 BULK_S = 0.2  # under a rate, holders ask so often
 LONG_PAUSE_S = 2.0  # a Retry-After of more is a blackout
 FIRST_PROBE_S, LONGEST_PROBE_S = 0.5, 5.0
@@ -225,7 +226,7 @@ class RateControl:
             mean = answers.latency_s
             self._latency = mean if self._latency is None else 0.8 * self._latency + 0.2 * mean
             if self.probing and now - answers.success_age_s > self._blackout_at:
-                self._resume(now)
+                self._resume(now, now - answers.success_age_s - self._blackout_at)
         if answers.refused:
             self._refuse(answers, now)
         self._experiment(now)
@@ -242,8 +243,8 @@ class RateControl:
     def _refuse(self, answers: Answers, now: float) -> None:
         sent_at = now - answers.refusal_age_s
         self._streak += answers.refused
-        self._refused_since_cut += answers.refused
         self._streak_at = min(self._streak_at, sent_at)
+        self._refused_since_cut += answers.refused
         wait = answers.retry_after_s or 0.0
         borne = self._test.explains() and not self.probing
         if not borne and not self._test.dipping and sent_at > self._cut_at + GRACE_S and not self.probing:
@@ -314,10 +315,15 @@ class RateControl:
         if math.isfinite(self._window):
             # What was measured may be an allowance being used up: wait for all refusals and begin again from below.
             self._pause(now + GRACE_S)
-            self._window = FIRST_WINDOW
+            # Where answers are slow that would take very long.
+            self._window = max(FIRST_WINDOW, self.cap * (self._latency or 0.0) / 2) if self._slow else FIRST_WINDOW
         self._cut_at = now
         self._test.cut(self._ceiling, now)
         self._bearing = bool(self._test.noise)
+
+    @property
+    def _slow(self) -> bool:
+        return (self._latency or 0.0) > SLOW_S
 
     def _sent_per_s(self, now: float) -> float:
         """Requests that were granted a second, over the last two."""
@@ -330,15 +336,20 @@ class RateControl:
         if wait_s:
             self._probe_at = max(self._probe_at or 0.0, now + wait_s)
 
-    def _resume(self, now: float) -> None:
-        """A probe has succeeded: slow start again, up to the mean rate of the cycle that ends here."""
-        known = self.known(0)
+    def _resume(self, now: float, dark_s: float) -> None:
+        """A probe of ``dark_s`` into the blackout has succeeded: slow start again, up to the mean rate of the cycle
+        that ends here."""
+        known, before = self.known(0), self.requests_per_s
         least = max(FLOOR_PER_S, 0.0 if known is None else known / 120)
         if self._cycle_successes >= self._meter.ENOUGH and self._cycle_at is not None:
             self.cap = max(least, BELOW * self._cycle_successes / max(1e-3, now - self._cycle_at))
         elif math.isfinite(self.requests_per_s):
             self.cap = max(least, self.requests_per_s / 2)
         self._window = FIRST_WINDOW
+        if self._slow and dark_s < 2 * FIRST_PROBE_S and math.isfinite(before):
+            # A row of refusals, but no blackout: the successes between them are still on their way.
+            self.cap = max(self.cap, BELOW * before)
+            self._window = max(FIRST_WINDOW, self.cap * (self._latency or 0.0) / 2)
         self._probe_at, self._streak, self._streak_at = None, 0, math.inf
         self._cycle_at, self._cycle_successes, self._cut_at = now, 0, now
         self._ceiling = 0.0

@@ -29,6 +29,20 @@ _CONNECT_S = 10.0
 _MOST_CONNECTIONS = 100_000  # what bounds the requests in flight is the limiter
 _PROBE_TRIES = 4
 
+# What the transport says of an endpoint that can't be reached, and what its reader can do.
+_FIXES = {
+    "CERTIFICATE_VERIFY_FAILED": "if the server is to be trusted, name its certificate's file (PEM) in the environment "
+    "variable SSL_CERT_FILE, on every node",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS; write http:// for https://",
+    "reset by peer": "does it want https:// for http://?",
+    "Name or service not known": "there is no such host; mend the name",
+    "No address associated": "there is no such host; mend the name",
+    "Name does not resolve": "there is no such host; mend the name",
+    "name resolution": "the name can't be looked up; mend it, or the network",
+    "Connect call failed": "nothing listens there; start the server, or mend host and port",
+    "no connection within": "mend host and port, or open the way through firewalls and proxies",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -206,13 +220,14 @@ class OpenAIBackend:
         """A failure of the trial request as a line that names the field to mend."""
         config, message = self._config, failure.message
         if "HTTP 401" in message or "HTTP 403" in message:
-            return f"teacher.api_key_env = {config.api_key_env!r}: {config.base_url} refuses its key ({message})"
+            return f"teacher.api_key_env = {config.api_key_env!r}: {config.base_url} refuses its key ({message}); put a valid one there"
         if "HTTP 404" in message and "model" in message.lower():
-            return f"teacher.model = {config.model!r}: {config.base_url} does not know it ({message})"
+            return f"teacher.model = {config.model!r}: {config.base_url} does not know it ({message}); name one that it has"
         if "HTTP 404" in message:
             hint = "" if config.base_url.endswith("/v1") else "; most endpoints want it to end in /v1"
             return f"teacher.base_url = {config.base_url!r}: nothing answers chat completions there ({message}){hint}"
-        return f"teacher.base_url = {config.base_url!r}: {message}"
+        fixes = [fix for said, fix in _FIXES.items() if said in message]
+        return f"teacher.base_url = {config.base_url!r}: {message}" + (f"; {fixes[0]}" if fixes else "")
 
     def hide(self, text: str) -> str:
         """``text`` without the key: some endpoints repeat it in their complaints."""
@@ -258,4 +273,6 @@ def root_cause(error: BaseException) -> str:
     """The last cause's own words: the client's are "Connection error."."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    if isinstance(error, (asyncio.CancelledError, TimeoutError)) and not getattr(error, "errno", None):
+        return f"can't be reached: no connection within {_CONNECT_S:g} s or teacher.timeout_s"
     return f"can't be reached: {' '.join(str(error).split())[:200] or type(error).__name__}"

@@ -17,7 +17,7 @@ from jobs.progress import Meter
 from jobs.runs import Run
 from potstill.answered import Answered
 from potstill.config import parse
-from potstill.errors import TeacherError
+from potstill.errors import StageError, TeacherError
 from potstill.rows import Message, Request, Response, Sampling
 
 PROMPT = "Write a question. " * 200  # 3,600 characters
@@ -28,6 +28,12 @@ class Pool:
 
     def batch_progress(self) -> None:
         """No batches."""
+
+    def held_because(self) -> None:
+        """Nothing."""
+
+    def wind_down(self, reason: str) -> None:
+        """Nothing is on its way."""
 
     def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
         for table in tables:
@@ -47,6 +53,23 @@ class BreakingPool(Pool):
                 yield batch.slice(0, 20)
                 raise TeacherError("the teacher broke off")
             yield batch
+
+
+class FailingPool(Pool):
+    """From the 301st answer on, all fail; each was tried three times."""
+
+    wound_down = ""
+    given = 0
+
+    def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
+        for table in tables:
+            for name in table["request_id"].to_pylist():
+                self.given += 1
+                error = f"HTTP 400: no room for {self.given} tokens" if self.given > 300 else None
+                yield to_answer_table([Answer(Response(name, "a text", error=error), reused=False, retries=2)])
+
+    def wind_down(self, reason: str) -> None:
+        self.wound_down = reason
 
 
 def plan(count: int) -> Iterator[Request]:
@@ -101,3 +124,16 @@ def test_what_came_before_it_broke_off_can_be_looked_at(job: Any) -> None:
     assert [row.text for row in job.run.read(Response, "generate-1")] == ["a text"] * 120
     assert job.run.read(Request, "generate-1") == list(plan(1_000))[:500]
     assert not list(Path(job.run.path).rglob("*.new"))
+
+
+def test_too_many_failures_stop_a_stage_while_it_runs(job: Any) -> None:
+    pool, meter = FailingPool(), Meter()
+    with pytest.raises(StageError) as stopped:
+        asking.ask(job, pool, "generate-1", plan(5_000), 5_000, meter, ("text",))
+    assert str(stopped.value).startswith("generate-1: ")
+    assert "requests failed (teacher.max_error_rate = 0.1); the commonest error" in str(stopped.value)
+    assert "HTTP 400: no room for 301 tokens" in str(stopped.value)
+    assert 300 + 50 < pool.given <= 500
+    assert pool.wound_down in str(stopped.value)
+    assert len([row for row in job.run.read(Response, "generate-1") if row.error is None]) == 300
+    assert meter.progress().retries == 2 * pool.given

@@ -283,6 +283,28 @@ class TwoBatches:
     def batch_progress(self):
         return BatchProgress(2, 80, 30, ("finalizing", "in_progress"))
 
+    def held_because(self):
+        return "waiting for the endpoint's rate limit (429), next try in 20 s"
+
+
+class NoBatches(TwoBatches):
+    def batch_progress(self):
+        return None
+
+
+def test_what_all_requests_wait_for_is_told():
+    meter = Meter()
+    meter.expect(10)
+    with watched(NoBatches(), meter, every_s=0.01):
+        until = time.monotonic() + 30
+        while not meter.progress().note:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert format_progress(meter.progress()) == (
+            "0/10  waiting for the endpoint's rate limit (429), next try in 20 s"
+        )
+    assert not meter.progress().note
+
 
 def test_batches_are_told_of_while_they_run():
     meter = Meter()

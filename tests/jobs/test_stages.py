@@ -123,6 +123,9 @@ class ScriptedPool:
     def batch_progress(self):
         return None
 
+    def held_because(self):
+        return None
+
     def stream(self, tables, folder=None):
         requests = [request for table in tables for request in from_table(table, Request)]
         for start in range(0, len(requests), 4):

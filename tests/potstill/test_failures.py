@@ -41,3 +41,8 @@ def test_backoff_is_capped_grows_and_obeys_the_endpoint(attempt, jitter, asked):
     assert 0 < wait <= LONGEST_BACKOFF_S
     assert wait <= backoff_s(attempt + 1, jitter)
     assert backoff_s(attempt, jitter, asked) == max(wait, asked)
+
+
+def test_a_request_that_no_minute_has_room_for_is_final():
+    said = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 31337."
+    assert classify(429, "rate_limit_exceeded", said).kind == "final"

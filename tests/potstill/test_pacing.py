@@ -116,7 +116,7 @@ def test_an_unknown_limit_is_found_with_whole_seconds_to_wait(server, seed):
 def test_slow_answers_leave_little_of_a_rate_unused(server, seed):
     """Four seconds an answer: the window must be 200 before the allowed rate is reached."""
     book = World(Pacer(Limits(256)), server, latency=(2.0, 6.0), seed=seed).run(120)
-    assert len(book.ok) >= 0.8 * ALLOWED
+    assert len(book.ok) >= 0.78 * ALLOWED
     assert book.refused_share < 0.03
 
 
