@@ -26,6 +26,7 @@ from potstill.cost import about_tokens, at_most_tokens, cost, find_price, own_pr
 from potstill.errors import TeacherError, TeacherStopped
 from potstill.failures import backoff_s
 from potstill.pacing import Limits
+from potstill.rate_control import LONG_PAUSE_S
 from potstill.rate_headers import read_rate_headers
 from potstill.rows import Request, Response, from_table
 from potstill.teachers import OpenAITeacher
@@ -121,6 +122,8 @@ class HttpTeacherActor:
             if sent.failure.kind == "throttled":
                 # The limiter holds everybody back as the endpoint asks, and gives up when nothing gets through.
                 refused += 1
+                # It may let others go on, where such refusals are no matter of the rate; this request waits.
+                await asyncio.sleep(min(LONG_PAUSE_S, sent.failure.retry_after_s or 0.0))
                 continue
             attempt += 1
             if sent.failure.kind == "fatal":

@@ -27,6 +27,8 @@ _FIXES = {
     "disk I/O error": "is its disk full or gone? free some space there, or name a file on another disk",
     "readonly database": "give yourself write access to the file and its folder, or name another file",
     "unable to open": "give yourself write access to the file and its folder, or name another file",
+    "File exists": "a part of the path is a file, no folder; name another one",
+    "Not a directory": "a part of the path is a file, no folder; name another one",
     "Permission denied": "give yourself write access to the file and its folder, or name another file",
     "Read-only file system": "name a file on a disk that can be written",
     "database is locked": f"another process has kept it locked for {LOCK_WAIT_S} s; end that one, or wait for it",

@@ -85,7 +85,7 @@ class TeacherPool:
             there = self._wait_for_room(list(waiting))
             late = ray.wait(list(waiting), num_returns=count, timeout=LATE_S)[1]
             ray.get([there, *(one for one in waiting if one not in late)])
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
             self.close()
             raise TeacherError(cause(error)) from error
         for one in late:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from actors.backends.identity import identify
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from potstill.errors import TeacherError
-from potstill.rows import Message, Request, Response, Sampling, from_table
+from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
 from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import Endpoint
 
@@ -155,3 +157,64 @@ def test_a_budget_is_kept_and_what_was_bought_stays(endpoint: Endpoint, tmp_path
     paid = sum(e.prompt_tokens * 10e-6 + e.completion_tokens * 20e-6 for e in endpoint.book() if "Write" in e.prompt)
     assert paid <= 0.01
     assert dollars == pytest.approx(paid)
+
+
+def test_retries_are_counted(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    endpoint.script(shares={"500": 0.2}, storm_requests=6, poison={"Number 7.": 400})
+    config = teacher(endpoint, max_attempts=12)
+    wanted = requests(config, 40)
+    with TeacherPool(config, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool:
+        table = pool.ask(wanted)
+    sent = [entry for entry in endpoint.book() if entry.prompt.startswith("Write")]
+    assert sum(table["retries"].to_pylist()) == len(sent) - 40 > 0
+
+
+def test_what_was_on_its_way_when_a_stage_stops_is_kept(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    endpoint.script(latency_s=1.5, poison={f"Number {i}.": 400 for i in range(64)})
+    config = teacher(endpoint)
+    with TeacherPool(config, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool:
+        answers = pool.stream([to_table(requests(config, 400), Request)])
+        next(answers)
+        pool.wind_down("enough")
+        answers.close()
+    sent = asked(endpoint)
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        assert connection.execute("select count(*) from responses").fetchone() == (len(sent),)
+        assert connection.execute("select count(*) from claims").fetchone() == (0,)
+    assert 0 < len(sent) < 300
+    assert set(sent.values()) == {1}
+
+
+def test_a_limit_that_holds_everything_back_is_told(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    config = teacher(endpoint)
+    with TeacherPool(config, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool:
+        assert pool.held_because() is None
+        pool.start()
+        endpoint.script(storm_requests=5, storm_retry_after_s=6)
+        with ThreadPoolExecutor(1) as thread:
+            answers = thread.submit(pool.ask, requests(config, 20))
+            seen = set()
+            while not answers.done():
+                seen.add(pool.held_because())
+                time.sleep(0.2)
+        assert answers.result().num_rows == 20
+    assert any(said and said.startswith("waiting for the endpoint's rate limit (429), next try in") for said in seen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": "gpt-99"}, r"^teacher\.model = 'gpt-99': .*; name one that it has$"),
+        ({"base_url": "http://127.0.0.1:1/v1"}, r"^teacher\.base_url = .*; start the server, or mend host and port$"),
+        ({"base_url": ""}, r"^teacher\.base_url = .* most endpoints want it to end in /v1$"),
+    ],
+    ids=["model", "host", "v1"],
+)
+def test_what_is_wrong_with_an_endpoint_reaches_the_driver_as_one_line(
+    endpoint: Endpoint, tmp_path: Path, ray_cluster: Any, changes: dict[str, str], expected: str
+) -> None:
+    changes = {name: value or endpoint.root_url for name, value in changes.items()}
+    with TeacherPool(teacher(endpoint, **changes), Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool:
+        with pytest.raises(TeacherError, match=expected) as caught:
+            pool.start()
+        assert "\n" not in str(caught.value)
