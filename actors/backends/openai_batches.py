@@ -166,8 +166,9 @@ class BatchApi:
                 backend.hide(str(said.get("message") or error.message)),
                 seconds_to_wait(error.response.headers),
             )
-            raise ApiFailure(failure, status, certain=failure.kind != "transient") from error
+            # Not from the error: a traceback would quote what the endpoint said, and that may quote the key.
+            raise ApiFailure(failure, status, certain=failure.kind != "transient") from None
         except openai.APIConnectionError as error:
-            raise ApiFailure(Failure("transient", backend.hide(root_cause(error))), None, certain=False) from error
+            raise ApiFailure(Failure("transient", backend.hide(root_cause(error))), None, certain=False) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ApiFailure(Failure("transient", "the reply is no JSON of its kind"), None, certain=False) from error
