@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from actors import pooling
-from actors.pretrained import load_encoder
+from actors.pretrained import TokenCache, load_encoder
 from potstill.config import StudentConfig
 
 pytestmark = pytest.mark.slow
@@ -24,9 +24,9 @@ def encoder():
 
 
 def tokens(encoder):
-    known = {}
+    known = TokenCache()
     encoder.tokenise([text for text, _ in TEXTS], known)
-    return [known[text] for text, _ in TEXTS]
+    return [known.ids[text] for text, _ in TEXTS]
 
 
 def test_the_added_layer_computes_the_mean(encoder):
