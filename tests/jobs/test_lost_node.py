@@ -20,7 +20,7 @@ def test_training_goes_on_with_the_workers_that_are_left(tmp_path: Path, stage: 
     command = [sys.executable, str(script), str(tmp_path / "work"), str(stage)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads((tmp_path / "work" / "found.json").read_text())
     assert (found["first"], found["workers"]) == (2, 1)
     assert found["whole"], "every step's rows, each once"
     assert found["steps"] == 80

@@ -1,4 +1,4 @@
-"""Train on two nodes of one CPU each and take one away in mid-training; prints what came of it as JSON.
+"""Train on two nodes of one CPU each and take one away in mid-training; writes what came of it to found.json.
 
     python tests/jobs/two_nodes.py FOLDER ZERO_STAGE
 
@@ -65,7 +65,7 @@ def main(folder: Path, stage: int) -> None:
         whole = what_counts(lines) == {number: sorted(step.rows) for number, step in enumerate(plan, start=1)}
         attempts = len({line["attempt"] for line in lines})
         found = {"workers": one.workers, "resumed": one.resumed, "whole": whole, "attempts": attempts}
-        print(json.dumps({**found, "steps": len(one.records), "first": result.workers}))
+        (folder / "found.json").write_text(json.dumps({**found, "steps": len(one.records), "first": result.workers}))
     finally:
         ray.shutdown()
         cluster.shutdown()
