@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,25 @@ def speed_ratios(found: Sequence[Speed]) -> dict[str, float]:
     }
 
 
+def measure_start(rows: int = 64) -> dict[str, float]:
+    """Seconds from ``train`` called to the first step on two workers, with Ray up: a fit of one step, from which its
+    export is taken off.
+    """
+    from jobs import cluster, training
+
+    data, one_hot = made_up(rows), np.eye(6)
+    arm_rows = tuple(
+        TrainingRow(text, tuple(one_hot[label])) for text, label in zip(data.texts, data.labels, strict=True)
+    )
+    student = StudentConfig(epochs=1, min_steps=1, batch_size=rows, workers=2)
+    with tempfile.TemporaryDirectory() as scratch, cluster.connect():
+        called = time.time()
+        result = training.train([Arm("one", arm_rows)], student, data.classes, scratch, record=True)
+        one = Path(result.students["one"].export).parent
+        first_step = min(file.stat().st_mtime for file in one.glob("coverage/*.jsonl"))
+    return {"first_step_s": first_step - called, "fit_s": result.seconds}
+
+
 def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Sequence[str]) -> dict[str, Any]:
     """Test accuracy of a student of the whole training split, by training seed."""
     from actors.predictor import Predictor
@@ -293,6 +313,13 @@ def main() -> None:
         result["tokens_per_s"] = {one.side: one.tokens / one.seconds for one in found}
         print("  ".join(f"{name} {result[name]:.2f}" for name in speed_ratios(found)), flush=True)
         keep()
+    if "start" in options.parts:
+        result |= measure_start()
+        print(
+            f"first step {result['first_step_s']:.1f} s after the call, the whole fit {result['fit_s']:.1f} s",
+            flush=True,
+        )
+        keep()
     if "accuracy" in options.parts and folder:
         for task in options.tasks.split(","):
             result.setdefault("accuracy_by_seed", {})[task] = scores = measure_accuracy(
@@ -310,7 +337,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="folder of tasks, DIR/<task>/{train,test}.parquet; accuracy needs it")
     parser.add_argument(
-        "--parts", default="speed,accuracy", help="of speed, accuracy, gpu", type=lambda text: text.split(",")
+        "--parts",
+        default="speed,start,accuracy",
+        help="of speed, start, accuracy, gpu",
+        type=lambda text: text.split(","),
     )
     parser.add_argument("--tasks", default=",".join(ACCURACY), help="whose accuracy")
     parser.add_argument(
