@@ -36,6 +36,8 @@ def main(job_file: str, rank: int, cores: str) -> None:
     backend = "nccl" if job["device"] == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meet}", rank=rank, world_size=workers)
     reports = train_arms(TrainingJob.from_json(job))
+    dist.barrier()
+    dist.destroy_process_group()
     if rank == 0:
         print(json.dumps(asdict(reports[-1])))
 
