@@ -112,9 +112,7 @@ _NAMED = (
 _TOO_LONG = re.compile(r"context (?:length|window|size)|reduce the length|max_(?:completion_)?tokens\W+is too large")
 
 
-def give_up(
-    abilities: Abilities, param: str | None, message: str, prompts: Iterable[str] = ()
-) -> Abilities | None:
+def give_up(abilities: Abilities, param: str | None, message: str, prompts: Iterable[str] = ()) -> Abilities | None:
     """What to try after a 400 that names something of the body: ``None`` if it names nothing that could be left out.
 
     ``param``: the parameter that the error body names, where it does; otherwise the message is looked through, for
