@@ -202,7 +202,7 @@ class BatchDesk:
             return self._backend.read(member.request, result.body, {}, seconds)
         if result.status is None:
             return lost(self._backend.hide(result.message))
-        sent = self._backend.refused(result.status, result.body, batch.abilities)
+        sent = self._backend.refused(member.request, result.status, result.body, batch.abilities)
         return sent or lost("a setting was refused, which is left out now")
 
     async def close(self, batch: Batch, state: Literal["collected", "dead"], keep: Sequence[str]) -> None:

@@ -22,14 +22,17 @@ from jobs.runs import as_json
 from potstill import filters, strategies
 from potstill.answered import Answered
 from potstill.errors import StageError
-from potstill.parsing import parse_reply
+from potstill.parsing import read_reply
 from potstill.renderers import choose_renderer, texts_per_reply, to_requests
 from potstill.rows import Example, Request, Sampling, example_id
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateReport:
-    """What came out of generation; ``missing`` is by class, against what over-generation asked for."""
+    """What came out of generation; ``missing`` is by class, against what over-generation asked for.
+
+    ``texts`` are the kept and the ``dropped``, which the parser took for none or a filter has marked.
+    """
 
     usage: Usage
     rounds: int
@@ -68,6 +71,7 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
     """Run the stage; writes ``example/generated``. Raises ``StageError`` if a class got no text at all."""
     examples: list[Example] = []
     usage, rounds = Usage(), 0
+    unread: collections.Counter[str] = collections.Counter()
     drawn: dict[str, int] = {}
     counts = next_counts(job, examples, drawn)
     with job.terminal.stage("generate") as line, job.tracker.stage("generate") as record:
@@ -79,10 +83,10 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
             requests = plan_requests(job, counts)
             answered, used = ask(job, pool, f"generate-{rounds}", requests, planned, meter)
             usage += used
-            examples = _filter(job, examples + _parse(job, answered))
+            examples = _filter(job, examples + _parse(job, answered, unread))
             drawn |= {label: stop for label, (_, stop) in counts.items()}
             counts = next_counts(job, examples, drawn)
-        report = _report(job, examples, usage, rounds)
+        report = _report(job, examples, unread, usage, rounds)
         job.run.write(Example, "generated", examples)
         job.run.write_json("generate", as_json(report))
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
@@ -117,8 +121,8 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
     }
 
 
-def _parse(job: Job, answered: Answered) -> list[Example]:
-    """Every utterance of every reply, in the order of the plan."""
+def _parse(job: Job, answered: Answered, unread: collections.Counter[str]) -> list[Example]:
+    """Every utterance of every reply, in the order of the plan; ``unread`` counts the lines that were taken for none."""
     names = [*job.task.labels, *map(job.task.prompt_name, job.task.labels)]
     told = ("request_id", "strategy", "target_label", "mix_label", "alpha")
     examples = []
@@ -126,7 +130,9 @@ def _parse(job: Job, answered: Answered) -> list[Example]:
         if reply is None:
             continue
         request_id, strategy, target_label, mix_label, alpha = request
-        for text in parse_reply(reply, finish_reason=finish_reason, class_names=names):
+        read = read_reply(reply, finish_reason=finish_reason, class_names=names)
+        unread.update(read.dropped)
+        for text in read.texts:
             examples.append(
                 Example(
                     example_id=example_id(text, "generated", request_id),
@@ -146,12 +152,15 @@ def _filter(job: Job, examples: Sequence[Example]) -> list[Example]:
     return filters.drop(examples, [seed.text for seed in job.data.seeds], [row.text for row in job.data.test])
 
 
-def _report(job: Job, examples: Sequence[Example], usage: Usage, rounds: int) -> GenerateReport:
+def _report(
+    job: Job, examples: Sequence[Example], unread: collections.Counter[str], usage: Usage, rounds: int
+) -> GenerateReport:
     kept = collections.Counter(example.target_label for example in examples if example.kept)
     wanted = strategies.texts_wanted(job.config.augment)
     missing = {label: wanted - kept[label] for label in job.task.labels if kept[label] < wanted}
-    dropped = collections.Counter(example.dropped_because for example in examples if example.dropped_because)
-    return GenerateReport(usage, rounds, len(examples), sum(kept.values()), dict(dropped.most_common()), missing)
+    dropped = unread + collections.Counter(example.dropped_because for example in examples if example.dropped_because)
+    texts = len(examples) + unread.total()
+    return GenerateReport(usage, rounds, texts, sum(kept.values()), dict(dropped.most_common()), missing)
 
 
 def _dropped(dropped: Mapping[str, int]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -107,14 +108,21 @@ _NAMED = (
 )
 
 
-def give_up(abilities: Abilities, param: str | None, message: str) -> Abilities | None:
+# "'max_tokens' or 'max_completion_tokens' is too large: ... maximum context length": the request is, not the setting.
+_TOO_LONG = re.compile(r"context (?:length|window|size)|reduce the length|max_(?:completion_)?tokens\W+is too large")
+
+
+def give_up(abilities: Abilities, param: str | None, message: str, prompts: Iterable[str] = ()) -> Abilities | None:
     """What to try after a 400 that names something of the body: ``None`` if it names nothing that could be left out.
 
-    ``param``: the parameter that the error body names, where it does; otherwise the message is looked through.
+    ``param``: the parameter that the error body names, where it does; otherwise the message is looked through, for
+    words that are not in the request's own ``prompts``: servers quote those.
     """
-    said = (param or message).lower()
+    said, prompt = (param or message).lower(), "" if param else " ".join(prompts).lower()
+    if _TOO_LONG.search(message.lower()):
+        return None
     for name, change in _NAMED:
-        if name in said:
+        if name in said and name not in prompt:
             changed = replace(abilities, **change)
             return changed if changed != abilities else None
     return None

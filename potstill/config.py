@@ -283,10 +283,16 @@ class Config(Section):
     def _cross_checks(self) -> Config:
         if not self.storage:
             object.__setattr__(self, "storage", str(home() / "runs"))
+        wrong = []
         if self.augment.strategy != "zero_shot" and self.augment.shots > self.task.seeds_per_class:
-            raise ValueError(
+            wrong.append(
                 f"augment.shots = {self.augment.shots} is more than task.seeds_per_class = {self.task.seeds_per_class}; lower the one or raise the other"
             )
+        if self.relabel.enabled and self.relabel.channel == "on" and self.teacher.kind != "embedded":
+            # An endpoint tells the likelihood of what it writes, not of a text that it is given.
+            wrong.append("relabel.channel = 'on' needs an embedded teacher; set it to off")
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
     def digest(self) -> str:
@@ -362,8 +368,8 @@ def _without(content: dict[str, Any], places: Sequence[tuple[int | str, ...]]) -
     """``content`` without what stands at ``places``; ``None`` where nothing of them stands in it."""
     rest = copy.deepcopy(content)
     for place in places:
-        # A complaint about the whole config is one about shots and seeds.
-        for path in [place] if place else [("augment", "shots"), ("task", "seeds_per_class")]:
+        # A complaint about the whole config is one about these.
+        for path in [place] if place else [("augment", "shots"), ("task", "seeds_per_class"), ("relabel", "channel")]:
             target: Any = rest
             *parents, name = path
             while parents and isinstance(target.get(parents[0]), dict):

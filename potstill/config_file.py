@@ -68,6 +68,7 @@ def explain(error: ValidationError, where: str) -> list[Problem]:
             if place in found:
                 message = f"{found[place].message} or {message.removeprefix('Input should be ')}"
         # Different complaints about one place (there may be several about the whole) each keep their line.
-        key = place if place in either else (*place, message)
-        found[key] = Problem(f"{where}: {location}" if location else where, message)
+        for line in message.splitlines():
+            key = place if place in either else (*place, line)
+            found[key] = Problem(f"{where}: {location}" if location else where, line)
     return list(found.values())

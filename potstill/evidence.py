@@ -71,11 +71,18 @@ def read_answers(task: Task, answered: Answered, n_texts: int) -> Answers:
 
 
 def _filled(logprobs: Sequence[float | None], residual_mass: float | None) -> list[float]:
-    """Log-probabilities of all choices. Those that a server did not name (it returns the likeliest 20 tokens, or
-    one class and no probability) share the residual mass, and have a little where there is none."""
-    unnamed = sum(logprob is None for logprob in logprobs)
-    share = max(residual_mass or 0.0, _UNNAMED) / max(unnamed, 1)
-    return [np.log(share) if logprob is None else logprob for logprob in logprobs]
+    """Log-probabilities of all choices. Those that a server did not name share the residual mass, none likelier than
+    the unlikeliest one that it did name; beside one bare class without a probability they have a little."""
+    named = [logprob for logprob in logprobs if logprob is not None]
+    unnamed = len(logprobs) - len(named)
+    if not unnamed or not named:
+        return [np.nan if logprob is None else logprob for logprob in logprobs]
+    if named == [0.0] and not residual_mass:
+        share = np.log(_UNNAMED / unnamed)
+    else:
+        mass = max(0.0, 1.0 - float(np.exp(named).sum())) if residual_mass is None else residual_mass
+        share = min(np.log(max(mass / unnamed, _TINY)), *named)
+    return [share if logprob is None else logprob for logprob in logprobs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,14 @@ parse_reply(" Who wrote Faust ?\\n4. Who is the pope ?\\n5. Who was", finish_rea
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+CHATTER = "chatter"
+HEADING = "heading"
+CUT_SHORT = "cut short"
+OTHER_LIST = "in another list"
 
 _NUMBER = re.compile(
     r"^\s*(?:[-*•]\s*)?(?:\*\*)?(?:(?:example|sentence|text|utterance|item|question|headline|tweet|message)\s*(?:no\.?\s*|#)?)?(\d{1,3})\s*[.):\]](?:\*\*)?\s*",
@@ -19,27 +26,55 @@ _INLINE_NUMBER = re.compile(
 _BULLET = re.compile(r"^\s*[-*•–]\s+")
 _LABELLED = re.compile(r"^\s*(?:example|sentence|text|utterance|question|headline|tweet|message)\s*:\s*", re.IGNORECASE)
 _SHARES = re.compile(r"\s*[\[(][^()\[\]]*\b\d{1,3}\s*%[^()\[\]]*[\])]\s*$")
-# What a chat model says around its list. Only what can't be a text of a user's: "I cannot log in" and
-# "Let me know when it arrives" are texts.
+# What a chat model says around its list. Only what can't be a text of a user's: "I cannot log in", "I can't create an
+# account" and "Let me know when it arrives" are texts. A line with a number is one whatever it says.
 _CHATTER = re.compile(
     r"""^(?:
-      (?:sure|certainly|of\ course|okay|absolutely|great)\b[\s,.!:-]*(?:here\b.*)?$
-    | here(?:'s|\ is|\ are)\b.*(?::|\b(?:examples?|texts?|sentences?|questions?|messages?|list)\b[^?]*)$
-    | these\ (?:examples|sentences|texts|questions|messages)\b
-    | (?:note|explanation|answer|output|class|label)\s*:
+      (?:sure|certainly|of\ course|okay|absolutely|great)\b[\s,.!:-]*(?:here(?:'s|\ is|\ are|\ you\ go)\b.*)?$
+    | here(?:'s|\ is|\ are)\b.*:$
+    | here\ are\ (?!my\b|the\b)[^?]*\b(?:examples|texts|sentences|questions|messages)\b[^?]*$
+    | here(?:'s|\ is)\ (?:the|a|your)\b[^?]*\blist\b[^?]*$
+    | here(?:'s|\ is)\ (?:an|one)\ example\b[^?]*$
+    | these\ (?:examples|sentences|texts|questions|messages)\ (?:are|show|illustrate|cover|reflect|represent|should)\b
+    | note\s*:\s*(?:these|this\ (?:is|list)|the\ (?:above|examples|texts|sentences|questions|messages)|all\ (?:of\ )?(?:these|the)|i\ have|i've)\b
+    | (?:explanation|answer|class|label)\s*:
     | i\ hope\ (?:this|these|that|it)\b.*\b(?:helps?|useful)\b
     | let\ me\ know\ if\ you(?:'d|\ would)?\ (?:like|need|want)\b
-    | as\ an\ ai\b
-    | (?:(?:i'm|i\ am)\ sorry,?\s+(?:but\s+)?)?i\ (?:cannot|can't|am\ unable\ to|'m\ unable\ to)\ (?:help|assist|provide|generate|create|write|fulfil)\b
+    | as\ an\ ai\ (?:language\ |assistant\b|model\b)
+    | as\ an\ ai\b,
+    | (?:(?:i'm|i\ am)\ sorry,?\s+(?:but\s+)?)?i\ (?:cannot|can't|am\ unable\ to|'m\ unable\ to)\ (?:
+          (?:help|assist)(?:\ you)?(?:\ with\ (?:that|this|your)\b.*)?\.?$
+        | (?:provide|generate|create|write|fulfil)\ (?:
+              (?:that|this|it|these|those)[.!]?$
+            | (?:your|this|that)\ request\b
+            | (?:\w+\ ){0,3}(?:content|examples?|sentences?)\b
+          )
+      )
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 
 
+@dataclass(frozen=True, slots=True)
+class ReadReply:
+    """The ``texts`` of a reply, in order, and how many of its lines were ``dropped``, by reason. What stands around a
+    numbered list is no loss and not counted."""
+
+    texts: list[str]
+    dropped: dict[str, int]
+
+
 def parse_reply(
     text: str, *, finish_reason: str | None = None, class_names: Sequence[str] = (), min_letters: int = 2
 ) -> list[str]:
+    """``read_reply``'s texts alone."""
+    return read_reply(text, finish_reason=finish_reason, class_names=class_names, min_letters=min_letters).texts
+
+
+def read_reply(
+    text: str, *, finish_reason: str | None = None, class_names: Sequence[str] = (), min_letters: int = 2
+) -> ReadReply:
     """All texts of a reply, in order, each on one line; repeats within the reply are dropped.
 
     A reply that ended by length loses its last line, which is half a text. Once a numbered line was seen,
@@ -47,8 +82,9 @@ def parse_reply(
     models drift into other lists. ``class_names``: headings such as "location: The question asks ..." are no texts.
     """
     lines = text.split("\n")
+    dropped: Counter[str] = Counter()
     if finish_reason == "length":
-        lines = lines[:-1]
+        dropped[CUT_SHORT] += _letters(lines.pop()) >= min_letters
     found: list[str] = []
     numbers = [_NUMBER.match(line) for line in lines]
     is_list = any(numbers)
@@ -57,21 +93,25 @@ def parse_reply(
     for i, (line, number) in enumerate(zip(lines, numbers, strict=True)):
         if not line.strip():
             continue
+        ended = last_number is not None and (number is None or int(number[1]) <= last_number)
+        if ended:
+            dropped[OTHER_LIST] += sum(map(bool, numbers[i:]))
+            break
         if number:
-            value = int(number[1])
-            if last_number is not None and value <= last_number:
-                break
-            last_number = value
+            last_number = int(number[1])
         elif is_list and i != first_content:
-            # Before the first number it may be an introduction; after one, the list is over.
-            if last_number is not None:
-                break
-            continue
-        for part in _INLINE_NUMBER.split(line):
+            continue  # before the first number it may be an introduction
+        for place, part in enumerate(_INLINE_NUMBER.split(line)):
             cleaned = clean_line(part)
-            if _is_text(cleaned, class_names, min_letters):
+            listed = bool(number) or place > 0
+            reason = _why_no_text(cleaned, class_names, listed)
+            if _letters(cleaned) < min_letters:
+                continue
+            if reason is None:
                 found.append(cleaned)
-    return list(dict.fromkeys(found))
+            elif listed or not is_list:
+                dropped[reason] += 1
+    return ReadReply(list(dict.fromkeys(found)), dict(+dropped))
 
 
 def clean_line(line: str) -> str:
@@ -100,13 +140,18 @@ def _unquote(line: str) -> str:
     return line
 
 
-def _is_text(line: str, class_names: Iterable[str], min_letters: int) -> bool:
-    if sum(character.isalpha() for character in line) < min_letters or _CHATTER.match(line):
-        return False
-    if line.endswith(":"):
-        return False
+def _letters(line: str) -> int:
+    return sum(character.isalpha() for character in line)
+
+
+def _why_no_text(line: str, class_names: Iterable[str], listed: bool) -> str | None:
+    """Why a cleaned line is no text, if it is none; ``listed``: it has a number in the reply's list."""
+    if not listed and _CHATTER.match(line):
+        return CHATTER
     folded = line.casefold()
-    return not any(
+    if line.endswith(":") or any(
         folded == name.casefold() or folded.startswith((f"{name.casefold()}:", f"{name.casefold()} ("))
         for name in class_names
-    )
+    ):
+        return HEADING
+    return None

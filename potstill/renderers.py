@@ -32,12 +32,12 @@ def render(prompt: WritePrompt | ChoosePrompt, renderer: str) -> Rendered:
 
 
 def choose_renderer(configured: str, identity: TeacherIdentity) -> str:
-    """auto: "list" for local models that are small or of unknown size, "chat" for other local ones, "codes" for
-    endpoints, which tell the probabilities of single tokens only."""
-    if configured != "auto":
-        return configured
+    """auto: "list" for local models that are small or of unknown size, "chat" for other local ones. Endpoints, which
+    tell the probabilities of single tokens only, are always asked in "codes": their answers are locked to those."""
     if identity.provider != "embedded":
         return "codes"
+    if configured != "auto":
+        return configured
     size = re.search(r"(\d+(?:[._]\d+)?)\s*([bm])(?![a-z])", identity.model.lower())
     if size is None:
         return "list"

@@ -31,7 +31,7 @@ class EmbeddedTeacher(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, else float32"
     )
-    renderer: Literal["auto", "list", "chat", "codes"] = Field(
+    renderer: Literal["auto", "list", "chat"] = Field(
         "auto", description="how prompts are put: list continuation for small models, chat for others"
     )
 
@@ -55,8 +55,8 @@ class OpenAITeacher(Section):
     provider: str = Field(
         "", description="name under which answers are kept in the ledger; default: base_url's host and port"
     )
-    renderer: Literal["auto", "chat", "codes"] = Field(
-        "auto", description="how prompts are put; auto: chat, with a letter for each class where one is to be chosen"
+    renderer: Literal["auto", "codes"] = Field(
+        "auto", description="how prompts are put; both: chat, with a letter for each class where one is to be chosen"
     )
     mode: Literal["realtime", "batch"] = Field(
         "realtime", description="batch: OpenAI's Batch API, at half the price, answers within 24 hours"

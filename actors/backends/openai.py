@@ -137,7 +137,7 @@ class OpenAIBackend:
                 return self.read(request, content, dict(raw.headers), time.monotonic() - started)
             except self.openai.APIStatusError as error:
                 headers = dict(error.response.headers)
-                sent = self.refused(error.status_code, error.body, abilities, error.message, headers)
+                sent = self.refused(request, error.status_code, error.body, abilities, error.message, headers)
                 if sent is not None:
                     return sent
             except self.openai.APIConnectionError as error:
@@ -151,6 +151,7 @@ class OpenAIBackend:
 
     def refused(
         self,
+        request: Request,
         status: int,
         body: object,
         abilities: Abilities,
@@ -164,7 +165,8 @@ class OpenAIBackend:
         said = error_body(body)
         if status in (400, 422):
             # Another request may have found the same out meanwhile.
-            other = give_up(abilities, said.get("param"), str(said.get("message", message)))
+            prompts = [one.content for one in request.messages]
+            other = give_up(abilities, said.get("param"), str(said.get("message", message)), prompts)
             if other is not None or self.abilities != abilities:
                 self.abilities = other if self.abilities == abilities and other else self.abilities
                 return None

@@ -82,6 +82,33 @@ def test_what_cannot_be_left_out_is_no_help():
     assert give_up(ALL, "messages", "context_length_exceeded") is None
 
 
+@pytest.mark.parametrize(
+    ("param", "message"),
+    [
+        (
+            None,
+            "'max_tokens' or 'max_completion_tokens' is too large: 96. This model's maximum context length is 4096 tokens "
+            "and your request has 4040 input tokens (96 > 4096 - 4040). (parameter=max_tokens, value=96)",
+        ),
+        ("max_tokens", "'max_tokens' or 'max_completion_tokens' is too large: 96."),
+        ("max_tokens", "max_tokens is too large: 99999. This model supports at most 16384 completion tokens."),
+        (None, "This model's maximum context length is 4096 tokens. However, you requested 64 (max_tokens) more."),
+    ],
+)
+def test_a_request_that_is_too_long_says_nothing_of_the_others(param, message):
+    assert give_up(ALL, param, message) is None
+
+
+def test_words_of_the_prompt_that_an_error_quotes_are_no_settings():
+    """Were it otherwise, a poem about temperature would end sampling for all."""
+    prompts = ("Write of the Temperature and a bus stop.",)
+    message = "invalid request: 'Write of the temperature and a bus stop.'"
+    assert give_up(ALL, None, message, prompts) is None
+    assert give_up(ALL, None, "temperature is not supported", ["Write of the sun."]) == Abilities(temperature=False)
+    assert give_up(ALL, "temperature", "is not supported", prompts) == Abilities(temperature=False)
+    assert give_up(ALL, None, f"{message}: unknown field top_logprobs", prompts) == Abilities(logprobs=False)
+
+
 @given(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=70, unique=True), st.data())
 def test_a_bare_code_is_a_vote_for_its_class(names, data):
     asked = request(tuple(names))

@@ -49,6 +49,16 @@ def test_a_problem_names_field_value_and_what_is_allowed(content, expected):
     assert expected in problems(content)
 
 
+def test_only_an_embedded_teacher_can_be_asked_for_the_likelihood_of_a_text():
+    endpoint = {"kind": "openai", "model": "m"}
+    content = {"task": "t", "teacher": endpoint, "relabel": {"channel": "on"}, "student": {"epochs": 0}}
+    lines = problems({**content, "augment": {"shots": 3}}).splitlines()
+    assert "config: relabel.channel = 'on' needs an embedded teacher; set it to off" in lines
+    assert len(lines) == 3
+    for changes in ({"teacher": {}}, {"relabel": {"channel": "off"}}, {"relabel": {"channel": "on", "enabled": False}}):
+        parse({**content, "student": {}, **changes})
+
+
 def test_files_that_cannot_be_used(tmp_path):
     assert "a list" not in problems("- a list", tmp_path=tmp_path)
     assert "must hold a mapping" in problems("- a list", tmp_path=tmp_path)

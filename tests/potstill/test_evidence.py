@@ -10,6 +10,7 @@ import pytest
 from potstill import evidence
 from potstill.config import RelabelConfig
 from potstill.relabelling import class_texts, plan_relabel
+from potstill.rows import Response
 from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
@@ -51,6 +52,29 @@ def test_failed_requests_are_no_votes() -> None:
     found = _weigh(answers, TRUE)
     assert np.isfinite(found.posterior).all()
     assert found.posterior[0].argmax() == TRUE[0]
+
+
+def votes_of(logprobs: tuple[float | None, ...], residual: float | None) -> np.ndarray:
+    """What is read of one vote."""
+    asked = [request for request in REQUESTS if request.choices == ("animal", "city name", "tool")][:1]
+    said = Response(asked[0].request_id, choice_logprobs=logprobs, residual_mass=residual)
+    votes: np.ndarray = evidence.read_answers(TASK, answered(asked, {said.request_id: said}), 1).votes[0, 0]
+    return votes
+
+
+def test_a_class_that_was_not_named_is_less_likely_than_those_that_were() -> None:
+    votes = votes_of((np.log(0.98), np.log(0.0199), None), 0.0001)
+    assert np.exp(votes) == pytest.approx([0.98, 0.0199, 0.0001])
+    # The residual may be mass of other words altogether.
+    assert np.exp(votes_of((np.log(0.6), np.log(0.01), None), 0.39)) == pytest.approx([0.6, 0.01, 0.01])
+    assert np.exp(votes_of((np.log(0.9), None, None), 0.1)) == pytest.approx([0.9, 0.05, 0.05])
+    assert np.exp(votes_of((np.log(0.9), np.log(0.09), None), None)) == pytest.approx([0.9, 0.09, 0.01])
+    assert np.exp(votes_of((np.log(0.9), np.log(0.1), None), 0.0)) == pytest.approx([0.9, 0.1, 1e-6])
+
+
+@pytest.mark.parametrize("residual", [0.0, None])
+def test_a_bare_class_leaves_the_others_a_little(residual: float | None) -> None:
+    assert np.exp(votes_of((0.0, None, None), residual)) == pytest.approx([1.0, 0.025, 0.025])
 
 
 def test_wrong_targets_are_overruled() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.parsing import clean_line, parse_reply
+from potstill.parsing import CHATTER, CUT_SHORT, HEADING, OTHER_LIST, clean_line, parse_reply, read_reply
 
 
 def test_continued_list() -> None:
@@ -75,24 +75,20 @@ def test_texts_are_single_clean_lines_without_repeats(reply: str, finish_reason:
         assert text
 
 
-@given(st.lists(st.from_regex(r"[A-Z][a-z]{2,8} [a-z]{2,8}", fullmatch=True), min_size=1, max_size=8, unique=True))
-def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
-    chatter = (
-        "sure",
-        "certainly",
-        "okay",
-        "absolutely",
-        "great",
-        "here",
-        "these",
-        "of",
-        "note",
-        "let",
-        "text",
-        "tweet",
-        "item",
+OPENINGS = st.sampled_from(
+    ["I can't create", "Here is the message", "Note:", "Great, here", "Sure", "Answer: this", "As an AI"]
+)
+
+
+@given(
+    st.lists(
+        st.from_regex(r"[A-Z][a-z]{2,8} [a-z]{2,8}", fullmatch=True) | st.builds("{} item".format, OPENINGS),
+        min_size=1,
+        max_size=8,
+        unique=True,
     )
-    texts = [text for text in texts if not text.lower().startswith(chatter)]
+)
+def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
     assert parse_reply("\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1)), finish_reason="stop") == texts
 
 
@@ -106,10 +102,23 @@ def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
         "Okay I'll be there",
         "Great idea for a film",
         "Here is my order number again?",
+        "I can't create an account, the page just hangs.",
+        "I'm sorry, but I can't help my neighbour carry it.",
+        "I can't write messages to my landlord in this app.",
+        "I can't create that folder on the shared drive",
+        "I cannot write to the disk any more.",
+        "Here is the error message I got yesterday.",
+        "Here are the two messages from the courier.",
+        "Note: the blue lamp arrived broken.",
+        "Great, here we go again",
+        "Output: nothing at all, whatever I print",
+        "These messages keep coming, please stop them",
+        "As an AI researcher I read this with joy",
     ],
 )
 def test_what_users_write_is_no_chatter(text):
     assert parse_reply(text) == [text]
+    assert parse_reply(f"Sure, here are two examples:\n1. {text}\n2. It rains") == [text, "It rains"]
 
 
 @pytest.mark.parametrize(
@@ -117,13 +126,40 @@ def test_what_users_write_is_no_chatter(text):
     [
         "Sure!",
         "Sure, here are three examples:",
+        "Certainly! Here's a list of three sentences.",
+        "Great, here you go:",
+        "Here is the list",
         "Here are some texts",
+        "Here's an example of a tweet",
         "These sentences show the class.",
         "I hope this helps!",
         "Let me know if you need more.",
         "I'm sorry, but I cannot assist with that.",
+        "I can't create examples of that kind.",
+        "I cannot generate content that insults people.",
         "Note: these are invented.",
+        "As an AI language model, I have no account.",
     ],
 )
 def test_what_a_chat_model_says_around_its_list_is(text):
     assert parse_reply(text) == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "finish_reason", "texts", "dropped"),
+    [
+        ("Sure, here are 2 examples:\n1. It rains\n2. It snows\nI hope this helps!", "stop", 2, {}),
+        ("I'm sorry, but I cannot assist with that.", "stop", 0, {CHATTER: 1}),
+        ("Sure!\nIt rains\nIt snows", "stop", 2, {CHATTER: 1}),
+        ("1. It rains\n2. It sno", "length", 1, {CUT_SHORT: 1}),
+        ("It sno", "length", 0, {CUT_SHORT: 1}),
+        ("1. weather:\n2. It rains", "stop", 1, {HEADING: 1}),
+        ("weather: It rains", "stop", 0, {HEADING: 1}),
+        ("weather:\n1. It rains\n2. It snows\n\nfood:\n1. Soup again\n2. No soup", "stop", 2, {OTHER_LIST: 2}),
+        ("1. It rains\n1. It rains twice\n2. No soup", "stop", 1, {OTHER_LIST: 2}),
+        ("---\n1. ?", "stop", 0, {}),
+    ],
+)
+def test_lines_that_are_not_taken_are_counted(reply, finish_reason, texts, dropped):
+    read = read_reply(reply, finish_reason=finish_reason, class_names=["weather"])
+    assert (len(read.texts), read.dropped) == (texts, dropped)

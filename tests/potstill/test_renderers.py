@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 
+from potstill.chat import Abilities, body
 from potstill.config import AugmentConfig
 from potstill.errors import InputError
 from potstill.prompts import ChoosePrompt, ClassCard, WritePrompt, card
 from potstill.renderers import choose_renderer, render, to_requests
-from potstill.rows import Sampling
+from potstill.rows import Request, Sampling
 from potstill.strategies import plan
 from potstill.teacher import TeacherIdentity
+from potstill.teachers import EmbeddedTeacher, OpenAITeacher
 from tests.potstill.made_up import IDENTITY, make_seeds, make_task
 
 CARDS = (ClassCard("city", "A city.", ("Bonn is  small",)), ClassCard("tool", "A tool.", ("a saw", "an axe")))
@@ -76,7 +81,39 @@ def test_classes_are_spelt_for_readers() -> None:
 )
 def test_the_renderer_fits_the_model(provider: str, model: str, renderer: str) -> None:
     assert choose_renderer("auto", TeacherIdentity(provider, model)) == renderer
-    assert choose_renderer("chat", TeacherIdentity(provider, model)) == "chat"
+
+
+def _renderers(kind: type[EmbeddedTeacher | OpenAITeacher]) -> list[str]:
+    """What ``teacher.renderer`` may be for this kind of teacher."""
+    return list(get_args(kind.model_fields["renderer"].annotation))
+
+
+@pytest.mark.parametrize("classes", [3, 70])
+@pytest.mark.parametrize(
+    ("kind", "provider", "configured"),
+    [(EmbeddedTeacher, "embedded", name) for name in _renderers(EmbeddedTeacher)]
+    + [(OpenAITeacher, "api.openai.com", name) for name in _renderers(OpenAITeacher)],
+)
+def test_whatever_may_be_answered_the_prompt_defines(kind: type, provider: str, configured: str, classes: int) -> None:
+    """What the backend scores or locks the answer to stands in the prompt as the name of a class, and is what the
+    examples are answered with."""
+    names = [f"kind no. {i:02}" for i in range(classes)]
+    cards = tuple(ClassCard(name, f"The {i}th kind.") for i, name in enumerate(names))
+    prompt = ChoosePrompt("Things.", "sentence", "sentences", cards, (("a saw", names[1]),), "an axe")
+    renderer = choose_renderer(configured, TeacherIdentity(provider, "some-7b"))
+    messages, stop = render(prompt, renderer)
+    request = Request(
+        "relabel", "t", "s", renderer, provider, "some-7b", None, messages, Sampling(stop=stop), choices=tuple(names)
+    )
+    answers = names
+    if kind is OpenAITeacher:
+        (schema,) = body(request, "m", Abilities())["response_format"]["json_schema"]["schema"]["properties"].values()
+        answers = schema["enum"]
+    said = messages[-1].content
+    for i, (name, answer) in enumerate(zip(names, answers, strict=True)):
+        heading = f"{answer}. {name}" if answer != name and kind is OpenAITeacher else name
+        assert re.search(rf"^\W*(?:{re.escape(heading)}|{re.escape(name)}\. {re.escape(name)}): The {i}th", said, re.M)
+    assert f"a saw\nClass: {answers[1]}\n" in said
 
 
 def test_unknown_renderers_are_told_the_known() -> None:
