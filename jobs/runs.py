@@ -118,6 +118,10 @@ class Run:
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 
+    def has_table(self, table: str, part: str) -> bool:
+        """Whether an earlier stage, or an earlier try, has left that table."""
+        return bool(self._fs.exists(f"{self._root}/{table}/{part}.parquet"))
+
     def write_json(self, name: str, value: Any) -> None:
         """Write ``<name>.json``."""
         with self._fs.open(self.place(f"{name}.json"), "w") as file:

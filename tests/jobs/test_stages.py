@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
 from jobs import finetune, generate, plan, relabel, report
 from jobs.asking import Usage, ask
@@ -16,7 +17,7 @@ from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.cost import Price
-from potstill.errors import StageError
+from potstill.errors import InputError, StageError
 from potstill.relabelling import VOTE
 from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
@@ -207,6 +208,45 @@ def test_the_whole_is_known_where_all_stages_are():
     assert plan.total([one, replace(two, cost_usd=None, seconds=None)]).cost_usd is None
     assert plan.total([one, one]).known == 8
     assert plan.total([]).cost_usd is None
+
+
+def test_a_finished_job_costs_nothing_more(job):
+    """Where all texts are written, relabelling is planned with what the run's own table says was asked."""
+    generated = list(generate.plan_requests(job, generate.next_counts(job, [], {})))
+    asked = [question(f"of which class is text {i}?", "yes", "no") for i in range(2 * (5 + len(job.data.seeds)))]
+    texts = [written(job.labels[0], i, kept=i < 5) for i in range(8)]
+    guessed = plan.plan(job)[1]
+    store = LedgerStore(job.config.ledger.uri)
+    store.commit(generated, [Response(request.request_id, "a text") for request in generated])
+    job.run.write(Example, "generated", texts)
+    now = plan.plan(job)[1]
+    assert (now.requests, now.known) == (len(asked), None)
+    assert now.requests < guessed.requests
+    job.run.write(Request, "relabel", asked[:7])  # a run that was stopped
+    store.commit(asked[:5], [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked[:5]])
+    assert plan.plan(job)[1].known == 5
+    job.run.write(Request, "relabel", asked)
+    store.commit(asked, [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked])
+    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "teacher_terms", lambda teacher: terms)
+        assert plan.total(plan.plan(job)).cost_usd == 0
+    assert [stage.stage for stage in plan.plan(job, ["relabel"])] == ["relabel"]
+    assert plan.plan(job, ["finetune", "evaluate"]) == []
+
+
+def test_a_job_is_never_said_to_cost_more_than_its_budget(job, monkeypatch):
+    def asked(**settings):
+        teacher = OpenAITeacher(kind="openai", model="gpt-4o-mini", **settings)
+        costly = [plan.StagePlan("generate", 10, 0, 100, 50, 8.0, 30.0)]
+        plan.ask_first(replace(job, config=job.config.model_copy(update={"teacher": teacher})), costly, yes=False)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(InputError, match=r"may cost about \$8.00"):
+        asked()
+    with pytest.raises(InputError, match=r"all of its budget of \$6.00"):
+        asked(budget_usd=6)
+    asked(budget_usd=4)
 
 
 def shown_plan(job, monkeypatch, terms):
