@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.job import Job, prepare
 from jobs.mlflow_server import redact
+from jobs.progress import format_usd
 from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
@@ -133,6 +134,7 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
     """Texts written, dropped and why, the teacher on the seeds, labels changed and from what to what."""
     made, checked = job.run.read_json("generate"), job.run.read_json("relabel")["report"]
     rows = [
+        ("teacher", paid(job)),
         ("texts written", f"{made['texts']} in {made['usage']['requests']} replies, {made['rounds']} round(s)"),
         *((f"dropped: {reason}", str(count)) for reason, count in made["dropped"].items()),
         (f"dropped: {checked['dropped_because']}", str(checked["texts"] - checked["kept"])),
@@ -158,6 +160,15 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
     return rows
 
 
+def paid(job: Job) -> str:
+    """What the teacher's answers took, whichever run of this job asked for them."""
+    used = [job.run.read_json(stage)["usage"] for stage in ("generate", "relabel")]
+    requests = sum(one["requests"] for one in used)
+    tokens = sum(one["prompt_tokens"] + one["completion_tokens"] for one in used)
+    dollars = sum(one.get("cost_usd", one["new_cost_usd"]) for one in used)  # runs of older versions have none
+    return f"{requests:,} requests, {tokens:,} tokens" + (f", {format_usd(dollars)}" if dollars else "")
+
+
 def print_classes(job: Job, result: Report) -> None:
     """Scores by class of the distilled student."""
     rows = [
@@ -178,8 +189,9 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
         say(f"registry  {version.alias_uri} (version {version.version}, {state})")
     say(f"run       {job.run.path}")
     say(f"MLflow    {job.tracker.where}")
-    new = sum(job.run.read_json(stage)["usage"]["new_requests"] for stage in ("generate", "relabel"))
-    say(f"teacher   new requests: {new}")
+    used = [job.run.read_json(stage)["usage"] for stage in ("generate", "relabel")]
+    new, dollars = (sum(one[name] for one in used) for name in ("new_requests", "new_cost_usd"))
+    say(f"teacher   new requests: {new}{f', {format_usd(dollars)}' if dollars else ''}; in all {paid(job)}")
     say()
     # A name alone is looked for in the default storage.
     run = job.run.name if job.config.storage == str(home() / "runs") else job.run.path

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -122,8 +123,8 @@ def test_nothing_kept_is_an_error(job):
 
 
 def test_usage_adds_up():
-    both = Usage(1, 1, 0, 10, 5, 0.1, 2.0, 15, 2) + Usage(2, 0, 1, 20, 5, 0.0, 1.0)
-    assert both == Usage(3, 1, 1, 30, 10, 0.1, 3.0, 15, 2)
+    both = Usage(1, 1, 0, 10, 5, 0.1, 2.0, 15, 2, 0.1) + Usage(2, 0, 1, 20, 5, 0.0, 1.0, cost_usd=0.5)
+    assert both == Usage(3, 1, 1, 30, 10, 0.1, 3.0, 15, 2, 0.6)
     assert both.reused_requests == 2
 
 
@@ -160,6 +161,7 @@ def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
     assert usage.new_cost_usd == pytest.approx(0.02)
+    assert usage.cost_usd == pytest.approx(0.03)  # also what an earlier run has paid
     assert answered.plan["request_id"].to_pylist() == [request.request_id for request in planned]
     texts = [None if i in (4, 9) else f"1. text {i}" for i in range(30)]
     assert [text for (text,) in answered.rows("text")] == [*texts, *texts[:3]]
@@ -335,14 +337,16 @@ def test_the_verdict_says_when_it_may_be_chance():
 class WritingPool(ScriptedPool):
     """Writes a text of its own for every request, and knows by it which class it was written for."""
 
+    used: ClassVar = {"prompt_tokens": 4, "completion_tokens": 3, "cost_usd": 0.25}
+
     def answer(self, number, request):
         if not request.choices:
             said = f"{request.target_label} letter with the code {request.request_id} please"
-            return Answer(Response(request.request_id, said, "stop"), reused=False)
+            return Answer(Response(request.request_id, said, "stop", **self.used), reused=True)
         asked = request.choices[0] if request.target_label else request.messages[-1].content.rsplit("\n", 2)[-2]
         about = [request.target_label] if request.target_label else request.choices
         sure = tuple(-0.1 if name.replace(" ", "_") in asked.replace(" ", "_") else -4.0 for name in about)
-        return Answer(Response(request.request_id, choice_logprobs=sure), reused=False)
+        return Answer(Response(request.request_id, choice_logprobs=sure, **self.used), reused=False)
 
 
 def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
@@ -359,6 +363,8 @@ def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
         assert example.text.split()[0] == planned[example.request_id].target_label == example.target_label
         assert example.alpha == planned[example.request_id].alpha
     relabel.relabel(job, WritingPool())
+    asked = len(job.run.read(Request, "generate-1")) + len(job.run.read(Request, "relabel"))
+    assert report.paid(job) == f"{asked:,} requests, {asked * 7:,} tokens, {format_usd(asked * 0.25)}"
     rows = [row for row in job.run.read(Example, "relabelled") if row.label_probs]
     votes = {row.request_id: row for row in job.run.read(Request, "relabel")}
     assert len(rows) == made.kept
