@@ -32,7 +32,8 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two."""
+    """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two, both of
+    the first training seed."""
 
     run: str
     scores: Mapping[str, Scores]
@@ -106,6 +107,18 @@ def over_repeats(result: Report, name: str) -> tuple[float, float]:
     return mean_and_deviation([result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)])
 
 
+def gain_over_repeats(result: Report) -> tuple[float, float]:
+    """Mean and sample standard deviation of the gain in macro-F1 over the baseline of the same training seed."""
+    ours, theirs = (
+        [result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)]
+        for name in ("distilled", result.baseline)
+    )
+    # The regression has no training seed.
+    return mean_and_deviation(
+        [a - b for a, b in zip(ours, theirs * len(ours) if len(theirs) == 1 else theirs, strict=True)]
+    )
+
+
 def _repeated(result: Report, name: str) -> str:
     if len(repeats_of(name, result.scores)) == 1:
         return ""  # the regression has no training seed
@@ -122,7 +135,12 @@ def verdict(result: Report) -> str:
     )
     interval = f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}]"
     certainty = "" if sure else "; the interval holds 0, so it may be chance"
-    return f"{words} ({ROWS[result.baseline]}); {interval}{certainty}"
+    first = f"{words} ({ROWS[result.baseline]}); {interval}{certainty}"
+    seeds = len(repeats_of("distilled", result.scores))
+    if seeds <= 1:
+        return first
+    mean, deviation = gain_over_repeats(result)
+    return f"over {seeds} training seeds distilling gains {mean:+.3f} ± {deviation:.3f} macro-F1; of the first, {first}"
 
 
 def print_stages(job: Job) -> None:

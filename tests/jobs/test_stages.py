@@ -11,8 +11,9 @@ from rich.console import Console
 
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
-from jobs import finetune, generate, plan, relabel, report
+from jobs import evaluation, finetune, generate, plan, relabel, report
 from jobs.asking import Usage, ask
+from jobs.evaluate import stronger
 from jobs.job import prepare
 from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
@@ -318,6 +319,48 @@ def test_a_report_of_repeats_has_their_mean_and_deviation(job):
     assert rows["distilled"] == f"{(1 + 1 / 6) / 2:.3f} ± {(1 - 1 / 6) / 2**0.5:.3f}"
     assert rows["seeds only, fine-tuned"] == "0.167 ± 0.000"
     assert rows["seeds only, regression on embeddings"] == ""
+
+
+def test_the_conclusion_is_drawn_over_all_training_seeds(job):
+    """By the first seed alone the regression would be the baseline, and distilling would gain nothing."""
+
+    def scored(wrong):
+        rows = [(job.labels[i % 3], job.labels[(i + (i < wrong)) % 3]) for i in range(30)]
+        return score(
+            [Prediction(str(i), a, (0.6, 0.2, 0.2), b) for i, (a, b) in enumerate(rows)], job.labels, resamples=100
+        )
+
+    distilled, alone = ["distilled", "distilled-seed1"], ["seeds_only", "seeds_only-seed1"]
+    scores = dict(zip([*distilled, *alone], map(scored, [12, 0, 15, 3]), strict=True)) | {
+        "seeds_regression": scored(12)
+    }
+    assert stronger(scores) == "seeds_only"
+    assert stronger({name: one for name, one in scores.items() if "seed1" not in name}) == "seeds_regression"
+    value = {name: one.macro_f1.value for name, one in scores.items()}
+    gains = [value["distilled"] - value["seeds_only"], value["distilled-seed1"] - value["seeds_only-seed1"]]
+    result = report.Report("r", scores, "seeds_only", difference(gains[0]))
+    assert report.gain_over_repeats(result) == (pytest.approx(np.mean(gains)), pytest.approx(np.std(gains, ddof=1)))
+    assert f"over 2 training seeds distilling gains {np.mean(gains):+.3f} ± " in report.verdict(result)
+    over_regression = report.Report("r", scores, "seeds_regression", difference(0.0))
+    mean = (value["distilled"] + value["distilled-seed1"]) / 2 - value["seeds_regression"]
+    assert report.gain_over_repeats(over_regression)[0] == pytest.approx(mean)
+
+
+def test_many_students_are_not_loaded_at_once(job, monkeypatch):
+    passes = []
+
+    def asked(texts, arguments, batch_size, verbose):
+        passes.append(len(arguments["students"]))
+        return [{f"probs:{name}": [0.2, 0.5, 0.3] for name in arguments["students"]} for _ in texts]
+
+    monkeypatch.setattr(evaluation, "_ask", asked)
+    monkeypatch.setattr(evaluation, "_check", lambda *_: None)
+    students = {f"student-{i}": f"/folder/{i}" for i in range(18)}
+    found = evaluation.predict(students, job.data.test, job.labels)
+    assert list(found) == list(students)
+    assert {len(rows) for rows in found.values()} == {len(job.data.test)}
+    assert max(passes) == evaluation.TOGETHER
+    assert sum(passes) == 18
 
 
 def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:
