@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import pytest
+import yaml
 
 from actors.backends import embedded
 from jobs import job as job_module
 from jobs import preflight, relabel, report, runs
+from jobs.asking import Usage
 from jobs.evaluate import digest_examples
 from jobs.job import Job, prepare
 from jobs.registry import StudentVersion
@@ -124,7 +127,7 @@ def test_the_next_command_finds_the_run(storage: str, tmp_path: Path, monkeypatc
     config = parse({"task": "t", "storage": storage, "tracking": {"uri": "none"}})
     run = Run(config.storage, "pets-1")
     for stage in ("generate", "relabel"):
-        run.write_json(stage, {"usage": {"new_requests": 0}})
+        run.write_json(stage, {"usage": asdict(Usage())})
     terminal, shown = Terminal(), io.StringIO()
     monkeypatch.setattr(terminal, "say", lambda text="": print(text, file=shown))
     report.print_places(Job(config, Task.model_validate(TASK), DATA, run, terminal, NullTracker()), "/students/1", None)
@@ -155,3 +158,12 @@ def test_examples_name_the_request_that_relabelled_them() -> None:
     named = relabel.name_requests(examples, [request.request_id for request in requests])
     assert [one.relabel_request_id for one in named] == [requests[0].request_id, requests[3].request_id]
     assert relabel.name_requests(examples, []) == tuple(examples)
+
+
+@pytest.mark.parametrize("password", ["secret", "se/cr@et"])
+def test_a_run_s_config_holds_no_password(tmp_path: Path, password: str) -> None:
+    uri = f"postgresql://me:{password}@db:5432/x?sslmode=require"
+    config = parse({"task": "t", "storage": str(tmp_path), "ledger": {"uri": uri}, "tracking": {"uri": uri}})
+    Run(config.storage, "pets-1").write_config(config)
+    written = yaml.safe_load((tmp_path / "pets-1/config.yaml").read_text())
+    assert written["ledger"]["uri"] == written["tracking"]["uri"] == "postgresql://me@db:5432/x?sslmode=require"
