@@ -15,10 +15,13 @@ from jobs.progress import format_usd
 from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
+from jobs.tracking import NullTracker
 from potstill import second_opinion
 from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
+from potstill.errors import InputError, Problem
 from potstill.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
+from potstill.task import TaskData, find, read
 
 SHOWN_CHANGES = 5  # the commonest changes of label
 ROWS = {
@@ -69,20 +72,37 @@ def _scores(data: Mapping[str, Any]) -> Scores:
 
 
 def show(config: Config, run: Run | None) -> None:
-    """Print the report of a run; without one, of the run that the config names."""
-    job = prepare(config, Terminal(), run=run)
-    result = Report.from_json(job.run.read_json("report"))
+    """Print the report of a run; without one, of the run that the config names (which takes reading its data).
+
+    Raises ``InputError`` where the run has none.
+    """
+    job = prepare(config, Terminal()) if run is None else _of_run(config, run)
+    try:
+        result = Report.from_json(job.run.read_json("report"))
+    except InputError:
+        message = "has no report yet; `potstill distill CONFIG` goes on with it"
+        raise InputError([Problem(f"run {job.run.path}", message)]) from None
     print_stages(job)
     print_report(job, result)
     print_classes(job, result)
 
 
+def _of_run(config: Config, run: Run) -> Job:
+    """The job of a run as far as its report needs it: the data may be gone, or the hub where it is down."""
+    return Job(config, read(find(config.task.preset)), TaskData((), (), (), ()), run, Terminal(), NullTracker())
+
+
 def print_report(job: Job, result: Report) -> None:
     """The closing table: every student's scores, and what distilling gained."""
     job.terminal.say()
-    job.terminal.table(f"{job.task.name}: {len(job.data.test)} test texts", score_columns(result), score_rows(result))
+    job.terminal.table(f"{job.task.name}: {tested(result)} test texts", score_columns(result), score_rows(result))
     job.terminal.say()
     job.terminal.say(verdict(result))
+
+
+def tested(result: Report) -> int:
+    """On how many texts the students were scored."""
+    return result.scores["distilled"].texts
 
 
 def score_columns(result: Report) -> list[str]:
@@ -238,7 +258,7 @@ def as_markdown(job: Job, result: Report) -> str:
         "\n\n".join(
             [
                 f"# {job.task.name}: run {result.run}",
-                f"{len(job.data.test)} test texts. {verdict(result)}.",
+                f"{tested(result)} test texts. {verdict(result)}.",
                 table(score_columns(result), score_rows(result)),
                 "## Texts and labels",
                 table(["", ""], stage_rows(job)),

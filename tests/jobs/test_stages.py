@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
-from jobs import evaluation, finetune, generate, plan, relabel, report
+from jobs import evaluation, finetune, generate, loading, plan, relabel, report
 from jobs.asking import Usage, ask
 from jobs.evaluate import stronger
 from jobs.job import prepare
@@ -361,6 +361,20 @@ def test_many_students_are_not_loaded_at_once(job, monkeypatch):
     assert {len(rows) for rows in found.values()} == {len(job.data.test)}
     assert max(passes) == evaluation.TOGETHER
     assert sum(passes) == 18
+
+
+def test_a_report_needs_no_data(job, monkeypatch, capsys):
+    """Nor do the numbers of test texts of today stand beside the scores of then."""
+    monkeypatch.setattr(loading, "load", lambda config: pytest.fail("the data was read"))
+    with pytest.raises(InputError, match="has no report yet; `potstill distill CONFIG` goes on with it"):
+        report.show(job.config, job.run)
+    rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(12)]
+    scores = score(rows, job.labels, resamples=100)
+    result = report.Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
+    job.run.write_json("report", result.as_json())
+    monkeypatch.setattr(report, "print_stages", lambda job: None)
+    report.show(job.config, job.run)
+    assert "mailroom: 12 test texts" in capsys.readouterr().out
 
 
 def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:
