@@ -61,9 +61,9 @@ def absolute_uri(uri: str) -> str:
 
 # Passwords may hold @, / and ?, quoted or not: what is masked ends at the last @ before the query, where there is one. Of
 # HTTP addresses the path is left alone, and what looks like a port.
-_PASSWORD = r"(?:(?:(?!\?\w+=)[^\s'\"])+|[^\s'\"]+)@"
-_IN_HTTP = re.compile(r"(https?://[^/@:\s]*):(?!\d+(?:[/?#\s]|$))(?:[^/\s'\"?]+@|" + _PASSWORD + ")")
-_IN_DATABASE = re.compile(r"((?<!http)(?<!https)://[^/@:\s]*):" + _PASSWORD)
+_UP_TO_AT = r"(?:(?:(?!\?\w+=)[^\s'\"])+|[^\s'\"]+)@"
+_IN_HTTP = re.compile(r"(https?://[^/@:\s]*):(?!\d+(?:[/?#\s]|$))(?:[^/\s'\"?]+@|" + _UP_TO_AT + ")")
+_IN_DATABASE = re.compile(r"((?<!http)(?<!https)://[^/@:\s]*):" + _UP_TO_AT)
 _IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|pwd)=)[^&#\s'\"]+", re.IGNORECASE)
 
 
@@ -91,7 +91,7 @@ _MEANINGS = (
     (r"timed out|[Tt]imeout", "no answer in time"),
     (
         r"\b401\b|Unauthorized|UNAUTHENTICATED",
-        "it wants a log-in (MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN)",
+        "it wants a log-in (MLFLOW_TRACKING_USERNAME and _UP_TO_AT, or MLFLOW_TRACKING_TOKEN)",
     ),
     (r"\b403\b|PERMISSION_DENIED", "it refuses this user, or this host name (mlflow server --allowed-hosts)"),
     (

@@ -97,8 +97,11 @@ class Run:
                     yield stream
                 finally:
                     stream.flush()
-        finally:
-            self._fs.mv(f"{place}.new", place)
+        except BaseException:
+            with contextlib.suppress(OSError):  # why it broke off is what counts
+                self._fs.mv(f"{place}.new", place)
+            raise
+        self._fs.mv(f"{place}.new", place)
 
     def read(self, kind: type[Row], part: str) -> list[Row]:
         """Rows of an earlier stage. Raises ``InputError`` naming the stage that has to run first."""

@@ -26,7 +26,7 @@ from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import parse
 from potstill.errors import TeacherError
-from potstill.rows import Example, Request, Sampling
+from potstill.rows import RESPONSE, Example, Request, Sampling
 from potstill.task import LabelledText, Task, TaskData
 
 CONFIG = parse({"task": "t"})
@@ -167,3 +167,14 @@ def test_a_run_s_config_holds_no_password(tmp_path: Path, password: str) -> None
     Run(config.storage, "pets-1").write_config(config)
     written = yaml.safe_load((tmp_path / "pets-1/config.yaml").read_text())
     assert written["ledger"]["uri"] == written["tracking"]["uri"] == "postgresql://me@db:5432/x?sslmode=require"
+
+
+def test_a_table_that_can_not_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(str(tmp_path), "pets-1")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run._fs, "open", full)
+    with pytest.raises(OSError, match="No space left"), run.stream("response", "relabel", RESPONSE):
+        pytest.fail("there is no file to write to")

@@ -1,6 +1,7 @@
 """What the stages decide before any cluster is asked: plans, arms, usage."""
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +14,9 @@ from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
 from jobs import evaluation, finetune, generate, loading, plan, relabel, report
 from jobs.asking import Usage, ask
-from jobs.evaluate import stronger
+from jobs.evaluate import in_a_task, stronger
 from jobs.job import prepare
+from jobs.mlflow_server import TrackingError
 from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill.config import parse
@@ -430,3 +432,17 @@ def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
         first = votes[row.relabel_request_id]
         assert (first.stage, first.strategy) == ("relabel", VOTE)
         assert row.text in first.messages[-1].content
+
+
+@pytest.mark.slow
+def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
+    def die(**student):
+        os._exit(1)
+
+    def refuse(**student):
+        raise StageError("no student in there")
+
+    with pytest.raises(TrackingError, match="its process was lost"):
+        in_a_task(die, name="mailroom-student")
+    with pytest.raises(StageError, match="no student in there"):
+        in_a_task(refuse, name="mailroom-student")
