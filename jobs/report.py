@@ -155,7 +155,8 @@ def verdict(result: Report) -> str:
     )
     interval = f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}]"
     certainty = "" if sure else "; the interval holds 0, so it may be chance"
-    first = f"{words} ({ROWS[result.baseline]}); {interval}{certainty}"
+    pairs = f"McNemar's exact test of accuracy: p = {result.difference.p_value:.3f}"
+    first = f"{words} ({ROWS[result.baseline]}); {interval}{certainty} ({pairs})"
     seeds = len(repeats_of("distilled", result.scores))
     if seeds <= 1:
         return first
@@ -207,14 +208,21 @@ def paid(job: Job) -> str:
     return f"{requests:,} requests, {tokens:,} tokens" + (f", {format_usd(dollars)}" if dollars else "")
 
 
+_CLASS_COLUMNS = ("class", "precision", "recall", "F1", "test texts")
+
+
 def print_classes(job: Job, result: Report) -> None:
     """Scores by class of the distilled student."""
-    rows = [
+    job.terminal.say()
+    job.terminal.table("distilled, by class", list(_CLASS_COLUMNS), class_rows(result))
+
+
+def class_rows(result: Report) -> list[tuple[str, ...]]:
+    """One row a class of the distilled student: name, precision, recall, F1, test texts."""
+    return [
         (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
         for one in result.scores["distilled"].per_class
     ]
-    job.terminal.say()
-    job.terminal.table("distilled, by class", ["class", "precision", "recall", "F1", "test texts"], rows)
 
 
 def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
@@ -236,9 +244,10 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     promote = ""
     if version is not None:
         tracking = job.config.tracking.uri
+        # As in the run's config, the password is in PGPASSWORD, ~/.pgpass or MLFLOW_TRACKING_PASSWORD.
         standard = tracking == TrackingConfig().uri
         promote = f"   |   potstill promote {version.name}" + (
-            "" if standard else f" --tracking-uri {redact(tracking)}"
+            "" if standard else f" --tracking-uri {redact(tracking, mask='')}"
         )
     say(f"next      potstill report {run}{promote}")
 
@@ -250,10 +259,6 @@ def as_markdown(job: Job, result: Report) -> str:
         lines = [columns, ["---"] * len(columns), *rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
-    classes = [
-        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
-        for one in result.scores["distilled"].per_class
-    ]
     return (
         "\n\n".join(
             [
@@ -263,7 +268,7 @@ def as_markdown(job: Job, result: Report) -> str:
                 "## Texts and labels",
                 table(["", ""], stage_rows(job)),
                 "## Distilled, by class",
-                table(["class", "precision", "recall", "F1", "test texts"], classes),
+                table(_CLASS_COLUMNS, class_rows(result)),
             ]
         )
         + "\n"

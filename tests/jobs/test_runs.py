@@ -134,11 +134,11 @@ def test_the_next_command_finds_the_run(storage: str, tmp_path: Path, monkeypatc
     expected = "memory://potstill-next/runs/pets-1" if storage else "pets-1"
     assert f"next      potstill report {expected}\n" in shown.getvalue()
     assert "promote" not in shown.getvalue(), "nothing was registered"
-    at_server = parse({"task": "t", "storage": storage, "tracking": {"uri": "http://mlflow:5000"}})
+    at_server = parse({"task": "t", "storage": storage, "tracking": {"uri": "http://me:secret@mlflow:5000"}})
     job = Job(at_server, Task.model_validate(TASK), DATA, run, terminal, NullTracker())
     version = StudentVersion("pets-student", "3", "models:/pets-student/3", True)
     report.print_places(job, "/students/1", version)
-    assert "potstill promote pets-student --tracking-uri http://mlflow:5000" in shown.getvalue()
+    assert "potstill promote pets-student --tracking-uri http://me@mlflow:5000" in shown.getvalue()
 
 
 def test_the_data_set_is_known_by_its_rows() -> None:

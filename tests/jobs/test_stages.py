@@ -388,6 +388,7 @@ def test_the_verdict_says_when_it_may_be_chance():
         return report.verdict(report.Report("r", {}, "seeds_only", difference(**interval)))
 
     assert "0.020 macro-F1 above" in words(gain=0.02)
+    assert "p = 0.500" in words(gain=0.02)
     assert "may be chance" in words(gain=0.02)
     assert "may be chance" not in words(gain=0.1, low=0.05)
     assert "0.100 macro-F1 below" in words(gain=-0.1, high=-0.05)
