@@ -12,13 +12,14 @@ from rich.console import Console
 
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
-from jobs import evaluation, finetune, generate, loading, plan, relabel, report
+from jobs import evaluation, finetune, generate, loading, plan, preflight, relabel, report
 from jobs.asking import Usage, ask
 from jobs.evaluate import in_a_task, stronger
 from jobs.job import prepare
 from jobs.mlflow_server import TrackingError
 from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
+from potstill.arms import arm_digest
 from potstill.config import parse
 from potstill.cost import Price
 from potstill.errors import InputError, StageError
@@ -117,6 +118,34 @@ def test_no_real_text_beyond_the_seeds_reaches_the_distilled_student(job):
     other = {row.text for part in (job.data.train, job.data.validation, job.data.test) for row in part}
     assert not other & {row.text for row in distilled.rows}
     assert not distilled.validation
+
+
+def test_early_stopping_is_for_all_students_or_none(job):
+    job.run.write(Example, "relabelled", relabelled(job))
+    job.run.write(Example, "generated", relabelled(job))
+    student = job.config.student.model_copy(update={"early_stopping": True})
+    again = replace(job, config=job.config.model_copy(update={"student": student}))
+    stopped = finetune.plan_arms(again)
+    assert job.data.validation
+    for arm, usual in zip(stopped, finetune.plan_arms(job), strict=True):
+        assert [row.text for row in arm.validation] == [row.text for row in job.data.validation]
+        assert (arm.name, arm.rows, usual.validation) == (usual.name, usual.rows, ())
+        keys = [
+            arm_digest(one, config.student, job.labels, "w")
+            for one, config in ((arm, again.config), (usual, job.config))
+        ]
+        assert keys[0] != keys[1]
+
+
+def test_early_stopping_without_validation_texts_is_refused(job, tmp_path):
+    job.run.write(Example, "relabelled", relabelled(job))
+    content = {**job.config.model_dump(), "student": {"early_stopping": True}, "tracking": {"uri": "none"}}
+    with pytest.MonkeyPatch.context() as patch:
+        config = parse(content)
+        assert not any("early_stopping" in str(one) for one in preflight.problems(config, ["finetune"]))
+        patch.setattr(loading, "VALIDATION_SHARE", 0.0)
+        (told,) = [str(one) for one in preflight.problems(config, ["finetune"]) if "early_stopping" in str(one)]
+    assert told.startswith("student.early_stopping = True: the task has no validation texts")
 
 
 def test_nothing_kept_is_an_error(job):
