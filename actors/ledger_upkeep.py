@@ -1,4 +1,4 @@
-"""A ledger's upkeep: what was spent, a copy as Parquet, pruning, a check of every row.
+"""A ledger's upkeep: what was spent, a copy as Parquet and back, pruning, a check of every row.
 
 All of it works beside jobs that write: rows are read by ranges of their key and deleted a few thousand at a
 time, so nobody waits long and memory stays bounded whatever the ledger holds.
@@ -24,8 +24,10 @@ import sqlalchemy as sa
 from actors import ledger_batches
 from actors import ledger_tables as tables
 from actors.ledger_database import LedgerDatabase
+from actors.ledger_store import LedgerStore
 from actors.ledger_tables import ANSWER_COLUMNS, COLUMNS, Row, to_request, to_response
-from potstill.rows import REQUEST, RESPONSE
+from potstill.errors import InputError, Problem
+from potstill.rows import REQUEST, RESPONSE, Request, Response, from_table
 
 CHUNK = 2000  # rows read, or deleted, together
 FAR_S = 86_400.0  # a lease lasts a minute; a claim a day off is a leftover, or a wrong clock's
@@ -104,6 +106,36 @@ def export(database: LedgerDatabase, path: Path) -> int:
     finally:
         part.unlink(missing_ok=True)
     return count
+
+
+def restore(store: LedgerStore, path: Path) -> tuple[int, int]:
+    """Take in the answers of a file that ``export`` wrote: how many it holds, and how many of them are new here.
+
+    What is known stays as it is. Raises ``InputError`` where the file is none, or a request in it is not the one that
+    its id stands for; what came before is then taken in.
+    """
+    count = new = 0
+    where = f"FILE = {str(path)!r}"
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in EXPORT.names if name not in file.schema_arrow.names]
+            if missing:
+                raise InputError([Problem(where, f"is no export of a ledger: it has no column {missing[0]!r}")])
+            for batch in file.iter_batches(CHUNK, columns=EXPORT.names):
+                table = pa.Table.from_batches([batch])
+                requests, responses = from_table(table, Request), from_table(table, Response)
+                ids = table["request_id"].to_pylist()
+                for request, told in zip(requests, ids, strict=True):
+                    if request.request_id != told:
+                        raise InputError([Problem(where, f"answer {told}: its request is not the one of that id")])
+                new += len(set(ids)) - store.count_known(ids)
+                store.commit(requests, responses)
+                count += len(ids)
+    except FileNotFoundError:
+        raise InputError([Problem(where, "no such file")]) from None
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError([Problem(where, f"can't be read as an export: {str(error).splitlines()[0]}")]) from error
+    return count, new
 
 
 def count_older(database: LedgerDatabase, before: float) -> Pruned:

@@ -73,9 +73,9 @@ def generate(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, 
 
 
 @app.command()
-def relabel(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def relabel(run: RunOrConfig, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """Stage 2: the teacher labels the texts of a run."""
-    _stage("relabel", run, overrides, verbose)
+    _stage("relabel", run, overrides, verbose, yes)
 
 
 @app.command()
@@ -128,11 +128,11 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
         raise InputError([*error.problems, *more]) from error
 
 
-def _stage(stage: str, reference: str, overrides: list[str] | None, verbose: bool) -> None:
+def _stage(stage: str, reference: str, overrides: list[str] | None, verbose: bool, yes: bool = False) -> None:
     from jobs.distill import run_stages
 
     config, run = _resolve(reference, overrides, [stage])
-    run_stages(config, [stage], verbose, run=run)
+    run_stages(config, [stage], verbose, run=run, yes=yes)
 
 
 def _resolve(reference: str, overrides: list[str] | None, stages: Sequence[str] = ()) -> tuple[Config, Run | None]:

@@ -52,8 +52,7 @@ def run_stages(
             )
             raise InputError([Problem(f"run {run.name}", message)])
         job = replace(job, run=run)
-    if "generate" in stages:
-        planned = plan.plan(job)
+    if planned := plan.plan(job, stages):
         plan.print_plan(job, planned)
         plan.ask_first(job, planned, yes)
     with cluster.connect(verbose):

@@ -22,6 +22,7 @@ from potstill.rows import Prediction
 from potstill.task import LabelledText
 
 CPU_ACTORS = 2
+TOGETHER = 8  # students of one pass: an actor holds them all
 
 
 def predict(
@@ -36,7 +37,7 @@ def predict(
     """Every student's predictions, in the order of ``texts``.
 
     ``students`` maps names to exported folders (any fsspec path). One actor a GPU, else up to two on CPU; a
-    small test split is asked of fewer. Raises ``StageError`` where a folder can't be loaded.
+    small test split is asked of fewer. Of many students (repeats), some at a time. Raises ``StageError`` where a folder can't be loaded.
     """
     import ray
 
@@ -44,6 +45,13 @@ def predict(
         return {name: [] for name in students}
     for name, folder in students.items():
         _check(name, folder, labels)
+    if len(students) > TOGETHER:
+        names = list(students)
+        predictions: dict[str, list[Prediction]] = {}
+        for start in range(0, len(names), TOGETHER):
+            some = {name: students[name] for name in names[start : start + TOGETHER]}
+            predictions |= predict(some, texts, labels, batch_size=batch_size, max_length=max_length, verbose=verbose)
+        return predictions
     arguments = {"students": dict(students), "labels": list(labels), "max_length": max_length}
     for last_try in (False, True):
         try:

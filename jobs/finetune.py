@@ -65,7 +65,7 @@ def remarks(student: training.TrainedStudent) -> list[str]:
     said = list(student.warnings)
     if student.resumed:
         steps = ", ".join(map(str, student.resumed))
-        said.append(f"lost workers; went on from the checkpoint of step {steps}, {student.workers} workers at the end")
+        said.append(f"broken off; went on from the checkpoint of step {steps}, {student.workers} workers at the end")
     if student.truncated:
         said.append(f"{student.truncated} texts were cut at the length limit (student.max_length)")
     return said
@@ -81,9 +81,10 @@ def plan_arms(job: Job) -> list[Arm]:
     lineage = {"run": job.run.name, "task": job.task.name, "teacher": config.teacher.model}
     counts = collections.Counter(example.label for example in kept)
     seeds = from_texts(job.data.seeds, labels, weight=config.student.seed_weight)
+    held_out = tuple(from_texts(job.data.validation, labels)) if config.student.early_stopping else ()
 
     def arm(name: str, rows: Sequence[training.TrainingRow]) -> Arm:
-        return Arm(name, tuple(rows), seed=config.student.seed, lineage={**lineage, "arm": name})
+        return Arm(name, tuple(rows), seed=config.student.seed, lineage={**lineage, "arm": name}, validation=held_out)
 
     arms = []
     # The student of the seeds alone comes first: it has a say in the distilled one.

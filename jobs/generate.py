@@ -116,6 +116,7 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
         "retries": usage.retries,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
+        "cost_usd": usage.cost_usd,
         "cost_usd_new": usage.new_cost_usd,
         "teacher_seconds": usage.seconds,
     }

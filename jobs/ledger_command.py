@@ -2,6 +2,7 @@
 
 potstill ledger stats
 potstill ledger export answers.parquet
+potstill ledger import answers.parquet --ledger postgresql+psycopg://me@host/potstill
 potstill ledger prune --older-than 90d --dry-run
 potstill ledger verify --ledger postgresql+psycopg://me@host/potstill
 """
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from actors.ledger_database import LedgerDatabase
     from actors.ledger_upkeep import Spent
 
-app = typer.Typer(no_args_is_help=True, help="The ledger of all answers: what was spent, a copy, pruning, a check.")
+app = typer.Typer(
+    no_args_is_help=True, help="The ledger of all answers: what was spent, a copy and back, pruning, a check."
+)
 
 _UNITS_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _VIEWS = ("model", "stage", "task", "day")
@@ -83,6 +86,24 @@ def export(
     Terminal().say(f"{count:,} answers in {file} ({file.stat().st_size / 2**20:,.1f} MiB)")
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="a file that `potstill ledger export` wrote")],
+    ledger: Place = None,
+) -> None:
+    """Take in the answers of an exported file; what the ledger has stays. A ledger that isn't there is made."""
+    from actors import ledger_upkeep
+    from actors.ledger_store import LedgerStore
+
+    store = LedgerStore(_uri(ledger))
+    try:
+        count, new = ledger_upkeep.restore(store, file)
+        shown = store.database.shown
+    finally:
+        store.close()
+    Terminal().say(f"{shown}: {new:,} of the {count:,} answers in {file} were new")
+
+
 @app.command()
 def prune(
     older_than: Annotated[str, typer.Option(metavar="AGE", help="such as 90d (days), 12h (hours) or 8w (weeks)")],
@@ -131,17 +152,22 @@ def verify(ledger: Place = None) -> None:
 
 @contextmanager
 def _opened(place: str | None) -> Iterator[LedgerDatabase]:
-    """An existing ledger; a place without ``://`` is a file of SQLite's."""
+    """An existing ledger."""
     from actors.ledger_database import LedgerDatabase
 
-    uri = place or ""
-    if uri and "://" not in uri:
-        uri = f"sqlite:///{Path(uri).expanduser().absolute()}"
-    database = LedgerDatabase(LedgerConfig(uri=uri).uri, create=False)
+    database = LedgerDatabase(_uri(place), create=False)
     try:
         yield database
     finally:
         database.close()
+
+
+def _uri(place: str | None) -> str:
+    """The ledger that is meant; a place without ``://`` is a file of SQLite's."""
+    uri = place or ""
+    if uri and "://" not in uri:
+        uri = f"sqlite:///{Path(uri).expanduser().absolute()}"
+    return LedgerConfig(uri=uri).uri
 
 
 def _seconds(age: str) -> float:

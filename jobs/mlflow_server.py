@@ -59,9 +59,19 @@ def absolute_uri(uri: str) -> str:
     return uri
 
 
-def redact(text: str) -> str:
-    """``text`` with passwords inside URIs replaced by ``***``."""
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
+# Passwords may hold @, / and ?, quoted or not: what is masked ends at the last @ before the query, where there is one. Of
+# HTTP addresses the path is left alone, and what looks like a port.
+_UP_TO_AT = r"(?:(?:(?!\?\w+=)[^\s'\"])+|[^\s'\"]+)@"
+_IN_HTTP = re.compile(r"(https?://[^/@:\s]*):(?!\d+(?:[/?#\s]|$))(?:[^/\s'\"?]+@|" + _UP_TO_AT + ")")
+_IN_DATABASE = re.compile(r"((?<!http)(?<!https)://[^/@:\s]*):" + _UP_TO_AT)
+_IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|pwd)=)[^&#\s'\"]+", re.IGNORECASE)
+
+
+def redact(text: str, mask: str = "***") -> str:
+    """``text`` with passwords inside URIs replaced by ``mask``; empty: left out."""
+    for pattern in (_IN_HTTP, _IN_DATABASE):
+        text = pattern.sub(rf"\1:{mask}@" if mask else r"\1@", text)
+    return _IN_QUERY.sub(rf"\g<1>{mask}", text)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -81,7 +91,7 @@ _MEANINGS = (
     (r"timed out|[Tt]imeout", "no answer in time"),
     (
         r"\b401\b|Unauthorized|UNAUTHENTICATED",
-        "it wants a log-in (MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN)",
+        "it wants a log-in (MLFLOW_TRACKING_USERNAME and _UP_TO_AT, or MLFLOW_TRACKING_TOKEN)",
     ),
     (r"\b403\b|PERMISSION_DENIED", "it refuses this user, or this host name (mlflow server --allowed-hosts)"),
     (

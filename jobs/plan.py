@@ -30,9 +30,10 @@ from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, fin
 from potstill.errors import InputError, Problem
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
-from potstill.rows import Request
+from potstill.rows import Example, Request
 from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
+ASKING = ("generate", "relabel")  # the stages that ask the teacher
 N = TypeVar("N", int, float)
 FIRST_TOKEN_S, COMPLETION_TOKENS_PER_S = 0.5, 80.0  # what hosted models usually take for a reply
 CHOICE_TOKENS = 16  # a class as structured output
@@ -71,19 +72,42 @@ class StagePlan:
     seconds: float | None = None
 
 
-def plan(job: Job) -> list[StagePlan]:
-    """The stages that ask the teacher. Relabelling is an estimate: its texts are not written yet."""
+def plan(job: Job, stages: Sequence[str] = ASKING) -> list[StagePlan]:
+    """Those of ``stages`` that ask the teacher. Relabelling is an estimate as long as its texts are not written yet.
+
+    Raises ``InputError`` where relabelling is planned alone and nothing was generated.
+    """
     terms = teacher_terms(job.config.teacher)
-    requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
-    tokens = {request.request_id: most_tokens(request, terms) for request in requests}
-    stages = [plan_tokens("generate", list(tokens.values()), terms, known=count_known(job.config, list(tokens)))]
-    if job.config.relabel.enabled:
-        config, identity = job.config, identify(job.config.teacher)
-        renderer = choose_renderer(config.teacher.renderer, identity)
-        each = sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
-        texts = strategies.texts_wanted(config.augment) * len(job.labels) + len(job.data.seeds)
-        stages.append(plan_stage("relabel", each, terms, times=texts))
-    return stages
+    planned = []
+    if "generate" in stages:
+        requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
+        tokens = {request.request_id: most_tokens(request, terms) for request in requests}
+        planned.append(
+            plan_tokens("generate", list(tokens.values()), terms, known=count_known(job.config, list(tokens)))
+        )
+    if "relabel" in stages and job.config.relabel.enabled:
+        alone = "generate" not in stages
+        written = alone or (planned[0].known == planned[0].requests and job.run.has_table("example", "generated"))
+        planned.append(_plan_relabel(job, terms, written))
+    return planned
+
+
+def _plan_relabel(job: Job, terms: Terms, written: bool) -> StagePlan:
+    """The questions about the texts that are ``written``, or about as many as will be.
+
+    Of a run that has asked them before, its own table says which: to make them anew, the texts would be embedded.
+    """
+    config, identity = job.config, identify(job.config.teacher)
+    renderer = choose_renderer(config.teacher.renderer, identity)
+    each = sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
+    texts, known = strategies.texts_wanted(config.augment) * len(job.labels), None
+    if written:
+        texts = sum(example.kept for example in job.run.read(Example, "generated"))
+        if job.run.has_table("request", "relabel"):
+            with job.run.open_table("request", "relabel") as table:
+                asked = table.read(["request_id"])["request_id"].to_pylist()
+            known = count_known(config, asked)
+    return plan_stage("relabel", each, terms, times=texts + len(job.data.seeds), known=known)
 
 
 def teacher_terms(teacher: TeacherConfig) -> Terms:
@@ -228,10 +252,15 @@ def ask_first(job: Job, stages: Sequence[StagePlan], yes: bool) -> None:
     """Ask whether to go on where the plan costs more than ``teacher.ask_above_usd``. Raises ``InputError`` for a no,
     and where there is nobody to ask."""
     teacher, dollars = job.config.teacher, total(stages).cost_usd
-    if yes or not isinstance(teacher, OpenAITeacher) or dollars is None or dollars <= teacher.ask_above_usd:
+    if yes or not isinstance(teacher, OpenAITeacher) or dollars is None:
+        return
+    about = f"the job may cost about {format_usd(dollars)}"
+    if teacher.budget_usd is not None and teacher.budget_usd < dollars:
+        about = f"the job may spend all of its budget of {format_usd(teacher.budget_usd)}"
+        dollars = teacher.budget_usd
+    if dollars <= teacher.ask_above_usd:
         return
     where = f"teacher.ask_above_usd = {teacher.ask_above_usd:g}"
-    about = f"the job may cost about {format_usd(dollars)}"
     if not sys.stdin.isatty():
         raise InputError([Problem(where, f"{about}; say --yes to start it, or raise the limit")])
     if not typer.confirm(f"{about}. Start it?"):

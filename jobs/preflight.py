@@ -39,6 +39,9 @@ def prepare(config: Config, stages: Sequence[str], terminal: Terminal, verbose: 
         found += error.problems
     except TeacherError:
         pass  # told below, with whatever else is wrong
+    if prepared and config.student.early_stopping and "finetune" in stages and not prepared.data.validation:
+        message = "the task has no validation texts to stop by; set it to false, or give the task a validation split"
+        found.append(Problem("student.early_stopping = True", message))
     found += [*storage, *_surroundings(config, stages, prepared.task.name if prepared else None)]
     if found or prepared is None:
         raise InputError(found)

@@ -1,8 +1,8 @@
 """potstill promote NAME [--version N] [--force] [--rollback]: move alias ``champion`` in the model registry.
 
 Both versions' scores are shown side by side. A challenger with a lower macro-F1 than the champion on the
-same test texts is refused, and so is one that was tested on others, since the numbers then say nothing;
-``--force`` promotes it all the same. Every promotion remembers the champion before it (a tag of the
+same test texts is refused, and so is one that was tested on others, since the numbers then say nothing, and a first one that is
+worse than the baseline of its own seeds; ``--force`` promotes it all the same. Every promotion remembers the champion before it (a tag of the
 registered model), so ``--rollback`` undoes the last one, and again the one before.
 """
 
@@ -52,6 +52,7 @@ class Scores:
     macro_f1: float | None
     macro_f1_low: float | None
     macro_f1_high: float | None
+    baseline_macro_f1: float | None
     accuracy: float | None
     test_digest: str | None
     run_digest: str | None
@@ -68,6 +69,7 @@ class Scores:
             macro_f1=_number(tags.get("macro_f1")),
             macro_f1_low=_number(tags.get("macro_f1_low")),
             macro_f1_high=_number(tags.get("macro_f1_high")),
+            baseline_macro_f1=_number(tags.get("baseline_macro_f1")),
             accuracy=_number(tags.get("accuracy")),
             test_digest=tags.get("test_digest"),
             run_digest=tags.get("run_digest"),
@@ -160,6 +162,7 @@ def comparison(champion: Scores | None, candidate: Scores | None, candidate_role
         table.add_column("difference", justify="right")
     for label, shown, value in (
         ("macro-F1", _macro_f1, lambda scores: scores.macro_f1),
+        ("its seeds alone", lambda scores: _percent(scores.baseline_macro_f1), lambda scores: scores.baseline_macro_f1),
         ("accuracy", lambda scores: _percent(scores.accuracy), lambda scores: scores.accuracy),
         ("test texts", lambda scores: scores.test_digest or "-", None),
         ("run digest", lambda scores: scores.run_digest or "-", None),
@@ -173,8 +176,14 @@ def comparison(champion: Scores | None, candidate: Scores | None, candidate_role
     return table
 
 
-def objection(champion: Scores, challenger: Scores) -> str | None:
-    """Why ``challenger`` should not replace ``champion``; ``None`` if it may."""
+def objection(champion: Scores | None, challenger: Scores) -> str | None:
+    """Why ``challenger`` should not replace ``champion``, or be the first; ``None`` if it may."""
+    if champion is None:
+        own, baseline = challenger.macro_f1, challenger.baseline_macro_f1
+        if own is None or baseline is None or own >= baseline:
+            return None
+        numbers = f"macro-F1 {_percent(own)} against {_percent(baseline)}"
+        return f"version {challenger.version} is worse than what its seeds alone give: {numbers}"
     if challenger.macro_f1 is None or champion.macro_f1 is None:
         missing = challenger if challenger.macro_f1 is None else champion
         return f"version {missing.version} has no macro_f1 tag, so the two can't be compared"
@@ -205,7 +214,7 @@ def _promote(
         )
     if before and before.version == new:
         return PromoteResult(name, new, new, f"version {new} of {name} is the champion already")
-    reason = objection(before, after) if before else None
+    reason = objection(before, after)
     if reason and not force:
         raise PromotionRefusedError(f"{name} not promoted: {reason}; --force promotes it all the same")
     # First the memory, then the move: a crash between them leaves an entry that rollback knows to skip.

@@ -11,13 +11,17 @@ from typing import Any
 
 from jobs.job import Job, prepare
 from jobs.mlflow_server import redact
+from jobs.progress import format_usd
 from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
+from jobs.tracking import NullTracker
 from potstill import second_opinion
 from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
+from potstill.errors import InputError, Problem
 from potstill.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
+from potstill.task import TaskData, find, read
 
 SHOWN_CHANGES = 5  # the commonest changes of label
 ROWS = {
@@ -31,7 +35,8 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two."""
+    """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two, both of
+    the first training seed."""
 
     run: str
     scores: Mapping[str, Scores]
@@ -67,20 +72,37 @@ def _scores(data: Mapping[str, Any]) -> Scores:
 
 
 def show(config: Config, run: Run | None) -> None:
-    """Print the report of a run; without one, of the run that the config names."""
-    job = prepare(config, Terminal(), run=run)
-    result = Report.from_json(job.run.read_json("report"))
+    """Print the report of a run; without one, of the run that the config names (which takes reading its data).
+
+    Raises ``InputError`` where the run has none.
+    """
+    job = prepare(config, Terminal()) if run is None else _of_run(config, run)
+    try:
+        result = Report.from_json(job.run.read_json("report"))
+    except InputError:
+        message = "has no report yet; `potstill distill CONFIG` goes on with it"
+        raise InputError([Problem(f"run {job.run.path}", message)]) from None
     print_stages(job)
     print_report(job, result)
     print_classes(job, result)
 
 
+def _of_run(config: Config, run: Run) -> Job:
+    """The job of a run as far as its report needs it: the data may be gone, or the hub where it is down."""
+    return Job(config, read(find(config.task.preset)), TaskData((), (), (), ()), run, Terminal(), NullTracker())
+
+
 def print_report(job: Job, result: Report) -> None:
     """The closing table: every student's scores, and what distilling gained."""
     job.terminal.say()
-    job.terminal.table(f"{job.task.name}: {len(job.data.test)} test texts", score_columns(result), score_rows(result))
+    job.terminal.table(f"{job.task.name}: {tested(result)} test texts", score_columns(result), score_rows(result))
     job.terminal.say()
     job.terminal.say(verdict(result))
+
+
+def tested(result: Report) -> int:
+    """On how many texts the students were scored."""
+    return result.scores["distilled"].texts
 
 
 def score_columns(result: Report) -> list[str]:
@@ -105,6 +127,18 @@ def over_repeats(result: Report, name: str) -> tuple[float, float]:
     return mean_and_deviation([result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)])
 
 
+def gain_over_repeats(result: Report) -> tuple[float, float]:
+    """Mean and sample standard deviation of the gain in macro-F1 over the baseline of the same training seed."""
+    ours, theirs = (
+        [result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)]
+        for name in ("distilled", result.baseline)
+    )
+    # The regression has no training seed.
+    return mean_and_deviation(
+        [a - b for a, b in zip(ours, theirs * len(ours) if len(theirs) == 1 else theirs, strict=True)]
+    )
+
+
 def _repeated(result: Report, name: str) -> str:
     if len(repeats_of(name, result.scores)) == 1:
         return ""  # the regression has no training seed
@@ -121,7 +155,13 @@ def verdict(result: Report) -> str:
     )
     interval = f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}]"
     certainty = "" if sure else "; the interval holds 0, so it may be chance"
-    return f"{words} ({ROWS[result.baseline]}); {interval}{certainty}"
+    pairs = f"McNemar's exact test of accuracy: p = {result.difference.p_value:.3f}"
+    first = f"{words} ({ROWS[result.baseline]}); {interval}{certainty} ({pairs})"
+    seeds = len(repeats_of("distilled", result.scores))
+    if seeds <= 1:
+        return first
+    mean, deviation = gain_over_repeats(result)
+    return f"over {seeds} training seeds distilling gains {mean:+.3f} ± {deviation:.3f} macro-F1; of the first, {first}"
 
 
 def print_stages(job: Job) -> None:
@@ -133,6 +173,7 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
     """Texts written, dropped and why, the teacher on the seeds, labels changed and from what to what."""
     made, checked = job.run.read_json("generate"), job.run.read_json("relabel")["report"]
     rows = [
+        ("teacher", paid(job)),
         ("texts written", f"{made['texts']} in {made['usage']['requests']} replies, {made['rounds']} round(s)"),
         *((f"dropped: {reason}", str(count)) for reason, count in made["dropped"].items()),
         (f"dropped: {checked['dropped_because']}", str(checked["texts"] - checked["kept"])),
@@ -153,19 +194,37 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
         agreement = f"agree with the others at kappa {checked['description_agreement']:.2f}"
         rows.append(("class descriptions", f"weight {checked['description_weight']:.2f} ({agreement})"))
     said = second_opinion.in_words(job.run.read_json("finetune")["distilled"]["say"])
+    if job.config.student.early_stopping:
+        rows.append(("early stopping", "by real validation texts: the students have seen more labels than the seeds'"))
     if said:
         rows.append(("second opinion", said.removeprefix("second opinion of the ")))
     return rows
 
 
+def paid(job: Job) -> str:
+    """What the teacher's answers took, whichever run of this job asked for them."""
+    used = [job.run.read_json(stage)["usage"] for stage in ("generate", "relabel")]
+    requests = sum(one["requests"] for one in used)
+    tokens = sum(one["prompt_tokens"] + one["completion_tokens"] for one in used)
+    dollars = sum(one.get("cost_usd", one["new_cost_usd"]) for one in used)  # runs of older versions have none
+    return f"{requests:,} requests, {tokens:,} tokens" + (f", {format_usd(dollars)}" if dollars else "")
+
+
+_CLASS_COLUMNS = ("class", "precision", "recall", "F1", "test texts")
+
+
 def print_classes(job: Job, result: Report) -> None:
     """Scores by class of the distilled student."""
-    rows = [
+    job.terminal.say()
+    job.terminal.table("distilled, by class", list(_CLASS_COLUMNS), class_rows(result))
+
+
+def class_rows(result: Report) -> list[tuple[str, ...]]:
+    """One row a class of the distilled student: name, precision, recall, F1, test texts."""
+    return [
         (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
         for one in result.scores["distilled"].per_class
     ]
-    job.terminal.say()
-    job.terminal.table("distilled, by class", ["class", "precision", "recall", "F1", "test texts"], rows)
 
 
 def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
@@ -178,17 +237,19 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
         say(f"registry  {version.alias_uri} (version {version.version}, {state})")
     say(f"run       {job.run.path}")
     say(f"MLflow    {job.tracker.where}")
-    new = sum(job.run.read_json(stage)["usage"]["new_requests"] for stage in ("generate", "relabel"))
-    say(f"teacher   new requests: {new}")
+    used = [job.run.read_json(stage)["usage"] for stage in ("generate", "relabel")]
+    new, dollars = (sum(one[name] for one in used) for name in ("new_requests", "new_cost_usd"))
+    say(f"teacher   new requests: {new}{f', {format_usd(dollars)}' if dollars else ''}; in all {paid(job)}")
     say()
     # A name alone is looked for in the default storage.
     run = job.run.name if job.config.storage == str(home() / "runs") else job.run.path
     promote = ""
     if version is not None:
         tracking = job.config.tracking.uri
+        # As in the run's config, the password is in PGPASSWORD, ~/.pgpass or MLFLOW_TRACKING_PASSWORD.
         standard = tracking == TrackingConfig().uri
         promote = f"   |   potstill promote {version.name}" + (
-            "" if standard else f" --tracking-uri {redact(tracking)}"
+            "" if standard else f" --tracking-uri {redact(tracking, mask='')}"
         )
     say(f"next      potstill report {run}{promote}")
 
@@ -200,20 +261,16 @@ def as_markdown(job: Job, result: Report) -> str:
         lines = [columns, ["---"] * len(columns), *rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
-    classes = [
-        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
-        for one in result.scores["distilled"].per_class
-    ]
     return (
         "\n\n".join(
             [
                 f"# {job.task.name}: run {result.run}",
-                f"{len(job.data.test)} test texts. {verdict(result)}.",
+                f"{tested(result)} test texts. {verdict(result)}.",
                 table(score_columns(result), score_rows(result)),
                 "## Texts and labels",
                 table(["", ""], stage_rows(job)),
                 "## Distilled, by class",
-                table(["class", "precision", "recall", "F1", "test texts"], classes),
+                table(_CLASS_COLUMNS, class_rows(result)),
             ]
         )
         + "\n"

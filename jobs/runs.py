@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from fsspec.core import url_to_fs
 
+from jobs.mlflow_server import redact
 from potstill.arms import RECIPE
 from potstill.config import Config, parse
 from potstill.draws import digest
@@ -27,7 +27,6 @@ from potstill.rows import Row, from_table, to_table
 from potstill.task import Task, TaskData
 
 ROW_GROUP = 10_000  # rows of a stream of tables that are written together
-_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]+@")
 
 
 def name_run(config: Config, task: Task, data: TaskData, teacher_weights: str | None) -> str:
@@ -98,8 +97,11 @@ class Run:
                     yield stream
                 finally:
                     stream.flush()
-        finally:
-            self._fs.mv(f"{place}.new", place)
+        except BaseException:
+            with contextlib.suppress(OSError):  # why it broke off is what counts
+                self._fs.mv(f"{place}.new", place)
+            raise
+        self._fs.mv(f"{place}.new", place)
 
     def read(self, kind: type[Row], part: str) -> list[Row]:
         """Rows of an earlier stage. Raises ``InputError`` naming the stage that has to run first."""
@@ -117,6 +119,10 @@ class Run:
             return pq.ParquetFile(self._fs.open(place, "rb"))
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
+
+    def has_table(self, table: str, part: str) -> bool:
+        """Whether an earlier stage, or an earlier try, has left that table."""
+        return bool(self._fs.exists(f"{self._root}/{table}/{part}.parquet"))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``<name>.json``."""
@@ -140,7 +146,7 @@ class Run:
         """
         content = config.model_dump(mode="json")
         for section in ("ledger", "tracking"):
-            content[section]["uri"] = _PASSWORD.sub(r"\1@", content[section]["uri"])
+            content[section]["uri"] = redact(content[section]["uri"], mask="")
         with self._fs.open(self.place("config.yaml"), "w") as file:
             yaml.safe_dump(content, file, sort_keys=False)
 

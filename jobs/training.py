@@ -13,14 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsspec.core import url_to_fs
-
 from actors import export, student
+from jobs import fits
 from potstill import arms as arms_
 from potstill import encoders
 from potstill.arms import Arm, TrainingRow, from_examples, from_texts, repeat
@@ -155,7 +153,7 @@ def train(
     (``reuse=False`` trains them afresh). Needs a connected ``ray``. Raises ``InputError`` before anything
     starts, ``StageError`` where training broke off. A lost worker is replaced ``config.max_failures`` times, or
     done without where its node is gone (down to ``config.min_workers``), and training goes on from the last
-    checkpoint. ``record``: keep a record of which row was computed when (``actors/coverage.py``).
+    checkpoint; so does the next call for the same arms after one that broke off or was killed. ``record``: keep a record of which row was computed when (``actors/coverage.py``).
     """
     import ray
 
@@ -172,10 +170,9 @@ def train(
     if missing:
         device = "cuda" if on_gpu else "cpu"
         fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, record=record)
-        name = f"{digest([job.digest for job in missing.values()], size=5)}-{uuid.uuid4().hex[:8]}"
-        log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
-        run_fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
-        _delete_checkpoints(f"{storage}/fits/{name}")
+        with fits.claim(f"{storage}/fits", digest([job.digest for job in missing.values()], size=5)) as name:
+            log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
+            run_fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
     return TrainingResult(students, time.monotonic() - started, workers, log_dir)
 
@@ -216,7 +213,7 @@ def run_fit(
 ) -> dict[str, Any]:
     """One Ray Train fit: ``loop`` on every worker, one worker a GPU or CPU. Returns what rank 0's gave.
 
-    ``name`` is new each time: the same (storage, name) would silently resume. Raises ``StageError`` or
+    It goes on from the last checkpoint under ``name`` in ``storage``, where there is one (``jobs/fits.py``). Raises ``StageError`` or
     ``InputError``, as ``train`` does.
     """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -267,13 +264,6 @@ def run_fit(
     if "error" in returned:
         raise StageError(returned["error"])
     return returned
-
-
-def _delete_checkpoints(folder: str) -> None:
-    """All of a fit that went well: every arm has its export, and an optimizer's state is twice a model."""
-    filesystem, root = url_to_fs(folder)
-    for path in filesystem.glob(f"{root}/checkpoint_*"):
-        filesystem.rm(path, recursive=True)
 
 
 def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:

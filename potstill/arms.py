@@ -31,6 +31,7 @@ _WITHOUT_EFFECT = (
     "checkpoint_steps",
     "seed",
     "repeats",
+    "early_stopping",  # an arm's validation texts are part of its digest
     "seed_weight",
     "offload_optimizer",
 )

@@ -192,13 +192,14 @@ class StudentConfig(Section):
     )
     blend: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["auto"] = Field(
         "auto",
-        description="share of the weights of the student of the seeds alone in the distilled one; auto: 0.3 times the second opinion's auto",
+        description="share of the weights of the student of the seeds alone in the distilled one; auto: 0.4 times the second opinion's auto",
+    )
+    early_stopping: bool = Field(
+        False,
+        description="stop every student by its loss on the task's validation texts, and keep its best weights: real labels beyond the seeds, so the report says it",
     )
     patience: int = Field(
-        2,
-        ge=1,
-        le=1000,
-        description="epochs without improvement before stopping; only where an arm has validation texts",
+        2, ge=1, le=1000, description="epochs without improvement before stopping; only with early_stopping"
     )
     offload_optimizer: bool = Field(
         False, description="keep the optimizer's state in main memory (needs zero_stage of 1 or more)"

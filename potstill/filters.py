@@ -1,8 +1,8 @@
 """Filters over a stage's texts: duplicates, copies of the seeds, texts near the test split.
 
 A filter never removes a row; it sets ``kept=False`` and the reason, so the report can count.
-Likeness is the Jaccard index of the sets of character 4-grams, computed exactly by blocked sparse
-products: 20,000 texts against each other take seconds, memory is bounded by the block.
+Likeness is the Jaccard index of the sets of character 4-grams, computed exactly by sparse products of blocks of texts:
+most pairs share some 4-gram, so what is held at a time is a block of pairs (some 20 MB) and those that are alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COPY_OF_SEED = "copy of a seed"
 NEAR_TEST = "near a test text"
 TOO_SHORT = "too short"
 
-_BLOCK = 2048
+_BLOCK = 1024  # texts on either side
 _WORD = re.compile(r"\w+")
 # Thai, Lao, Burmese, Khmer, kana, CJK: written without spaces, so that a sentence is one "word".
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -90,34 +90,40 @@ def character_grams(*groups: Sequence[str]) -> list[sparse.csr_matrix]:
 def nearest_jaccard(left: sparse.csr_matrix, right: sparse.csr_matrix) -> np.ndarray:
     """For each row of ``left`` the highest Jaccard index with any row of ``right``, shape (n_left,)."""
     best = np.zeros(left.shape[0], dtype=np.float32)
-    if right.shape[0]:
-        for start, jaccard in _blocks(left, right):
-            best[start : start + jaccard.shape[0]] = jaccard.max(axis=1).toarray().ravel()
+    for rows, _, jaccard in _blocks(left, right):
+        np.maximum.at(best, rows, jaccard)
     return best
 
 
-def _blocks(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Iterator[tuple[int, sparse.csr_matrix]]:
-    """Sparse blocks of the Jaccard matrix with the number of their first row."""
-    transposed = right.T.tocsc()
+def _blocks(
+    left: sparse.csr_matrix, right: sparse.csr_matrix, lower: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs of rows with anything in common, block by block: their numbers in ``left`` and ``right``, and Jaccard indices.
+
+    Blocks of ``left`` come in order, each against all of ``right``; ``lower``: only up to the same numbers.
+    """
+    starts = range(0, right.shape[0], _BLOCK)
+    transposed = [right[start : start + _BLOCK].T.tocsc() for start in starts]
     left_sizes, right_sizes = np.diff(left.indptr), np.diff(right.indptr)
-    for start in range(0, left.shape[0], _BLOCK):
-        shared = (left[start : start + _BLOCK] @ transposed).tocoo()
-        union = left_sizes[start + shared.row] + right_sizes[shared.col] - shared.data
-        yield start, sparse.csr_matrix((shared.data / union, (shared.row, shared.col)), shape=shared.shape)
+    for top in range(0, left.shape[0], _BLOCK):
+        some = left[top : top + _BLOCK]
+        for start, block in zip(starts, transposed, strict=True):
+            if lower and start > top:
+                break
+            shared = (some @ block).tocoo()
+            rows, columns = top + shared.row, start + shared.col
+            yield rows, columns, shared.data / (left_sizes[rows] + right_sizes[columns] - shared.data)
 
 
 def _near_duplicates(grams: sparse.csr_matrix, standing: np.ndarray, near: float) -> list[int]:
     """Of the rows ``standing`` those that are near an earlier one that stays."""
-    if not len(standing):
-        return []
-    dropped = []
-    stays = np.ones(len(standing), dtype=bool)
     chosen = grams[standing]
-    for start, jaccard in _blocks(chosen, chosen):
-        for offset in range(jaccard.shape[0]):
-            row, cut = start + offset, slice(jaccard.indptr[offset], jaccard.indptr[offset + 1])
-            columns, values = jaccard.indices[cut], jaccard.data[cut]
-            if stays[columns[(values >= near) & (columns < row)]].any():
+    stays = np.ones(len(standing), dtype=bool)
+    for rows, columns, jaccard in _blocks(chosen, chosen, lower=True):
+        # A column of an earlier block is decided; within a block of both, rows are decided one after the other.
+        alike = (jaccard >= near) & (columns < rows) & stays[columns] & stays[rows]
+        order = np.argsort(rows[alike], kind="stable")
+        for row, column in zip(rows[alike][order], columns[alike][order], strict=True):
+            if stays[column]:
                 stays[row] = False
-                dropped.append(int(standing[row]))
-    return dropped
+    return [int(number) for number in standing[~stays]]

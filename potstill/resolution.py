@@ -2,8 +2,8 @@
 
 One pure function over a whole stage. Labels are distributions: evidence of teacher, embeddings and target
 class multiplied; the surest texts of every class are kept. The guard against harm looks at the labelled seeds:
-a teacher that is right on fewer than chance is not used; one whose worth they don't show (binomial test at 5 %)
-changes a label only where all evidence together is at least 0.9 sure. The report says which it was.
+a teacher that they show to be worse than chance (binomial test at 5 %) is not used; one that they show to be neither worse
+nor better changes a label only where all evidence together is at least 0.9 sure. The report says which it was.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RelabelReport:
     """What relabelling did. Shares are fractions of the texts that reached it.
 
     ``changes``: (from class, to class, texts) as applied. ``share_contradicted``: the teacher's own first
-    choice was another class; ``share_changed``: the label used is another one than was written for;
+    choice was another class, also where it was not used; ``share_changed``: the label used is another one than was written for;
     ``guard``: what the seeds say of the teacher (``Guard``); ``min_confidence``: what a change of label needed.
     """
 
@@ -95,8 +95,8 @@ def resolve(
     teacher_used = guard not in (Guard.OFF, Guard.NOT_USED)
     if guard is Guard.NOT_USED and check is not None:
         warnings.append(
-            f"the teacher is right on {check.accuracy:.0%} of the labelled seeds, below chance ({check.chance:.0%}); "
-            "its labels are not used"
+            f"the teacher is right on {check.accuracy:.0%} of the labelled seeds, below chance ({check.chance:.0%}) "
+            "by more than luck; its labels are not used"
         )
     if relabel.enabled and check is None and len(examples):
         warnings.append("the teacher gave no answer about the labelled seeds: only changes that are sure are made")
@@ -119,6 +119,7 @@ def resolve(
     reason = LOW_EVIDENCE if teacher_used else NOT_NEEDED
     asked = np.isfinite(found.teacher).all(1)
     choice = np.nan_to_num(found.teacher).argmax(1)
+    said = found.teacher if teacher_used else evidence.teacher_probs(answers, shares)[0]
     resolved = [
         replace(
             example,
@@ -138,7 +139,7 @@ def resolve(
         seed_chance=1.0 / len(columns) if check is None else check.chance,
         guard=guard.value,
         dropped_because=reason,
-        share_contradicted=_share((choice != targets)[asked]),
+        share_contradicted=_share((said.argmax(1) != targets)[np.isfinite(said).all(1)]),
         share_changed=_share(labels != targets),
         share_applied=applied.share,
         min_confidence=threshold,
@@ -163,11 +164,13 @@ class Guard(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class SeedCheck:
     """The teacher on the labelled seeds, each left out of its own prompt. ``chance``: accuracy of guessing among
-    the classes that were offered; ``p_value``: how often guessing would be right on as many (one-sided binomial test)."""
+    the classes that were offered; ``p_value``: how often guessing would be right on as many or more, ``p_worse``: on as
+    many or fewer (one-sided binomial tests)."""
 
     accuracy: float
     chance: float
     p_value: float
+    p_worse: float
 
 
 def check_on_seeds(
@@ -194,7 +197,8 @@ def check_on_seeds(
     # With more classes than are offered for a text, guessing is right more often than one time in all classes.
     offered = np.isfinite(seed_answers.votes).any(1).sum(1)[answered]
     chance = float((1.0 / offered).mean())
-    return SeedCheck(right / asked, chance, float(binomtest(right, asked, chance, "greater").pvalue))
+    better, worse = (float(binomtest(right, asked, chance, side).pvalue) for side in ("greater", "less"))
+    return SeedCheck(right / asked, chance, better, worse)
 
 
 def _guard(relabel: RelabelConfig, check: SeedCheck | None) -> Guard:
@@ -202,7 +206,7 @@ def _guard(relabel: RelabelConfig, check: SeedCheck | None) -> Guard:
         return Guard.OFF
     if check is None:
         return Guard.UNPROVEN
-    if check.accuracy < check.chance:
+    if check.p_worse < _SIGNIFICANT:
         return Guard.NOT_USED
     return Guard.PROVEN if check.p_value < _SIGNIFICANT else Guard.UNPROVEN
 

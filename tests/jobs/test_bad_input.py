@@ -15,6 +15,10 @@ import pytest
 from command_line import MAILROOM, ROOT, command, environment, write_config
 
 from jobs.__main__ import main
+from jobs.job import prepare
+from jobs.terminal import Terminal
+from potstill.config import parse
+from potstill.rows import Example
 from tests.endpoint.client import Endpoint
 
 Run = Callable[..., tuple[int, str, str]]
@@ -108,6 +112,22 @@ def test_a_plan_without_a_price_counts_tokens_and_says_so(run: Run, endpoint: En
     assert "price unknown" in total
 
     assert "no price of scripted-1 is known, so only its tokens are counted; set teacher.price" in " ".join(out.split())
+
+
+def test_relabelling_alone_is_asked_about_first(run: Run, endpoint: Endpoint) -> None:
+    teacher = openai(endpoint, price={"prompt": 1000, "completion": 1000}, ask_above_usd=0.01)
+    code, _, err = run("relabel", teacher)
+    assert (code, one_line(err).partition(": ")[2]) == (2, "is not there yet; run the stage before this one first")
+    job = prepare(parse({"task": str(MAILROOM), "teacher": teacher}), Terminal())
+    job.run.write(Example, "generated", [Example(str(i), f"text {i}", job.labels[0]) for i in range(50)])
+    before = len(endpoint.book())
+    code, out, err = run("relabel", teacher)
+    assert code == 2
+    assert one_line(err).startswith("teacher.ask_above_usd = 0.01: the job may cost about $")
+    assert one_line(err).endswith("say --yes to start it, or raise the limit")
+    (row,) = [line.split() for line in out.splitlines() if line.split()[:1] in (["generate"], ["relabel"])]
+    assert row[:3] == ["relabel", "about", str(2 * (50 + len(job.data.seeds)))]
+    assert len(endpoint.book()) == before
 
 
 # --- the ledger

@@ -153,3 +153,39 @@ def test_a_job_whose_ledger_can_not_be_written_does_not_start(home, potstill, tm
     assert code == 2
     (line,) = [line for line in err.splitlines() if "ledger" in line]
     assert "answers would be lost; free some space there, or name a file on another disk" in line
+
+
+def test_an_export_goes_into_another_ledger(ledger, potstill, tmp_path):
+    file, other = tmp_path / "answers.parquet", tmp_path / "other.db"
+    assert potstill("ledger", "export", file)[0] == 0
+    for new in (40, 0):
+        code, out, _ = potstill("ledger", "import", file, "--ledger", other)
+        assert code == 0
+        assert f"{new} of the 40 answers in" in " ".join(out.split())
+    stores = [LedgerStore(f"sqlite:///{place}") for place in (ledger, other)]
+    ids = [request.request_id for request in REQUESTS]
+    first, second = ({one.request_id: one for one in store.fetch(ids)} for store in stores)
+    assert first == second
+    assert len(second) == 40
+    for store in stores:
+        store.close()
+    assert potstill("ledger", "verify", "--ledger", other)[0] == 0
+
+
+def test_what_is_no_export_is_not_taken_in(ledger, potstill, tmp_path):
+    def complaint(file):
+        code, _, err = potstill("ledger", "import", file, "--ledger", ledger)
+        assert code == 2
+        (line,) = err.splitlines()
+        return line
+
+    assert complaint(tmp_path / "absent.parquet").endswith("absent.parquet': no such file")
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    assert "can't be read as an export" in complaint(tmp_path / "text.parquet")
+    assert potstill("ledger", "export", tmp_path / "good.parquet")[0] == 0
+    table = pq.read_table(tmp_path / "good.parquet")
+    pq.write_table(table.drop_columns(["model"]), tmp_path / "less.parquet")
+    assert "it has no column 'model'" in complaint(tmp_path / "less.parquet")
+    changed = table.set_column(table.schema.get_field_index("model"), "model", [["another"] * len(table)])
+    pq.write_table(changed, tmp_path / "changed.parquet")
+    assert "its request is not the one of that id" in complaint(tmp_path / "changed.parquet")

@@ -84,6 +84,22 @@ def test_the_first_student_becomes_champion_and_a_better_one_replaces_it(
     assert "already" in again.message
 
 
+def test_a_first_student_that_its_seeds_alone_beat_is_refused(
+    home: Path, model: str, add: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(0.5, baseline_macro_f1="0.52")
+    with pytest.raises(
+        PromotionRefusedError, match=r"worse than what its seeds alone give: macro-F1 50.0 % against 52.0 %"
+    ):
+        show(model, tracking_uri=uri(home))
+    assert "its seeds alone" in capsys.readouterr().out
+    assert champion(home, model) is None
+    add(0.52, baseline_macro_f1="0.52")
+    assert promote(model, tracking_uri=uri(home)).champion == "2"
+    add(0.6, baseline_macro_f1="0.7")  # still better than the champion
+    assert promote(model, tracking_uri=uri(home)).champion == "3"
+
+
 def test_a_worse_student_is_refused_unless_forced(home: Path, model: str, add: Callable[..., str]) -> None:
     add(0.6)
     promote(model, tracking_uri=uri(home))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import pytest
+import yaml
 
 from actors.backends import embedded
 from jobs import job as job_module
 from jobs import preflight, relabel, report, runs
+from jobs.asking import Usage
 from jobs.evaluate import digest_examples
 from jobs.job import Job, prepare
 from jobs.registry import StudentVersion
@@ -23,7 +26,7 @@ from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import parse
 from potstill.errors import TeacherError
-from potstill.rows import Example, Request, Sampling
+from potstill.rows import RESPONSE, Example, Request, Sampling
 from potstill.task import LabelledText, Task, TaskData
 
 CONFIG = parse({"task": "t"})
@@ -124,18 +127,18 @@ def test_the_next_command_finds_the_run(storage: str, tmp_path: Path, monkeypatc
     config = parse({"task": "t", "storage": storage, "tracking": {"uri": "none"}})
     run = Run(config.storage, "pets-1")
     for stage in ("generate", "relabel"):
-        run.write_json(stage, {"usage": {"new_requests": 0}})
+        run.write_json(stage, {"usage": asdict(Usage())})
     terminal, shown = Terminal(), io.StringIO()
     monkeypatch.setattr(terminal, "say", lambda text="": print(text, file=shown))
     report.print_places(Job(config, Task.model_validate(TASK), DATA, run, terminal, NullTracker()), "/students/1", None)
     expected = "memory://potstill-next/runs/pets-1" if storage else "pets-1"
     assert f"next      potstill report {expected}\n" in shown.getvalue()
     assert "promote" not in shown.getvalue(), "nothing was registered"
-    at_server = parse({"task": "t", "storage": storage, "tracking": {"uri": "http://mlflow:5000"}})
+    at_server = parse({"task": "t", "storage": storage, "tracking": {"uri": "http://me:secret@mlflow:5000"}})
     job = Job(at_server, Task.model_validate(TASK), DATA, run, terminal, NullTracker())
     version = StudentVersion("pets-student", "3", "models:/pets-student/3", True)
     report.print_places(job, "/students/1", version)
-    assert "potstill promote pets-student --tracking-uri http://mlflow:5000" in shown.getvalue()
+    assert "potstill promote pets-student --tracking-uri http://me@mlflow:5000" in shown.getvalue()
 
 
 def test_the_data_set_is_known_by_its_rows() -> None:
@@ -155,3 +158,23 @@ def test_examples_name_the_request_that_relabelled_them() -> None:
     named = relabel.name_requests(examples, [request.request_id for request in requests])
     assert [one.relabel_request_id for one in named] == [requests[0].request_id, requests[3].request_id]
     assert relabel.name_requests(examples, []) == tuple(examples)
+
+
+@pytest.mark.parametrize("password", ["secret", "se/cr@et"])
+def test_a_run_s_config_holds_no_password(tmp_path: Path, password: str) -> None:
+    uri = f"postgresql://me:{password}@db:5432/x?sslmode=require"
+    config = parse({"task": "t", "storage": str(tmp_path), "ledger": {"uri": uri}, "tracking": {"uri": uri}})
+    Run(config.storage, "pets-1").write_config(config)
+    written = yaml.safe_load((tmp_path / "pets-1/config.yaml").read_text())
+    assert written["ledger"]["uri"] == written["tracking"]["uri"] == "postgresql://me@db:5432/x?sslmode=require"
+
+
+def test_a_table_that_can_not_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(str(tmp_path), "pets-1")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run._fs, "open", full)
+    with pytest.raises(OSError, match="No space left"), run.stream("response", "relabel", RESPONSE):
+        pytest.fail("there is no file to write to")

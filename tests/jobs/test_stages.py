@@ -1,22 +1,28 @@
 """What the stages decide before any cluster is asked: plans, arms, usage."""
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
-from jobs import finetune, generate, plan, relabel, report
+from jobs import evaluation, finetune, generate, loading, plan, preflight, relabel, report
 from jobs.asking import Usage, ask
+from jobs.evaluate import in_a_task, stronger
 from jobs.job import prepare
+from jobs.mlflow_server import TrackingError
 from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
+from potstill.arms import arm_digest
 from potstill.config import parse
 from potstill.cost import Price
-from potstill.errors import StageError
+from potstill.errors import InputError, StageError
 from potstill.relabelling import VOTE
 from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
@@ -114,6 +120,34 @@ def test_no_real_text_beyond_the_seeds_reaches_the_distilled_student(job):
     assert not distilled.validation
 
 
+def test_early_stopping_is_for_all_students_or_none(job):
+    job.run.write(Example, "relabelled", relabelled(job))
+    job.run.write(Example, "generated", relabelled(job))
+    student = job.config.student.model_copy(update={"early_stopping": True})
+    again = replace(job, config=job.config.model_copy(update={"student": student}))
+    stopped = finetune.plan_arms(again)
+    assert job.data.validation
+    for arm, usual in zip(stopped, finetune.plan_arms(job), strict=True):
+        assert [row.text for row in arm.validation] == [row.text for row in job.data.validation]
+        assert (arm.name, arm.rows, usual.validation) == (usual.name, usual.rows, ())
+        keys = [
+            arm_digest(one, config.student, job.labels, "w")
+            for one, config in ((arm, again.config), (usual, job.config))
+        ]
+        assert keys[0] != keys[1]
+
+
+def test_early_stopping_without_validation_texts_is_refused(job, tmp_path):
+    job.run.write(Example, "relabelled", relabelled(job))
+    content = {**job.config.model_dump(), "student": {"early_stopping": True}, "tracking": {"uri": "none"}}
+    with pytest.MonkeyPatch.context() as patch:
+        config = parse(content)
+        assert not any("early_stopping" in str(one) for one in preflight.problems(config, ["finetune"]))
+        patch.setattr(loading, "VALIDATION_SHARE", 0.0)
+        (told,) = [str(one) for one in preflight.problems(config, ["finetune"]) if "early_stopping" in str(one)]
+    assert told.startswith("student.early_stopping = True: the task has no validation texts")
+
+
 def test_nothing_kept_is_an_error(job):
     job.run.write(Example, "relabelled", [written(job.labels[0], 0, kept=False)])
     with pytest.raises(StageError, match="no text was kept"):
@@ -121,8 +155,8 @@ def test_nothing_kept_is_an_error(job):
 
 
 def test_usage_adds_up():
-    both = Usage(1, 1, 0, 10, 5, 0.1, 2.0, 15, 2) + Usage(2, 0, 1, 20, 5, 0.0, 1.0)
-    assert both == Usage(3, 1, 1, 30, 10, 0.1, 3.0, 15, 2)
+    both = Usage(1, 1, 0, 10, 5, 0.1, 2.0, 15, 2, 0.1) + Usage(2, 0, 1, 20, 5, 0.0, 1.0, cost_usd=0.5)
+    assert both == Usage(3, 1, 1, 30, 10, 0.1, 3.0, 15, 2, 0.6)
     assert both.reused_requests == 2
 
 
@@ -159,6 +193,7 @@ def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
     assert usage.new_cost_usd == pytest.approx(0.02)
+    assert usage.cost_usd == pytest.approx(0.03)  # also what an earlier run has paid
     assert answered.plan["request_id"].to_pylist() == [request.request_id for request in planned]
     texts = [None if i in (4, 9) else f"1. text {i}" for i in range(30)]
     assert [text for (text,) in answered.rows("text")] == [*texts, *texts[:3]]
@@ -207,6 +242,45 @@ def test_the_whole_is_known_where_all_stages_are():
     assert plan.total([one, replace(two, cost_usd=None, seconds=None)]).cost_usd is None
     assert plan.total([one, one]).known == 8
     assert plan.total([]).cost_usd is None
+
+
+def test_a_finished_job_costs_nothing_more(job):
+    """Where all texts are written, relabelling is planned with what the run's own table says was asked."""
+    generated = list(generate.plan_requests(job, generate.next_counts(job, [], {})))
+    asked = [question(f"of which class is text {i}?", "yes", "no") for i in range(2 * (5 + len(job.data.seeds)))]
+    texts = [written(job.labels[0], i, kept=i < 5) for i in range(8)]
+    guessed = plan.plan(job)[1]
+    store = LedgerStore(job.config.ledger.uri)
+    store.commit(generated, [Response(request.request_id, "a text") for request in generated])
+    job.run.write(Example, "generated", texts)
+    now = plan.plan(job)[1]
+    assert (now.requests, now.known) == (len(asked), None)
+    assert now.requests < guessed.requests
+    job.run.write(Request, "relabel", asked[:7])  # a run that was stopped
+    store.commit(asked[:5], [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked[:5]])
+    assert plan.plan(job)[1].known == 5
+    job.run.write(Request, "relabel", asked)
+    store.commit(asked, [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked])
+    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "teacher_terms", lambda teacher: terms)
+        assert plan.total(plan.plan(job)).cost_usd == 0
+    assert [stage.stage for stage in plan.plan(job, ["relabel"])] == ["relabel"]
+    assert plan.plan(job, ["finetune", "evaluate"]) == []
+
+
+def test_a_job_is_never_said_to_cost_more_than_its_budget(job, monkeypatch):
+    def asked(**settings):
+        teacher = OpenAITeacher(kind="openai", model="gpt-4o-mini", **settings)
+        costly = [plan.StagePlan("generate", 10, 0, 100, 50, 8.0, 30.0)]
+        plan.ask_first(replace(job, config=job.config.model_copy(update={"teacher": teacher})), costly, yes=False)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(InputError, match=r"may cost about \$8.00"):
+        asked()
+    with pytest.raises(InputError, match=r"all of its budget of \$6.00"):
+        asked(budget_usd=6)
+    asked(budget_usd=4)
 
 
 def shown_plan(job, monkeypatch, terms):
@@ -278,6 +352,62 @@ def test_a_report_of_repeats_has_their_mean_and_deviation(job):
     assert rows["seeds only, regression on embeddings"] == ""
 
 
+def test_the_conclusion_is_drawn_over_all_training_seeds(job):
+    """By the first seed alone the regression would be the baseline, and distilling would gain nothing."""
+
+    def scored(wrong):
+        rows = [(job.labels[i % 3], job.labels[(i + (i < wrong)) % 3]) for i in range(30)]
+        return score(
+            [Prediction(str(i), a, (0.6, 0.2, 0.2), b) for i, (a, b) in enumerate(rows)], job.labels, resamples=100
+        )
+
+    distilled, alone = ["distilled", "distilled-seed1"], ["seeds_only", "seeds_only-seed1"]
+    scores = dict(zip([*distilled, *alone], map(scored, [12, 0, 15, 3]), strict=True)) | {
+        "seeds_regression": scored(12)
+    }
+    assert stronger(scores) == "seeds_only"
+    assert stronger({name: one for name, one in scores.items() if "seed1" not in name}) == "seeds_regression"
+    value = {name: one.macro_f1.value for name, one in scores.items()}
+    gains = [value["distilled"] - value["seeds_only"], value["distilled-seed1"] - value["seeds_only-seed1"]]
+    result = report.Report("r", scores, "seeds_only", difference(gains[0]))
+    assert report.gain_over_repeats(result) == (pytest.approx(np.mean(gains)), pytest.approx(np.std(gains, ddof=1)))
+    assert f"over 2 training seeds distilling gains {np.mean(gains):+.3f} ± " in report.verdict(result)
+    over_regression = report.Report("r", scores, "seeds_regression", difference(0.0))
+    mean = (value["distilled"] + value["distilled-seed1"]) / 2 - value["seeds_regression"]
+    assert report.gain_over_repeats(over_regression)[0] == pytest.approx(mean)
+
+
+def test_many_students_are_not_loaded_at_once(job, monkeypatch):
+    passes = []
+
+    def asked(texts, arguments, batch_size, verbose):
+        passes.append(len(arguments["students"]))
+        return [{f"probs:{name}": [0.2, 0.5, 0.3] for name in arguments["students"]} for _ in texts]
+
+    monkeypatch.setattr(evaluation, "_ask", asked)
+    monkeypatch.setattr(evaluation, "_check", lambda *_: None)
+    students = {f"student-{i}": f"/folder/{i}" for i in range(18)}
+    found = evaluation.predict(students, job.data.test, job.labels)
+    assert list(found) == list(students)
+    assert {len(rows) for rows in found.values()} == {len(job.data.test)}
+    assert max(passes) == evaluation.TOGETHER
+    assert sum(passes) == 18
+
+
+def test_a_report_needs_no_data(job, monkeypatch, capsys):
+    """Nor do the numbers of test texts of today stand beside the scores of then."""
+    monkeypatch.setattr(loading, "load", lambda config: pytest.fail("the data was read"))
+    with pytest.raises(InputError, match="has no report yet; `potstill distill CONFIG` goes on with it"):
+        report.show(job.config, job.run)
+    rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(12)]
+    scores = score(rows, job.labels, resamples=100)
+    result = report.Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
+    job.run.write_json("report", result.as_json())
+    monkeypatch.setattr(report, "print_stages", lambda job: None)
+    report.show(job.config, job.run)
+    assert "mailroom: 12 test texts" in capsys.readouterr().out
+
+
 def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:
     return Difference(Interval(gain, low, high), Interval(gain, low, high), 0.5)
 
@@ -287,6 +417,7 @@ def test_the_verdict_says_when_it_may_be_chance():
         return report.verdict(report.Report("r", {}, "seeds_only", difference(**interval)))
 
     assert "0.020 macro-F1 above" in words(gain=0.02)
+    assert "p = 0.500" in words(gain=0.02)
     assert "may be chance" in words(gain=0.02)
     assert "may be chance" not in words(gain=0.1, low=0.05)
     assert "0.100 macro-F1 below" in words(gain=-0.1, high=-0.05)
@@ -295,14 +426,16 @@ def test_the_verdict_says_when_it_may_be_chance():
 class WritingPool(ScriptedPool):
     """Writes a text of its own for every request, and knows by it which class it was written for."""
 
+    used: ClassVar = {"prompt_tokens": 4, "completion_tokens": 3, "cost_usd": 0.25}
+
     def answer(self, number, request):
         if not request.choices:
             said = f"{request.target_label} letter with the code {request.request_id} please"
-            return Answer(Response(request.request_id, said, "stop"), reused=False)
+            return Answer(Response(request.request_id, said, "stop", **self.used), reused=True)
         asked = request.choices[0] if request.target_label else request.messages[-1].content.rsplit("\n", 2)[-2]
         about = [request.target_label] if request.target_label else request.choices
         sure = tuple(-0.1 if name.replace(" ", "_") in asked.replace(" ", "_") else -4.0 for name in about)
-        return Answer(Response(request.request_id, choice_logprobs=sure), reused=False)
+        return Answer(Response(request.request_id, choice_logprobs=sure, **self.used), reused=False)
 
 
 def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
@@ -319,6 +452,8 @@ def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
         assert example.text.split()[0] == planned[example.request_id].target_label == example.target_label
         assert example.alpha == planned[example.request_id].alpha
     relabel.relabel(job, WritingPool())
+    asked = len(job.run.read(Request, "generate-1")) + len(job.run.read(Request, "relabel"))
+    assert report.paid(job) == f"{asked:,} requests, {asked * 7:,} tokens, {format_usd(asked * 0.25)}"
     rows = [row for row in job.run.read(Example, "relabelled") if row.label_probs]
     votes = {row.request_id: row for row in job.run.read(Request, "relabel")}
     assert len(rows) == made.kept
@@ -327,3 +462,17 @@ def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
         first = votes[row.relabel_request_id]
         assert (first.stage, first.strategy) == ("relabel", VOTE)
         assert row.text in first.messages[-1].content
+
+
+@pytest.mark.slow
+def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
+    def die(**student):
+        os._exit(1)
+
+    def refuse(**student):
+        raise StageError("no student in there")
+
+    with pytest.raises(TrackingError, match="its process was lost"):
+        in_a_task(die, name="mailroom-student")
+    with pytest.raises(StageError, match="no student in there"):
+        in_a_task(refuse, name="mailroom-student")

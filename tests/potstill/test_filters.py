@@ -1,8 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potstill import filters
 from potstill.filters import (
     COPY_OF_SEED,
     DUPLICATE,
@@ -98,3 +101,43 @@ def test_what_stays_is_not_alike(texts):
         for other in stay[:number]:
             a, b = grams(normalise(row.text)), grams(normalise(other.text))
             assert len(a & b) / len(a | b) < 0.6
+
+
+def greedy(texts, near):
+    """What stays, by definition: every text that is near none of the earlier ones that stay."""
+    stay = []
+    for number, text in enumerate(texts):
+        if all(len(text & texts[other]) / len(text | texts[other]) < near for other in stay):
+            stay.append(number)
+    return stay
+
+
+@given(st.lists(st.text("ab ", min_size=8, max_size=20), min_size=1, max_size=24), st.integers(1, 7))
+def test_blocks_don_t_show(texts, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filters, "_BLOCK", block)
+        plain = [text for text in dict.fromkeys(map(normalise, texts)) if count_words(text) >= 2]
+        rows = drop(examples(*plain), [], [], near=0.6)
+        assert [number for number, row in enumerate(rows) if row.kept] == greedy(list(map(grams, plain)), 0.6)
+        fast = nearest_jaccard(*character_grams(plain, plain[::2]))
+        assert (fast[::2] == 1).all()
+
+
+def test_memory_is_that_of_a_block(monkeypatch):
+    """Texts of common words, of which most pairs share something: twice as many take no four times the memory."""
+    monkeypatch.setattr(filters, "_BLOCK", 128)
+    words = ["the", "parcel", "never", "came", "house", "please", "letter", "invoice", "again", "tomorrow"]
+    draws = np.random.default_rng(0)
+
+    def peak(count):
+        left, right = character_grams(*([" ".join(draws.choice(words, 6)) for _ in range(count)] for _ in range(2)))
+        tracemalloc.start()
+        try:
+            nearest_jaccard(left, right)
+            filters._near_duplicates(left, np.arange(count), 0.99)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(1024) < 2.5 * peak(512)
+    assert peak(1024) < 1024 * 128 * 12, "no strip of all texts against a block of them"

@@ -8,7 +8,7 @@ import pytest
 from potstill.config import AugmentConfig, RelabelConfig
 from potstill.evidence import Answers
 from potstill.relabelling import class_texts, plan_relabel, plan_seed_check
-from potstill.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, check_on_seeds, resolve
+from potstill.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
 from potstill.rows import Example, Response
 from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
@@ -92,6 +92,22 @@ def test_a_teacher_worse_than_chance_is_not_used():
     assert {example.dropped_because for example in result.examples if not example.kept} == {NOT_NEEDED}
     assert any("below chance" in warning for warning in result.report.warnings)
     assert accuracy(result) > 0.9
+    assert result.report.share_contradicted > 0.9  # it was asked, and that is what it said
+    assert {example.teacher_label for example in result.examples} == {None}  # and has no say
+
+
+@pytest.mark.parametrize(
+    ("right", "seeds", "guard"),
+    [(1, 4, Guard.UNPROVEN), (0, 4, Guard.UNPROVEN), (0, 5, Guard.NOT_USED), (2, 20, Guard.NOT_USED)],
+)
+def test_a_few_unlucky_seeds_are_no_evidence_against_a_teacher(right, seeds, guard):
+    """Two classes: a guesser is wrong on four seeds one time in sixteen, on five one time in 32."""
+    truth = np.arange(seeds) % 2
+    said = np.where(np.arange(seeds) < right, truth, 1 - truth)
+    check = check_on_seeds(answers(BALANCED), answers(np.where(np.eye(2)[said] > 0, 0.8, 0.2)), truth)
+    assert check.accuracy == pytest.approx(right / seeds)
+    assert check.accuracy < check.chance
+    assert _guard(RELABEL, check) is guard
 
 
 def test_a_teacher_that_says_nothing_of_the_seeds_is_unproven():

@@ -1,0 +1,106 @@
+"""A fit goes on where it was broken off, alone; and nobody's checkpoints are left when it is through."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.student import TrainingJob
+from jobs import fits, training
+from potstill.config import StudentConfig
+from potstill.errors import StageError
+
+
+def leave(folder: Path, step: int, version: str | None = None) -> None:
+    """What a fit leaves whose driver was killed."""
+    import ray
+
+    (folder / f"checkpoint_{step}").mkdir(parents=True)
+    told = [{"checkpoint_dir_name": path.name} for path in folder.glob("checkpoint_*")]
+    snapshot = {"ray_version": version or ray.__version__, "checkpoint_results": told}
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("checkpoint_"))
+
+
+def test_a_fit_finds_its_checkpoints_again_until_it_is_through(tmp_path: Path) -> None:
+    def break_off() -> None:
+        with fits.claim(str(tmp_path), "abc") as name:
+            leave(tmp_path / name, 1)
+            raise StageError("a worker was lost")
+
+    with pytest.raises(StageError):
+        break_off()
+    with fits.claim(str(tmp_path), "abc") as again:
+        assert again == "abc"
+        assert left(tmp_path / "abc") == ["checkpoint_1", "checkpoint_manager_snapshot.json"]
+    assert left(tmp_path / "abc") == []
+
+
+def test_two_jobs_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    """The second starts from the beginning, under a name of its own; a dead process has no claim."""
+    script = "import sys; from jobs import fits\nwith fits.claim(*sys.argv[1:]): print('mine', flush=True), input()"
+    command = [sys.executable, "-c", script, str(tmp_path), "abc"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        leave(tmp_path / "abc", 1)
+        with fits.claim(str(tmp_path), "abc") as name:
+            assert name.startswith("abc-")
+        assert left(tmp_path / "abc") == ["checkpoint_1", "checkpoint_manager_snapshot.json"]
+        other.kill()
+    with fits.claim(str(tmp_path), "abc") as name:
+        assert name == "abc"
+
+
+@pytest.mark.parametrize("broken", ["a checkpoint is gone", "another Ray", "no JSON"])
+def test_what_ray_could_not_go_on_from_is_cleared_away(tmp_path: Path, broken: str) -> None:
+    folder = tmp_path / "abc"
+    leave(folder, 1)
+    leave(folder, 2, version="0.1" if broken == "another Ray" else None)
+    if broken == "a checkpoint is gone":
+        os.rmdir(folder / "checkpoint_1")
+    elif broken == "no JSON":
+        (folder / "checkpoint_manager_snapshot.json").write_text("{")
+    with fits.claim(str(tmp_path), "abc"):
+        assert left(folder) == []
+
+
+def test_without_locks_every_fit_has_its_own_name() -> None:
+    with fits.claim("memory://potstill-fits", "abc") as one, fits.claim("memory://potstill-fits", "abc") as two:
+        assert one != two
+
+
+@pytest.mark.slow
+def test_the_next_fit_of_the_name_goes_on(ray_cluster: Any, tmp_path: Path) -> None:
+    """After one that broke off: Ray Train hands its loop the last checkpoint."""
+
+    def loop(config: Mapping[str, Any]) -> dict[str, Any]:
+        import tempfile
+
+        from ray import train
+
+        last = train.get_checkpoint()
+        if last is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                train.report({"step": 4}, checkpoint=train.Checkpoint.from_directory(scratch))
+            raise RuntimeError("the process is gone")
+        return {"from": Path(last.path).name}
+
+    job = TrainingJob(("a", "b"), StudentConfig(max_failures=0), ())
+    storage = str(tmp_path)
+    with pytest.raises(StageError), fits.claim(storage, "abc") as name:
+        training.run_fit(job, 1, storage, name, loop=loop)
+    (stored,) = (tmp_path / "abc").glob("checkpoint_*[0-9]*")
+    with fits.claim(storage, "abc") as name:
+        assert training.run_fit(job, 1, storage, name, loop=loop) == {"from": stored.name}
+    assert left(tmp_path / "abc") == []
