@@ -64,6 +64,8 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
             ) as tracker:
                 _run(config, left, folder, tracker, started)
                 study_report.log(tracker, folder.write_tables(time.monotonic() - started, finished=True))
+    else:
+        folder.write_tables(folder.read()[0].seconds, finished=True)  # as this version of the code makes them
     study_report.print_tables(terminal, *folder.read())
     study_report.print_places(terminal, folder)
 
