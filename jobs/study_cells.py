@@ -110,7 +110,7 @@ def _of_students(study: StudyConfig, source: Source, teacher: str, repeat: int, 
     asked = teacher if source.asks else None
     if source.kind == "classifier":
         return [_cell(source, asked, TEACHER_ALONE, repeat, job, None)]
-    cells = [_cell(source, asked, name, repeat, job, student_config(study, name, repeat)) for name in study.students]
+    cells = [_cell(source, asked, name, repeat, job, student_config(study, name)) for name in study.students]
     if source.kind == "seeds":
         cells.append(_cell(source, asked, REGRESSION, repeat, job, None))
     return cells

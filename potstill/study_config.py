@@ -182,12 +182,11 @@ def parse_study(content: dict[str, Any], where: str = "study") -> StudyConfig:
     return study
 
 
-def student_config(study: StudyConfig, name: str, repeat: int = 0) -> StudentConfig:
-    """A student of the study, its training seed moved on by ``repeat``."""
+def student_config(study: StudyConfig, name: str) -> StudentConfig:
+    """A student of the study. Its training seed is the same in all repeats, as in jobs of several data seeds."""
     content = override(study.student.model_dump(), [])
     content |= study.students[name]
-    student = StudentConfig.model_validate(content)
-    return student.model_copy(update={"seed": student.seed + repeat})
+    return StudentConfig.model_validate(content)
 
 
 def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str, repeat: int, classes: int) -> Config:
@@ -205,7 +204,7 @@ def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str,
         "teacher": study.teachers[teacher].model_dump(),
         "augment": study.augment.model_dump(),
         "relabel": study.relabel.model_dump(),
-        "student": student_config(study, next(iter(study.students)), repeat).model_dump(),
+        "student": student_config(study, next(iter(study.students))).model_dump(),
         "evaluate": study.evaluate.model_dump(),
         "tracking": study.tracking.model_dump(),
     }

@@ -191,6 +191,29 @@ def test_the_tables_say_what_the_cells_say(config, world):
     assert study_report.as_markdown(told, tables).count("\n## ") == 3
 
 
+def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
+    """Also where k-shot is what Table 1's differences are to."""
+    config = config(repeats=2, reference="k_shot", sources=["k_shot", "promptmix"], tasks=SMALL["tasks"][:1])
+    study(config)
+    told, tables = read_study(_folder(config).run.path)
+    cells = tables["cells"].to_pylist()
+    means = {
+        student: sum(cell["macro_f1"] for cell in cells if cell["student"] == student and cell["source"] == "k_shot")
+        for student in ("embedded", "regression")
+    }
+    stronger = max(means, key=means.get)
+    (gain,) = [
+        row["macro_f1"]
+        for row in tables["differences"].to_pylist()
+        if row["source"] == "promptmix" and row["reference_student"] == stronger
+    ]
+    assert gain == pytest.approx(
+        (sum(cell["macro_f1"] for cell in cells if cell["source"] == "promptmix") - means[stronger]) / 2
+    )
+    row = next(row for row in study_report.shown(told, tables)[1].rows if row[1] == "PromptMix (A2)")
+    assert row[-1].startswith(f"{gain:+.3f} [")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
