@@ -53,7 +53,7 @@ def print_tables(terminal: Terminal, study: Study, tables: dict[str, pa.Table]) 
     """All tables, each under its title with a line on what it says."""
     for one in shown(study, tables):
         terminal.say()
-        terminal.table(one.title, one.columns, one.rows)
+        terminal.table(one.title, one.columns, one.rows, left=2)
         if one.note:
             terminal.say(one.note)
 
@@ -64,11 +64,8 @@ def print_places(terminal: Terminal, folder: StudyFolder) -> None:
     terminal.say(f"tables    {folder.run.path}/study/*.parquet (potstill/study_tables.py says what is in them)")
 
 
-def log(tracker: Tracker, study: Study) -> None:
+def log(tracker: Tracker, study: Study, tables: dict[str, pa.Table]) -> None:
     """The study's numbers and tables into the tracked run."""
-    from potstill.study_tables import read_study
-
-    _, tables = read_study(f"{study.config['storage']}/study-{study.name}-{study.digest}")
     for name, table in tables.items():
         tracker.table(name, table)
     tracker.metrics(

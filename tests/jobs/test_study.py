@@ -15,7 +15,7 @@ from jobs.study import study
 from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
 from jobs.terminal import Terminal
-from potstill.errors import InputError
+from potstill.errors import InputError, StageError
 from potstill.rows import Example
 from potstill.sources import SOURCES
 from potstill.study_config import load, parse_study
@@ -113,6 +113,20 @@ def test_a_study_that_was_stopped_goes_on_and_asks_nothing_twice(config, world):
     assert read_study(_folder(config).run.path)[0].finished
     study(config)
     assert world.fits == 5
+
+
+def test_a_source_that_fails_leaves_the_others_to_go_on(config, world):
+    """It is missing in the tables, the command says so and fails, and tries again the next time."""
+    config = config(repeats=1)
+    world.silent = "zero_shot"
+    with pytest.raises(StageError, match=r"2 sources gave no texts .*mailroom zero_shot.*no usable text"):
+        study(config)
+    assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"]) - {"zero_shot"}
+    assert not read_study(_folder(config).run.path)[0].finished
+    world.silent, world.trained = None, []
+    study(config)
+    assert set(world.trained) == {"zero_shot-embedded"}
+    assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"])
 
 
 def test_one_more_source_leaves_the_others_cells_as_they_are(config, world):
