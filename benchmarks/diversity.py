@@ -1,0 +1,186 @@
+"""Chamfer and Remote Clique of 50,000 embeddings, against scikit-learn's chunked pairwise distances.
+
+    python benchmarks/diversity.py --json diversity.json
+
+Every side is a process of its own on the same cores and reads the same file of rows: half of them drawn around 500
+centres, as texts of a topic are, half of them without any structure. scikit-learn's ``pairwise_distances_chunked`` runs
+with its products on all cores and with parts of a chunk side by side (``n_jobs``), at two sizes of its working memory, and the
+fastest counts; its reduction is one pass over each chunk. Peak memory is the process's highest resident set less what it
+was when the data had been read. ``max_error``: the largest difference of any row's distance, and of both means, to
+scikit-learn's, and to a float64 brute force on ``--check`` random rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from potstill.diversity import nearest_distances, remote_clique
+
+SETTINGS = [
+    (None, 32),
+    (None, 256),
+    (2, 32),
+    (2, 256),
+]  # n_jobs (None: threads within the products), working memory in MiB
+
+
+def make_rows(count: int, width: int) -> np.ndarray:
+    """Rows of unit length, float32."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((count, width), dtype=np.float32)
+    rows[: count // 2] += 1.5 * rng.standard_normal((500, width), dtype=np.float32)[rng.integers(500, size=count // 2)]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def nearest_with_sklearn(rows: np.ndarray, n_jobs: int | None, working_memory: int) -> np.ndarray:
+    """Each row's smallest distance to another row, and nothing else."""
+
+    def reduce(chunk: np.ndarray, start: int) -> np.ndarray:
+        chunk[np.arange(len(chunk)), start + np.arange(len(chunk))] = np.inf
+        return chunk.min(axis=1)
+
+    from sklearn.metrics import pairwise_distances_chunked
+
+    chunks = pairwise_distances_chunked(
+        rows, reduce_func=reduce, metric="cosine", n_jobs=n_jobs, working_memory=working_memory
+    )
+    return np.concatenate(list(chunks))
+
+
+def clique_with_sklearn(rows: np.ndarray, n_jobs: int | None, working_memory: int) -> float:
+    """Mean distance between two rows."""
+
+    def reduce(chunk: np.ndarray, start: int) -> list[float]:
+        return [float(chunk.sum(dtype=np.float64))] * len(chunk)
+
+    from sklearn.metrics import pairwise_distances_chunked
+
+    chunks = pairwise_distances_chunked(
+        rows, reduce_func=reduce, metric="cosine", n_jobs=n_jobs, working_memory=working_memory
+    )
+    return sum(chunk[0] for chunk in chunks) / len(rows) / (len(rows) - 1)
+
+
+def run_side(side: str, data: Path, answer: Path) -> dict[str, float]:
+    """One side in this process: seconds and peak memory; its result goes to ``answer``."""
+    rows = np.load(data)
+    if side.startswith("sklearn"):
+        import sklearn.metrics  # noqa: F401 (its import is not what is measured)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    what, *setting = side.split("/")
+    begun = time.perf_counter()
+    if what == "chamfer":
+        result: Any = nearest_distances(rows)
+    elif what == "clique":
+        result = remote_clique(rows)
+    else:
+        n_jobs, memory = None if setting[0] == "None" else int(setting[0]), int(setting[1])
+        result = (nearest_with_sklearn if what == "sklearn_chamfer" else clique_with_sklearn)(rows, n_jobs, memory)
+    seconds = time.perf_counter() - begun
+    np.save(answer, result)
+    return {
+        "seconds": seconds,
+        "peak_gib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20,
+    }
+
+
+def in_a_process(side: str, data: Path, folder: Path, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+    """The fastest of some runs of a side, each in a new process."""
+    runs = []
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    for _ in range(repeats):
+        command = [sys.executable, __file__, "--side", side, "--data", str(data), "--answer", str(folder / "a.npy")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        runs.append(json.loads(done.stdout))
+        print(f"  {side:<28} {runs[-1]['seconds']:8.3f} s  {runs[-1]['peak_gib']:.3f} GiB", file=sys.stderr, flush=True)
+    best = min(runs, key=lambda run: run["seconds"])
+    return {**best, "peak_gib": max(run["peak_gib"] for run in runs)}, np.load(folder / "a.npy")
+
+
+def brute_force(rows: np.ndarray) -> tuple[float, np.ndarray]:
+    """Both by their definition, in float64."""
+    distances = 1.0 - rows.astype(np.float64) @ rows.astype(np.float64).T
+    clique = (distances.sum() - np.trace(distances)) / len(rows) / (len(rows) - 1)
+    np.fill_diagonal(distances, np.inf)
+    return clique, distances.min(axis=1)
+
+
+def measure(count: int, width: int, check: int, repeats: int) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = folder / "rows.npy"
+        np.save(data, make_rows(count, width))
+        chamfer, nearest = in_a_process("chamfer", data, folder, repeats)
+        clique, mean = in_a_process("clique", data, folder, repeats)
+        theirs = {
+            (n_jobs, memory): in_a_process(f"sklearn_chamfer/{n_jobs}/{memory}", data, folder, 1)
+            for n_jobs, memory in SETTINGS
+        }
+        best = min(theirs, key=lambda setting: theirs[setting][0]["seconds"])
+        slow, their_nearest = theirs[best]
+        slow_clique, their_mean = in_a_process(f"sklearn_clique/{best[0]}/{best[1]}", data, folder, 1)
+    rows = make_rows(check, width)
+    checked_clique, checked = brute_force(rows)
+    errors = {
+        "to_sklearn": max(float(abs(nearest - their_nearest).max()), abs(float(mean) - float(their_mean))),
+        "to_brute_force": max(
+            float(abs(nearest_distances(rows) - checked).max()), abs(remote_clique(rows) - checked_clique)
+        ),
+    }
+    return {
+        "chamfer_vs_sklearn": slow["seconds"] / chamfer["seconds"],
+        "remote_clique_vs_sklearn": slow_clique["seconds"] / clique["seconds"],
+        "peak_gib": max(chamfer["peak_gib"], clique["peak_gib"]),
+        "max_error": max(errors.values()),
+        "errors": errors,
+        "seconds": {
+            "chamfer": chamfer["seconds"],
+            "remote_clique": clique["seconds"],
+            "sklearn_chamfer": {f"n_jobs {n}, {m} MiB": run["seconds"] for (n, m), (run, _) in theirs.items()},
+            "sklearn_remote_clique": slow_clique["seconds"],
+        },
+        "sklearn_peak_gib": slow["peak_gib"],
+        "rows": count,
+        "width": width,
+        "cpus": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def main() -> None:
+    """Run it and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--check", type=int, default=3_000, help="rows of the float64 brute force")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of our side; the fastest counts")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(run_side(options.side, options.data, options.answer)))
+        return
+    text = json.dumps(measure(options.rows, options.width, options.check, options.repeats), indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Nearest neighbours over a real Ray: the same numbers as in one process."""
+
+import numpy as np
+import pytest
+
+from jobs.diversity import nearest, nearest_on_cluster
+from potstill.diversity import nearest_distances
+from potstill.errors import InputError
+
+
+@pytest.mark.slow
+def test_the_cluster_finds_the_same_neighbours(ray_cluster):
+    rows = np.random.default_rng(5).normal(size=(1_500, 48)).astype(np.float32)
+    rows[1_400] = rows[7] * 2
+    found = nearest_on_cluster(rows, block=512)
+    assert found == pytest.approx(nearest_distances(rows), abs=1e-6)
+    assert found[[7, 1_400]] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_small_set_needs_no_cluster():
+    rows = np.eye(5, dtype=np.float32)
+    assert nearest(rows) == pytest.approx(1.0)
+
+
+def test_nan_is_told_before_anything_is_started():
+    with pytest.raises(InputError, match="row 0 holds NaN"):
+        nearest_on_cluster(np.full((3, 2), np.nan, dtype=np.float32))
