@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from jobs import training
 from jobs.job import Job
-from potstill import draws, second_opinion
+from potstill import draws, second_opinion, strategies
 from potstill.arms import Arm, from_examples, from_opinions, from_texts
 from potstill.errors import StageError
 from potstill.rows import Example
@@ -93,7 +93,7 @@ def plan_arms(job: Job) -> list[Arm]:
     distilled = [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)]
     asked = tuple(from_opinions(relabelled, labels))
     arms.append(replace(arm(DISTILLED, distilled), anchor=anchor, asked=asked))
-    if GENERATED in config.evaluate.compare:
+    if GENERATED in config.evaluate.compare and not strategies.find(config.augment.strategy).unlabelled:
         arms.append(
             arm(
                 GENERATED,

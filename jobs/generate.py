@@ -22,9 +22,8 @@ from jobs.runs import as_json
 from potstill import filters, strategies
 from potstill.answered import Answered
 from potstill.errors import StageError
-from potstill.parsing import parse_reply
 from potstill.renderers import choose_renderer, texts_per_reply, to_requests
-from potstill.rows import Example, Request, Sampling, example_id
+from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,9 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
     with job.terminal.stage("generate") as line, job.tracker.stage("generate") as record:
         meter = Meter(record.metrics)
         line.follow(meter.progress)
+        collected = strategies.find(job.config.augment.strategy).collect
+        if collected is not None:
+            examples, counts = _filter(job, _collect(job)), {}
         while counts and rounds < job.config.augment.max_rounds:
             rounds += 1
             planned = sum(stop - start for start, stop in counts.values())
@@ -86,10 +88,12 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
         job.run.write(Example, "generated", examples)
         job.run.write_json("generate", as_json(report))
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
-        line.summary = f"{report.kept} texts kept of {report.texts} in {usage.requests} replies" + _dropped(
-            report.dropped
-        )
+        source = "that no teacher wrote" if collected is not None else f"in {usage.requests} replies"
+        line.summary = f"{report.kept} texts kept of {report.texts} {source}{_dropped(report.dropped)}"
+    unlabelled = strategies.find(job.config.augment.strategy).unlabelled
     empty = [label for label in job.task.labels if not any(e.kept and e.target_label == label for e in examples)]
+    if unlabelled:
+        empty = [] if any(example.kept for example in examples) else ["any"]
     if empty:
         raise StageError(
             f"generate: no usable text for class {', '.join(map(repr, empty))}; see {job.run.path}/response"
@@ -117,24 +121,44 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
     }
 
 
+def _collect(job: Job) -> list[Example]:
+    """The texts of a strategy that asks no teacher to write, each once."""
+    strategy = job.config.augment.strategy
+    collect = strategies.find(strategy).collect
+    assert collect is not None
+    written = dict.fromkeys(collect(job.task, job.data, job.config.augment, job.config.seed))
+    return [
+        Example(
+            example_id=example_id(one.text, strategy),
+            text=one.text,
+            label=one.label or UNKNOWN,
+            source=strategy,
+            strategy=strategy,
+            target_label=one.label,
+        )
+        for one in written
+    ]
+
+
 def _parse(job: Job, answered: Answered) -> list[Example]:
     """Every utterance of every reply, in the order of the plan."""
-    names = [*job.task.labels, *map(job.task.prompt_name, job.task.labels)]
+    parse = strategies.find(job.config.augment.strategy).parse
     told = ("request_id", "strategy", "target_label", "mix_label", "alpha")
     examples = []
     for reply, finish_reason, *request in answered.rows("text", "finish_reason", *told):
         if reply is None:
             continue
         request_id, strategy, target_label, mix_label, alpha = request
-        for text in parse_reply(reply, finish_reason=finish_reason, class_names=names):
+        for one in parse(job.task, reply, finish_reason, target_label):
+            label = one.label or target_label
             examples.append(
                 Example(
-                    example_id=example_id(text, "generated", request_id),
-                    text=text,
-                    label=target_label,
+                    example_id=example_id(one.text, "generated", request_id),
+                    text=one.text,
+                    label=label,
                     strategy=strategy,
                     request_id=request_id,
-                    target_label=target_label,
+                    target_label=label,
                     mix_label=mix_label,
                     alpha=alpha,
                 )
@@ -148,7 +172,9 @@ def _filter(job: Job, examples: Sequence[Example]) -> list[Example]:
 
 def _report(job: Job, examples: Sequence[Example], usage: Usage, rounds: int) -> GenerateReport:
     kept = collections.Counter(example.target_label for example in examples if example.kept)
-    wanted = strategies.texts_wanted(job.config.augment)
+    # Who collects texts takes what there is.
+    collects = strategies.find(job.config.augment.strategy).collect is not None
+    wanted = 0 if collects else strategies.texts_wanted(job.config.augment)
     missing = {label: wanted - kept[label] for label in job.task.labels if kept[label] < wanted}
     dropped = collections.Counter(example.dropped_because for example in examples if example.dropped_because)
     return GenerateReport(usage, rounds, len(examples), sum(kept.values()), dict(dropped.most_common()), missing)

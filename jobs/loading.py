@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from fsspec.core import url_to_fs
 
-from potstill import draws
+from potstill import draws, strategies
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 from potstill.filters import normalise
@@ -26,6 +27,7 @@ from potstill.rows import example_id
 from potstill.task import DataSource, LabelledText, Task, TaskData, find, read
 
 VALIDATION_SHARE = 0.1
+UNLABELLED = "unlabelled"  # a split whose labels nobody knows
 
 
 def load(config: Config) -> tuple[Task, TaskData]:
@@ -39,9 +41,54 @@ def load(config: Config) -> tuple[Task, TaskData]:
     named = {problem.where for problem in problems}
     broken = {split for split, (where, _) in found.items() if where in named and not splits[split]}
     data = _split(task, config, splits, broken, problems, where=str(path))
+    if strategies.find(config.augment.strategy).unlabelled:
+        data = replace(data, unlabelled=_unlabelled(task, path, config, data, problems))
     if problems:
         raise InputError(problems)
     return task, data
+
+
+def _unlabelled(task: Task, path: Path, config: Config, data: TaskData, problems: list[Problem]) -> tuple[str, ...]:
+    """The texts that the teacher is to label: different ones, none of them in the test split."""
+    named, listed = config.task.unlabelled, (task.data.files or {}).get(UNLABELLED)
+    where = f"task.unlabelled = {named!r}"
+    if named == "train":
+        texts: list[Any] = [row.text for row in data.train]
+    elif named or listed:
+        place = named or str((path if path.is_dir() else path.parent) / str(listed))
+        try:
+            texts = _read_texts(place, task.data)
+        except InputError as error:
+            problems += error.problems
+            return ()
+    else:
+        message = f"strategy {config.augment.strategy} needs texts without labels and the task has none"
+        problems.append(Problem(where, f"{message}; give a file of them, or train for the train split's texts"))
+        return ()
+    in_test = {normalise(row.text) for row in data.test}
+    good = {normalise(text): text for text in reversed(texts) if isinstance(text, str) and text.strip()}
+    found = [text for plain, text in reversed(good.items()) if plain not in in_test]
+    if not found:
+        problems.append(Problem(where, "holds no text that is not in the test split; give a file with texts"))
+    return tuple(found)
+
+
+def _read_texts(place: str, source: DataSource) -> list[Any]:
+    """The texts of a file without labels: one a line in .txt, else its text column."""
+    try:
+        with fsspec.open(place, "rb") as file:
+            content = file.read()
+        if place.endswith(".txt"):
+            return content.decode().splitlines()
+        records = _records(place, content, source.label_column)
+    except FileNotFoundError:
+        raise InputError([Problem(place, "no such file; set task.unlabelled to a file of texts")]) from None
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise InputError([Problem(place, f"can't be read: {str(error).splitlines()[0]}")]) from error
+    columns = sorted({name for record in records if isinstance(record, dict) for name in record})
+    if records and source.text_column not in columns:
+        raise InputError([Problem(place, f"has no column {source.text_column!r}, only {columns}")])
+    return [record.get(source.text_column) if isinstance(record, dict) else record for record in records]
 
 
 def _split(
@@ -169,6 +216,7 @@ def _read_splits(
     files = {
         split: name if "://" in name or Path(name).is_absolute() else str(base / name)
         for split, name in (task.data.files or {}).items()
+        if split != UNLABELLED
     }
     return _read_files(files, task.data, problems)
 

@@ -35,7 +35,7 @@ def name_run(config: Config, task: Task, data: TaskData, teacher_weights: str | 
 
     ``teacher_weights``: the digest of the teacher's weights; a model may be replaced under its path.
     """
-    said = task.model_dump(mode="json", exclude={"data", "licence", "language"})
+    said = task.model_dump(mode="json", exclude={"data", "licence", "language", "subjectivity"})
     parts = [config.digest(), said, list(task.labels), data.digest(), teacher_weights, RECIPE]
     return f"{task.name}-{digest(parts, size=5)}"
 

@@ -35,6 +35,11 @@ class TaskRef(Section):
     seeds_per_class: int = Field(
         2, ge=1, le=64, description="labelled examples a class that the teacher and the student may see"
     )
+    unlabelled: str | None = Field(
+        None,
+        description="augment.strategy annotate: a file of texts without labels (column text; or one a line in .txt), or "
+        "train: the train split's texts, labels ignored; default: the task's own unlabelled split",
+    )
     max_test: int | None = Field(
         None, ge=10, description="evaluate on at most this many test texts, drawn by the data seed"
     )
@@ -73,7 +78,11 @@ class Alpha(Section):
 class AugmentConfig(Section):
     """What the teacher is asked to write."""
 
-    strategy: Literal["promptmix", "few_shot", "zero_shot"] = Field("promptmix", description="how prompts are made")
+    strategy: Literal["promptmix", "few_shot", "zero_shot", "sahu2022", "gpt3mix", "eda", "real", "annotate"] = Field(
+        "promptmix",
+        description="where texts come from: written by the teacher (the first five), edited seeds, real texts, or your own "
+        "unlabelled ones for the teacher to label",
+    )
     shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
     per_class: int = Field(80, ge=1, le=100_000, description="texts a class to keep, after all filters")
     over_generate: float = Field(
@@ -109,7 +118,7 @@ class RelabelConfig(Section):
         6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
     )
     shots: int = Field(
-        4, ge=1, le=100, description="seeds a class that a question shows at most; every pair of votes draws its own"
+        4, ge=0, le=100, description="seeds a class that a question shows at most; every pair of votes draws its own"
     )
     soft: bool = Field(True, description="train on the distribution over classes instead of the one class")
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
@@ -277,9 +286,13 @@ class Config(Section):
     def _cross_checks(self) -> Config:
         if not self.storage:
             object.__setattr__(self, "storage", str(home() / "runs"))
-        if self.augment.strategy != "zero_shot" and self.augment.shots > self.task.seeds_per_class:
+        if self.augment.strategy in _SHOWING_SEEDS and self.augment.shots > self.task.seeds_per_class:
             raise ValueError(
                 f"augment.shots = {self.augment.shots} is more than task.seeds_per_class = {self.task.seeds_per_class}; lower the one or raise the other"
+            )
+        if self.augment.strategy == "annotate" and not self.relabel.enabled:
+            raise ValueError(
+                "augment.strategy = 'annotate' has the teacher label texts, and relabel.enabled is false; set it to true"
             )
         return self
 
@@ -297,8 +310,9 @@ class Config(Section):
         return digest(content, size=6)
 
 
+_SHOWING_SEEDS = ("promptmix", "few_shot", "sahu2022", "gpt3mix")
 _WITHOUT_EFFECT = {
-    "task": ("preset", "data_dir"),
+    "task": ("preset", "data_dir", "unlabelled"),
     "teacher": WITHOUT_EFFECT,
     "student": (
         "workers",
@@ -356,8 +370,8 @@ def _without(content: dict[str, Any], places: Sequence[tuple[int | str, ...]]) -
     """``content`` without what stands at ``places``; ``None`` where nothing of them stands in it."""
     rest = copy.deepcopy(content)
     for place in places:
-        # A complaint about the whole config is one about shots and seeds.
-        for path in [place] if place else [("augment", "shots"), ("task", "seeds_per_class")]:
+        # A complaint about the whole config is one about shots and seeds, or about annotating without labelling.
+        for path in [place] if place else [("augment", "shots"), ("task", "seeds_per_class"), ("relabel", "enabled")]:
             target: Any = rest
             *parents, name = path
             while parents and isinstance(target.get(parents[0]), dict):

@@ -108,7 +108,8 @@ def weigh(
     target_columns: np.ndarray,
     relabel: RelabelConfig,
 ) -> Evidence:
-    """All that is known of each text's class. ``seed_columns``, ``target_columns``: class indices; embeddings: unit rows."""
+    """All that is known of each text's class. ``seed_columns``, ``target_columns``: class indices, -1 for a text that was
+    written for none; embeddings: unit rows."""
     n_classes = len(class_embeddings)
     shares = expected_shares(target_columns, n_classes)
     teacher, warnings = teacher_probs(answers, shares)
@@ -146,7 +147,7 @@ def weigh_descriptions(
     asked = np.isfinite(teacher).all(1)
     if not asked.any():
         return DescriptionSay(0.0 if configured == "auto" else configured)
-    one_hot = np.eye(described.shape[1])
+    one_hot = with_unknown(described.shape[1])
     choices, written_for = described[asked].argmax(1), one_hot[target_columns[asked]]
     agreement = kappa(choices, 0.5 * written_for + 0.5 * one_hot[teacher[asked].argmax(1)])
     if configured != "auto":
@@ -163,7 +164,10 @@ def _ramp(value: float, low: float, high: float) -> float:
 def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | None:
     """How the texts should be spread over the classes: as they were written. ``None`` (evenly) where no class has
     less than half its even share, since so much is chance."""
-    shares = np.bincount(target_columns, minlength=n_classes) / max(len(target_columns), 1)
+    target_columns = target_columns[target_columns >= 0]
+    if not len(target_columns):
+        return None
+    shares = np.bincount(target_columns, minlength=n_classes) / len(target_columns)
     return None if shares.min() * n_classes >= _EVEN else shares
 
 
@@ -219,10 +223,16 @@ def prototype_probs(
 
 
 def target_prior(target_columns: np.ndarray, n_classes: int, share: float) -> np.ndarray:
-    """(n_texts, n_classes): ``share`` for the class a text was written for, the rest spread evenly."""
+    """(n_texts, n_classes): ``share`` for the class a text was written for, the rest spread evenly; even for column -1."""
     prior = np.full((len(target_columns), n_classes), (1.0 - share) / max(n_classes - 1, 1))
     prior[np.arange(len(target_columns)), target_columns] = share
+    prior[target_columns < 0] = 1.0 / n_classes
     return prior
+
+
+def with_unknown(n_classes: int) -> np.ndarray:
+    """One row a class, all of its probability on that class, and a last row, of column -1, for a text written for none."""
+    return np.vstack([np.eye(n_classes), np.full(n_classes, 1.0 / n_classes)])
 
 
 def combine(*sources: np.ndarray) -> np.ndarray:

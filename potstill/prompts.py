@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from potstill.task import LabelledText, Task
 
@@ -26,7 +27,8 @@ class WritePrompt:
 
     ``mix`` and ``alpha``: the texts belong ``alpha`` to the target class and ``1 - alpha`` to ``mix``
     (PromptMix); None where they belong to one class. ``style``, ``length`` and ``topic`` are generation
-    contexts (Li et al. 2023), where the task has some. ``count`` texts are asked for.
+    contexts (Li et al. 2023), where the task has some. ``count`` texts are asked for. ``form``: descriptions and
+    seeds as cards; or as two older methods put it (``strategies/sahu2022.py``, ``strategies/gpt3mix.py``).
     """
 
     task: str
@@ -39,6 +41,7 @@ class WritePrompt:
     length: str | None = None
     topic: str | None = None
     count: int = 3
+    form: Literal["cards", "same category", "text and class"] = "cards"
 
     @property
     def target(self) -> ClassCard:

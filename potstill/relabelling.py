@@ -133,9 +133,11 @@ def sample_questions(
     renderer: str,
     seed: int,
 ) -> list[Request]:
-    """All that is asked about one text, by the example of the first seed: what a plan counts with."""
+    """All that is asked about one text, by the example of the first seed (or of a sentence of the task's, where there
+    are no seeds): what a plan counts with."""
     labels = list(task.labels[: relabel.neighbours])
-    return _Asker(task, relabel, identity, renderer, seed, "relabel").about(seeds[0].text, labels, seeds[1:])
+    text = seeds[0].text if seeds else task.description
+    return _Asker(task, relabel, identity, renderer, seed, "relabel").about(text, labels, seeds[1:])
 
 
 def _offer(task: Task, embeddings: np.ndarray, centres: np.ndarray, neighbours: int) -> list[list[str]]:

@@ -88,7 +88,7 @@ def to_requests(
 
 def _shown_ids(draft: Draft, renderer: str) -> tuple[str, ...]:
     """The seeds that stand in the prompt: a list shows the target class alone, whose card is the last."""
-    if renderer != "list":
+    if renderer != "list" or draft.prompt.form != "cards":
         return draft.exemplar_ids
     return draft.exemplar_ids[len(draft.exemplar_ids) - len(draft.prompt.target.examples) :]
 
@@ -105,6 +105,8 @@ def _write_list(prompt: WritePrompt) -> Rendered:
     # What varies from request to request stands last, so that the rest of the prompt is read once. The mixture
     # is put in words, since per cents turn up in the texts; style and length a small model doesn't follow.
     target = prompt.target
+    if prompt.form != "cards":
+        return (Message("prompt", _older_form(prompt)),), ("\n",)
     blocks = [f"{_heading(prompt.source)}, sorted by class.", f"{target.name}: {target.description}"]
     number = len(target.examples) + 1
     if target.examples:
@@ -117,6 +119,23 @@ def _write_list(prompt: WritePrompt) -> Rendered:
     else:
         blocks[-1] += f"\n{number}."
     return (Message("prompt", "\n\n".join(blocks)),), ("\n",)
+
+
+def _older_form(prompt: WritePrompt) -> str:
+    """The prompts of Sahu et al. 2022 and of GPT3Mix: completion prompts both, so chat models get the same words."""
+    target = prompt.target
+    if prompt.form == "same category":
+        shown = f"\n{_numbered(target.examples)}" if target.examples else ""
+        return (
+            f"The following sentences belong to the same category {target.name!r}:{shown}\n{len(target.examples) + 1}."
+        )
+    kind = _heading(prompt.text_kind)
+    names = [shown.name for shown in prompt.cards]
+    lines = [f"{kind}: {_line(text)} (Class: {shown.name})" for shown in prompt.cards for text in shown.examples]
+    head = (
+        f"Each line is a {prompt.text_kind} with its class. The class is one of {', '.join(map(repr, sorted(names)))}."
+    )
+    return "\n".join([head, *lines, f"{kind}:"])
 
 
 def _mixture_in_words(prompt: WritePrompt) -> str:
@@ -137,6 +156,11 @@ def _choose_list(prompt: ChoosePrompt) -> Rendered:
 
 
 def _write_chat(prompt: WritePrompt) -> Rendered:
+    if prompt.form != "cards":
+        order = (
+            f"Go on with this list by {prompt.count} more lines of the same form. Write these lines and nothing else."
+        )
+        return (Message("user", f"{order}\n\n{_older_form(prompt)}"),), ()
     cards = "\n\n".join(_card_for_chat(shown, prompt.text_kind) for shown in prompt.cards)
     target = prompt.target.name
     wishes = "".join(

@@ -76,14 +76,15 @@ def resolve(
     augment: AugmentConfig,
     relabel: RelabelConfig,
 ) -> Resolution:
-    """Label and select ``examples`` (those with ``kept`` when the stage began; embeddings row by row).
+    """Label and select ``examples`` (those with ``kept`` when the stage began; embeddings row by row). One without a
+    target takes the class that the evidence says.
 
     ``answered``: what ``plan_relabel`` asks about these texts with the answers, empty where relabelling is off;
     ``seed_answered``: the same of ``plan_seed_check``. Failed requests count as no vote. Raises
     nothing for missing answers.
     """
     columns = {label: column for column, label in enumerate(task.labels)}
-    targets = np.array([columns[example.target_label or example.label] for example in examples], dtype=int)
+    targets = np.array([columns.get(example.target_label or example.label, -1) for example in examples], dtype=int)
     seed_columns = np.array([columns[example.label] for example in seeds], dtype=int)
     warnings: list[str] = []
 
@@ -113,7 +114,11 @@ def resolve(
     threshold = _threshold(relabel, guard)
     applied = _apply_changes(found.posterior, targets, threshold if teacher_used else math.inf)
     labels, confidence = applied.labels, applied.confidence
-    probs = applied.probs if teacher_used else np.eye(len(columns))[targets]
+    # Texts that were written for no class have no other label than what the evidence says, whosever it is.
+    known = targets >= 0
+    probs = np.where((known & (not teacher_used))[:, None], evidence.with_unknown(len(columns))[targets], applied.probs)
+    if not teacher_used and not known.all():
+        warnings.append("texts without a class are labelled by their closeness to the seeds alone, without the teacher")
     # Without a teacher there is no evidence to select by: closeness to the seeds picks what repeats them.
     chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), augment.per_class, len(columns))
     reason = LOW_EVIDENCE if teacher_used else NOT_NEEDED
@@ -138,8 +143,8 @@ def resolve(
         seed_chance=1.0 / len(columns) if check is None else check.chance,
         guard=guard.value,
         dropped_because=reason,
-        share_contradicted=_share((choice != targets)[asked]),
-        share_changed=_share(labels != targets),
+        share_contradicted=_share((choice != targets)[asked & known]),
+        share_changed=_share((labels != targets)[known]),
         share_applied=applied.share,
         min_confidence=threshold,
         changes=_changes(task, targets, labels),
@@ -232,18 +237,20 @@ def _apply_changes(posterior: np.ndarray, targets: np.ndarray, threshold: float)
     """
     rows = np.arange(len(targets))
     labels = posterior.argmax(1) if len(targets) else targets
-    wanted = labels != targets
+    wanted = (labels != targets) & (targets >= 0)
     refused = wanted & (posterior.max(1, initial=0.0) < threshold)
     labels = np.where(refused, targets, labels)
     # Half a vote for the target: then it is the likeliest class, and the doubt stays visible.
-    one_hot = np.eye(posterior.shape[1])[targets]
+    one_hot = evidence.with_unknown(posterior.shape[1])[targets]
     probs = np.where(refused[:, None], 0.5 * one_hot + 0.5 * posterior, posterior)
     share = 1.0 - refused.sum() / wanted.sum() if wanted.any() else 1.0
     return _Applied(labels, probs, posterior[rows, labels], float(share))
 
 
 def _changes(task: Task, targets: np.ndarray, labels: np.ndarray) -> tuple[tuple[str, str, int], ...]:
-    counts = Counter((task.labels[a], task.labels[b]) for a, b in zip(targets, labels, strict=True) if a != b)
+    counts = Counter(
+        (task.labels[a], task.labels[b]) for a, b in zip(targets, labels, strict=True) if a != b and a >= 0
+    )
     return tuple((source, target, count) for (source, target), count in counts.most_common())
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from potstill.draws import digest
 
 Role = Literal["system", "user", "assistant", "prompt"]
+UNKNOWN = ""  # label of an example whose class nobody has said yet
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -124,7 +125,7 @@ class Example:
     """A text with what is known of its class.
 
     ``label_probs`` is a distribution over the task's classes in the task's order. ``target_label`` is
-    the class the text was written for, ``teacher_label`` the one the teacher took it for when asked, ``label``
+    the class the text was written for (``None``: for none, and until relabelling its ``label`` is ``UNKNOWN``), ``teacher_label`` the one the teacher took it for when asked, ``label``
     the one it is used with. Rows that a filter drops stay
     in the table with ``kept=False`` and the reason.
     """

@@ -79,6 +79,11 @@ class Task(Section):
     source: str = "short texts"
     language: str = "en"
     licence: str = "not stated"
+    subjectivity: int | None = Field(
+        None,
+        ge=1,
+        description="place in the order of Li et al. 2023, 1 is the least subjective; unset: not in their study",
+    )
     classes: dict[str, ClassSpec] = Field(min_length=2)
     contexts: Contexts = Contexts()
     data: DataSource
@@ -144,17 +149,20 @@ class TaskData:
 
     ``seeds``: all that the teacher and the distilled student may see. ``train``: the rest of the real
     training texts, used only for the equal-size comparison. ``validation``: the task's own, or carved
-    from train. ``test``: for the final scores and for decontamination (texts only).
+    from train. ``test``: for the final scores and for decontamination (texts only). ``unlabelled``: texts for the
+    strategy ``annotate``; none unless it is asked for.
     """
 
     seeds: tuple[LabelledText, ...]
     train: tuple[LabelledText, ...]
     validation: tuple[LabelledText, ...]
     test: tuple[LabelledText, ...]
+    unlabelled: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Hash of seeds and test texts with their labels."""
-        return digest([[(row.text, row.label) for row in rows] for rows in (self.seeds, self.test)], size=8)
+        """Hash of seeds and test texts with their labels, and of the unlabelled texts where there are some."""
+        labelled = [[(row.text, row.label) for row in rows] for rows in (self.seeds, self.test)]
+        return digest([*labelled, list(self.unlabelled)] if self.unlabelled else labelled, size=8)
 
     def test_digest(self) -> str:
         """Hash of the test texts with their labels: scores on the same test split can be compared."""

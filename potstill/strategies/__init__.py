@@ -1,4 +1,4 @@
-"""How generation prompts are planned. A strategy is one module with a ``plan``; naming it here registers it.
+"""Where training texts come from. A strategy is one module (``contract.py`` says what it holds); naming it here registers it.
 
     drafts = plan(task, seeds, augment, seed, counts={"human": (0, 50), "location": (0, 50)})
 
@@ -11,28 +11,44 @@ A draft is made when the next one is asked for: a plan of a million holds one of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.errors import InputError, Problem
 from potstill.prompts import Draft
-from potstill.strategies import few_shot, promptmix, zero_shot
+from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, zero_shot
+from potstill.strategies.contract import Strategy, Written
 from potstill.task import LabelledText, Task
 
-Plan = Callable[[Task, Sequence[LabelledText], AugmentConfig, int, Mapping[str, tuple[int, int]]], Iterator[Draft]]
+__all__ = ["STRATEGIES", "Strategy", "Written", "find", "next_counts", "plan", "texts_wanted"]
 
-STRATEGIES: dict[str, Plan] = {"promptmix": promptmix.plan, "few_shot": few_shot.plan, "zero_shot": zero_shot.plan}
+STRATEGIES: dict[str, Strategy] = {
+    "promptmix": Strategy("texts near class boundaries (Sahu et al. 2023)", promptmix.plan),
+    "few_shot": Strategy("a context and seeds of the class (Li et al. 2023)", few_shot.plan),
+    "zero_shot": Strategy("a context and the class's description (Li et al. 2023)", zero_shot.plan),
+    "sahu2022": Strategy("a list of the class's seeds to go on with (Sahu et al. 2022)", sahu2022.plan),
+    "gpt3mix": Strategy("labelled texts of several classes; writes text and class", gpt3mix.plan, gpt3mix.parse),
+    "eda": Strategy("the seeds with words replaced, inserted, swapped, deleted", collect=eda.collect),
+    "real": Strategy("real training texts with their labels", collect=real.collect),
+    "annotate": Strategy("your own unlabelled texts", collect=annotate.collect, unlabelled=True),
+}
+"""By their name in ``augment.strategy``. ``tests/potstill/test_strategies.py`` holds the config to the same names."""
+
+
+def find(name: str) -> Strategy:
+    """The strategy of that name. Raises ``InputError`` with the known ones."""
+    if name not in STRATEGIES:
+        raise InputError(
+            [Problem("augment.strategy", f"{name!r} is not known; known: {', '.join(sorted(STRATEGIES))}")]
+        )
+    return STRATEGIES[name]
 
 
 def plan(
     task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
 ) -> Iterator[Draft]:
     """The drafts of the configured strategy. Raises ``InputError`` for a strategy nobody registered."""
-    if augment.strategy not in STRATEGIES:
-        raise InputError(
-            [Problem("augment.strategy", f"{augment.strategy!r} is not known; known: {', '.join(sorted(STRATEGIES))}")]
-        )
-    return STRATEGIES[augment.strategy](task, seeds, augment, seed, counts)
+    return find(augment.strategy).plan(task, seeds, augment, seed, counts)
 
 
 def texts_wanted(augment: AugmentConfig) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,14 @@ def _ids(
     return [request.request_id for request in to_requests(drafts, sampling=Sampling(), **options)]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+ASKING = sorted(name for name, strategy in STRATEGIES.items() if strategy.collect is None)
+
+
+def test_the_config_takes_every_strategy_there_is() -> None:
+    assert set(get_args(AugmentConfig.model_fields["strategy"].annotation)) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("strategy", ASKING)
 def test_ranges_join_to_the_whole(strategy: str) -> None:
     augment = AugmentConfig.model_validate({"strategy": strategy})
     whole = _ids(augment, {"animal": (0, 20)})
@@ -40,7 +49,7 @@ def test_ranges_join_to_the_whole(strategy: str) -> None:
     assert len(set(whole)) == 20
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("strategy", ASKING)
 @pytest.mark.parametrize("renderer", ["list", "chat"])
 def test_no_two_draws_are_the_same_request(strategy: str, renderer: str) -> None:
     augment = AugmentConfig.model_validate({"strategy": strategy})
@@ -111,7 +120,7 @@ def test_percentages_are_not_truncated(alpha: float, shares: tuple[int, int]) ->
 
 def test_unknown_strategies_are_told_the_known() -> None:
     augment = AugmentConfig.model_construct(strategy="magic")
-    with pytest.raises(InputError, match="few_shot, promptmix, zero_shot"):
+    with pytest.raises(InputError, match="few_shot, gpt3mix, promptmix, real, sahu2022, zero_shot"):
         plan(TASK, SEEDS, augment, 0, {})
 
 

