@@ -111,6 +111,16 @@ def report(
 
 
 @app.command()
+def study(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
+    """Compare sources of training texts on several tasks: the two papers' tables, for your tasks and teachers."""
+    from jobs import paths
+    from jobs.study import study as run
+    from potstill.study_config import load as load_study
+
+    run(paths.make_study_absolute(load_study(config, overrides or ())), verbose, yes)
+
+
+@app.command()
 def promote(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a registered model, such as trec6-student")],
     version: Annotated[int | None, typer.Option(help="the version to promote; default: the challenger")] = None,

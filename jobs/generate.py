@@ -167,7 +167,8 @@ def _parse(job: Job, answered: Answered) -> list[Example]:
 
 
 def _filter(job: Job, examples: Sequence[Example]) -> list[Example]:
-    return filters.drop(examples, [seed.text for seed in job.data.seeds], [row.text for row in job.data.test])
+    seeds, test = [seed.text for seed in job.data.seeds], [row.text for row in job.data.test]
+    return filters.drop(examples, seeds, test, alike=strategies.find(job.config.augment.strategy).alike)
 
 
 def _report(job: Job, examples: Sequence[Example], usage: Usage, rounds: int) -> GenerateReport:

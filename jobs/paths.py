@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from potstill.config import Config, Section
+from potstill.config import Config, Section, TaskRef
 from potstill.errors import Problem
+from potstill.study_config import StudyConfig
 from potstill.task import find_shipped
+from potstill.teachers import TeacherConfig
 
 _PACKAGE = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_[^/]+")
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)(.*)$")
@@ -30,13 +33,55 @@ def make_absolute(config: Config, base: Path | None = None) -> Config:
     return config.model_copy(
         update={
             "storage": _absolute(config.storage, base),
-            "task": config.task.model_copy(update=changed(config.task, preset=_absolute_preset, data_dir=_absolute)),
+            "task": config.task.model_copy(
+                update=changed(config.task, preset=_absolute_preset, data_dir=_absolute, unlabelled=_absolute_texts)
+            ),
             "ledger": config.ledger.model_copy(update=changed(config.ledger, uri=_absolute_uri)),
             "teacher": config.teacher.model_copy(update=changed(config.teacher, model=_absolute_if_there)),
             "student": config.student.model_copy(update=changed(config.student, model=_absolute_if_there)),
             "tracking": config.tracking.model_copy(
                 update=changed(config.tracking, uri=_absolute_uri, artifacts=_absolute)
             ),
+        }
+    )
+
+
+def make_study_absolute(config: StudyConfig, base: Path | None = None) -> StudyConfig:
+    """``make_absolute`` for a study."""
+    base = base or Path.cwd()
+    # A job's config has all these places, and the rules for them.
+    like = make_absolute(
+        Config.model_validate(
+            {
+                "task": "demo",
+                "storage": config.storage,
+                "ledger": config.ledger,
+                "student": config.student,
+                "tracking": config.tracking,
+            }
+        ),
+        base,
+    )
+
+    def task(one: TaskRef) -> TaskRef:
+        return make_absolute(like.model_copy(update={"task": one}), base).task
+
+    def teacher(one: TeacherConfig) -> TeacherConfig:
+        return make_absolute(like.model_copy(update={"teacher": one}), base).teacher
+
+    def student(one: dict[str, Any]) -> dict[str, Any]:
+        return {**one, "model": _absolute_if_there(one["model"], base)} if isinstance(one.get("model"), str) else one
+
+    return config.model_copy(
+        update={
+            "tasks": tuple(task(one) for one in config.tasks),
+            "data_dir": None if config.data_dir is None else _absolute(config.data_dir, base),
+            "teachers": {name: teacher(one) for name, one in config.teachers.items()},
+            "students": {name: student(one) for name, one in config.students.items()},
+            "storage": like.storage,
+            "ledger": like.ledger,
+            "student": like.student,
+            "tracking": like.tracking,
         }
     )
 
@@ -81,6 +126,11 @@ def _absolute_preset(preset: str, base: Path) -> str:
     """A preset is a name first: a path it is if no preset is so called and it is there."""
     path = base / Path(preset).expanduser()
     return str(path) if preset and find_shipped(preset) is None and path.exists() else preset
+
+
+def _absolute_texts(unlabelled: str, base: Path) -> str:
+    """``train`` means the train split."""
+    return unlabelled if unlabelled == "train" else _absolute(unlabelled, base)
 
 
 def _absolute_if_there(model: str, base: Path) -> str:

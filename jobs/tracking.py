@@ -224,8 +224,9 @@ def open_tracker(
     run_dir: str | Path,
     run_digest: str | None = None,
     warn: Callable[[str], None] | None = None,
+    content: Mapping[str, Any] | None = None,
 ) -> Tracker:
-    """Start a job's run: experiment, parent run, config as params and as ``config.yaml``.
+    """Start a job's run: experiment, parent run, config (or ``content``, of a study) as params and as ``config.yaml``.
 
     ``run_digest`` (default: the config's) says which result the run is of. First sends what earlier runs in
     ``run_dir`` left. ``warn`` shows a line to the user (default: standard error). Call it before anything is
@@ -259,7 +260,7 @@ def open_tracker(
         warn(f"{left.waiting} entries of an earlier run wait in {run_dir} for their own MLflow server")
     if left.refused:
         warn(f"MLflow refused {len(left.refused)} entries of an earlier run, the first: {left.refused[0]}")
-    content = config.model_dump(mode="json")
+    content = dict(content) if content is not None else config.model_dump(mode="json")
     tracker.params({"command": command, **content})
     tracker.text("config.yaml", redact(yaml.safe_dump(content, sort_keys=False, allow_unicode=True)))
     return tracker

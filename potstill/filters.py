@@ -47,11 +47,13 @@ def drop(
     test_texts: Sequence[str],
     near: float = 0.75,
     min_words: int = 2,
+    alike: bool = False,
 ) -> list[Example]:
     """Mark what must not reach the student; of several alike texts the first stays.
 
     ``near`` is the Jaccard index from which two texts count as the same. Test texts serve only to drop
-    rows that leak them; labels of the test split are never looked at.
+    rows that leak them; labels of the test split are never looked at. ``alike``: texts near a seed or near each other
+    stay, only the same words a second time go.
     """
     plain = [normalise(example.text) for example in examples]
     reasons: list[str | None] = [example.dropped_because for example in examples]
@@ -63,12 +65,17 @@ def drop(
     mark((index for index, text in enumerate(plain) if count_words(text) < min_words), TOO_SHORT)
     seeds, tests = [normalise(text) for text in seed_texts], [normalise(text) for text in test_texts]
     grams, seed_grams, test_grams = character_grams(plain, seeds, tests)
-    mark(np.flatnonzero(nearest_jaccard(grams, seed_grams) >= near), COPY_OF_SEED)
+    if alike:
+        known = set(seeds)
+        mark([index for index, text in enumerate(plain) if text in known], COPY_OF_SEED)
+    else:
+        mark(np.flatnonzero(nearest_jaccard(grams, seed_grams) >= near), COPY_OF_SEED)
     mark(np.flatnonzero(nearest_jaccard(grams, test_grams) >= near), NEAR_TEST)
     first: dict[str, int] = {}
     mark([i for i, text in enumerate(plain) if reasons[i] is None and first.setdefault(text, i) != i], DUPLICATE)
-    standing = np.flatnonzero([reason is None for reason in reasons])
-    mark(_near_duplicates(grams, standing, near), NEAR_DUPLICATE)
+    if not alike:
+        standing = np.flatnonzero([reason is None for reason in reasons])
+        mark(_near_duplicates(grams, standing, near), NEAR_DUPLICATE)
     return [
         replace(example, kept=example.kept and reason is None, dropped_because=reason)
         for example, reason in zip(examples, reasons, strict=True)

@@ -74,7 +74,7 @@ CELLS = pa.schema(
         ("requests", _WHOLE),
         ("prompt_tokens", _WHOLE),
         ("completion_tokens", _WHOLE),
-        ("cost_usd", _REAL),  # what all its answers cost when they were first asked
+        ("cost_usd", _REAL),  # paid in the run that made the cell: 0 for answers that the ledger had
         ("teacher_seconds", _REAL),  # waited for the teacher in the run that made the cell
         ("training_seconds", _REAL),
     ]
@@ -177,7 +177,7 @@ class StudySource:
 class Study:
     """``study.json``. ``tasks`` are in order of subjectivity, ``sources``, ``students`` and ``teachers`` in the config's.
 
-    ``reference``: the source that Table 1's differences are to; ``seconds``: of all runs of this study so far.
+    ``reference``: the source that Table 1's differences are to; ``seconds``: of the last run of the study that had something to do.
     """
 
     name: str

@@ -28,8 +28,8 @@ STRATEGIES: dict[str, Strategy] = {
     "zero_shot": Strategy("a context and the class's description (Li et al. 2023)", zero_shot.plan),
     "sahu2022": Strategy("a list of the class's seeds to go on with (Sahu et al. 2022)", sahu2022.plan),
     "gpt3mix": Strategy("labelled texts of several classes; writes text and class", gpt3mix.plan, gpt3mix.parse),
-    "eda": Strategy("the seeds with words replaced, inserted, swapped, deleted", collect=eda.collect),
-    "real": Strategy("real training texts with their labels", collect=real.collect),
+    "eda": Strategy("the seeds with words replaced, inserted, swapped, deleted", collect=eda.collect, alike=True),
+    "real": Strategy("real training texts with their labels", collect=real.collect, alike=True),
     "annotate": Strategy("your own unlabelled texts", collect=annotate.collect, unlabelled=True),
 }
 """By their name in ``augment.strategy``. ``tests/potstill/test_strategies.py`` holds the config to the same names."""

@@ -55,3 +55,4 @@ class Strategy:
     parse: Parse = parse_texts
     collect: Collect | None = None
     unlabelled: bool = False
+    alike: bool = False

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ from jobs.loading import load
 from potstill.config import parse
 from potstill.errors import InputError
 from potstill.filters import normalise
+from potstill.task import PRESETS
 
 LABELS = {"cat": "About a cat.", "dog": "About a dog."}
 
@@ -180,3 +182,59 @@ def test_a_hub_data_set_is_read_from_a_local_folder_of_the_same_layout(tmp_path)
 def test_places_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"has no .*trec6/test\.parquet"):
         load(parse({"task": {"preset": "trec6", "data_dir": str(tmp_path)}}))
+
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_fits_its_data(name):
+    """Where copies of the data lie beside the repository: every label is known, every class has seeds and test texts."""
+    if not (SHARED / name / "test.parquet").is_file():
+        pytest.skip(f"{SHARED}/{name} is not there")
+    task, data = load(parse({"task": {"preset": name, "data_dir": str(SHARED)}}))
+    assert {row.label for row in data.seeds} == {row.label for row in data.test} == set(task.labels)
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "parquet"])
+def test_texts_without_labels_are_read_and_test_texts_are_not_among_them(tmp_path, ending):
+    place = folder(tmp_path)
+    texts = ["a new one", "  ", "a new one", "test message 0 about my cat", "another"]
+    file = tmp_path / f"texts.{ending}"
+    if ending == "txt":
+        file.write_text("\n".join(texts))
+    elif ending == "jsonl":
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"text": texts}), file)
+    task = {"preset": str(place), "unlabelled": str(file)}
+    _, data = load(parse({"task": task, "augment": {"strategy": "annotate"}}))
+    assert data.unlabelled == ("a new one", "another")
+    assert load(parse({"task": task}))[1].unlabelled == ()  # nobody asked for them
+
+
+def test_the_train_split_can_stand_in_for_texts_without_labels(tmp_path):
+    task = {"preset": str(folder(tmp_path)), "unlabelled": "train"}
+    _, data = load(parse({"task": task, "augment": {"strategy": "annotate"}}))
+    assert set(data.unlabelled) == {row.text for row in data.train}
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "expected"),
+    [
+        (None, "needs texts without labels and the task has none"),
+        ("nowhere.txt", "no such file; set task.unlabelled"),
+        ("texts.doc", "is none of .parquet"),
+        ("texts.jsonl", "has no column 'text', only"),
+        ("only_test.txt", "holds no text that is not in the test split"),
+    ],
+)
+def test_texts_to_annotate_that_are_not_there_are_told(tmp_path, unlabelled, expected):
+    place = folder(tmp_path)
+    (tmp_path / "texts.doc").write_text("x")
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"body": "x"}))
+    (tmp_path / "only_test.txt").write_text("test message 0 about my cat\n")
+    task = {"preset": str(place), "unlabelled": unlabelled and str(tmp_path / unlabelled)}
+    with pytest.raises(InputError, match=expected):
+        load(parse({"task": task, "augment": {"strategy": "annotate"}}))

@@ -1,0 +1,91 @@
+"""The teacher as classifier of given texts (PromptMix's NN + LLM, steps 8 to 10): no student, no training.
+
+predictions = classify(job, pool, data.test, calibrated=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.backends.identity import identify
+from actors.pool import TeacherPool
+from jobs.asking import Usage, ask
+from jobs.embedding import embed
+from jobs.generate import usage_metrics
+from jobs.job import Job
+from jobs.progress import Meter
+from jobs.runs import as_json
+from potstill import evidence, relabelling
+from potstill.baselines import as_predictions
+from potstill.errors import StageError
+from potstill.renderers import choose_renderer
+from potstill.rows import Prediction
+from potstill.task import LabelledText
+
+PART = "classify"
+RAW, CALIBRATED = "teacher_raw", "teacher_calibrated"
+
+
+def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None:
+    """Ask for the class of every text; writes ``prediction/teacher_raw``, ``prediction/teacher_calibrated`` and
+    ``classify.json``. Raises ``StageError`` if nothing was answered.
+
+    Raw: the mean over votes of the probabilities of the classes that were offered. Calibrated: batch calibration over
+    the texts first. A text without an answer gets an even distribution, so it counts as the first class.
+    """
+    config, identity, labels = job.config, identify(job.config.teacher), job.labels
+    renderer = choose_renderer(config.teacher.renderer, identity)
+    with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
+        # Which classes are near matters only where not all of them are offered.
+        asked_about = [row.text for row in texts] if len(labels) > config.relabel.neighbours else []
+        found, seeds, classes = embed(
+            asked_about, [seed.text for seed in job.data.seeds], relabelling.class_texts(job.task)
+        )
+        vectors = found if asked_about else np.zeros((len(texts), classes.shape[1]), dtype=np.float32)
+        requests = relabelling.plan_relabel(
+            job.task,
+            job.data.seeds,
+            [row.text for row in texts],
+            vectors,
+            seeds,
+            classes,
+            config.relabel,
+            identity,
+            renderer,
+            config.seed,
+        )
+        meter = Meter(record.metrics)
+        line.follow(meter.progress)
+        each = relabelling.count_questions(job.task, config.relabel, identity, renderer)
+        answered, usage = ask(job, pool, PART, requests, each * len(texts), meter)
+        answers = evidence.read_answers(job.task, answered, len(texts))
+        unanswered = int((~np.isfinite(answers.votes).any((1, 2))).sum())
+        if unanswered == len(texts):
+            raise StageError(f"{PART}: the teacher answered nothing; see {job.run.path}/response")
+        for part, probs in ((RAW, raw_probs(answers)), (CALIBRATED, evidence.teacher_probs(answers)[0])):
+            even = np.where(np.isfinite(probs), probs, 1.0 / len(labels))
+            job.run.write(Prediction, part, as_predictions(texts, even, labels))
+        job.run.write_json(PART, {"usage": as_json(usage), "unanswered": unanswered})
+        record.metrics(usage_metrics(usage))
+        line.summary = f"{len(texts)} texts classified by the teacher" + (
+            f", {unanswered} without an answer" if unanswered else ""
+        )
+
+
+def raw_probs(answers: evidence.Answers) -> np.ndarray:
+    """Mean over votes of the class probabilities as the teacher gave them, (n_texts, n_classes): a class that was not
+    offered has 0, a text without an answer NaN."""
+    logprobs = np.where(np.isfinite(answers.votes), answers.votes, -np.inf)
+    top = logprobs.max(axis=2, keepdims=True)
+    voted = np.isfinite(top[:, :, 0])
+    odds = np.exp(logprobs - np.where(np.isfinite(top), top, 0.0))
+    probs = odds / np.maximum(odds.sum(axis=2, keepdims=True), 1e-300)
+    total, votes = probs.sum(axis=1), voted.sum(axis=1)
+    return np.where(votes[:, None] > 0, total / np.maximum(votes, 1)[:, None], np.nan)
+
+
+def usage_of(job: Job) -> Usage:
+    """What asking took, as ``classify.json`` has it."""
+    return Usage(**job.run.read_json(PART)["usage"])

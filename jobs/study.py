@@ -1,0 +1,232 @@
+"""The two papers' comparisons on your tasks: tasks x sources x students x repeats, one table at the end.
+
+    potstill study conf/study-small.yaml
+
+All texts of a teacher are asked of one pool through one ledger; then every task's students are trained, all sources of
+a task in one fit (starting a fit takes 15 to 27 s, a student of some hundred texts as long). A finished cell is kept in
+the study's folder under its digest, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from actors.ledger import Ledger
+from actors.pool import TeacherPool
+from jobs import cluster, evaluation, preflight, study_report, training
+from jobs.embedding import embed
+from jobs.finetune import remarks
+from jobs.study_cells import Cell, Group, groups, plan_cells
+from jobs.study_folder import Finished, StudyFolder
+from jobs.study_plan import confirm
+from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
+from jobs.terminal import Terminal
+from jobs.tracking import Tracker, open_tracker
+from potstill import baselines, diversity, draws, second_opinion
+from potstill.arms import Arm, from_texts
+from potstill.errors import InputError, Problem
+from potstill.rows import Prediction
+from potstill.scores import score
+from potstill.study_config import StudyConfig
+from potstill.study_tables import REGRESSION
+from potstill.task import LabelledText
+
+STAGES = ("generate", "relabel", "finetune")
+SEEDS_ONLY = "seeds_only"  # the arm that may have a say in others
+MEASURED = 2000  # texts of a source whose diversity is measured, at most
+
+
+def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None:
+    """Run what is left of a study and show its tables. Raises ``InputError`` before anything is asked or started."""
+    started = time.monotonic()
+    terminal = Terminal()
+    cells = plan_cells(config, terminal, verbose)
+    folder = StudyFolder.of(config, cells)
+    _check(cells)
+    left = [cell for cell in cells if not folder.has(cell)]
+    study_report.print_start(terminal, config, folder, len(cells), len(left))
+    if left:
+        confirm(left, terminal, yes)
+        with cluster.connect(verbose):
+            for cell in _one_a_teacher(cells):
+                preflight.check_cluster(cell.job, STAGES)
+            with open_tracker(
+                cells[0].job.config,
+                command="study",
+                task_name=config.name,
+                run_dir=folder.run.path,
+                run_digest=folder.run.digest,
+                warn=terminal.warn,
+                content=config.model_dump(mode="json"),
+            ) as tracker:
+                _run(config, left, folder, tracker, started)
+                study_report.log(tracker, folder.write_tables(time.monotonic() - started, finished=True))
+    else:
+        folder.write_tables(folder.read()[0].seconds, finished=True)  # as this version of the code makes them
+    study_report.print_tables(terminal, *folder.read())
+    study_report.print_places(terminal, folder)
+
+
+def _check(cells: Sequence[Cell]) -> None:
+    """Everything that shows without a cluster, once for each teacher and student. Raises ``InputError`` with all."""
+    found: list[Problem] = []
+    seen = set()
+    for cell in cells:
+        job = cell.job
+        if cell.config is not None:
+            job = replace(job, config=job.config.model_copy(update={"student": cell.config}))
+        key = (job.config.teacher.model_dump_json(), job.config.student.model)
+        if key not in seen:
+            seen.add(key)
+            try:
+                preflight.check(job, STAGES if cell.source.asks else STAGES[2:])
+            except InputError as error:
+                found += error.problems
+    if found:
+        raise InputError(dict.fromkeys(found))
+
+
+def _run(config: StudyConfig, left: Sequence[Cell], folder: StudyFolder, tracker: Tracker, started: float) -> None:
+    # The pool's processes hold the CPUs or GPUs that training needs, so all asking comes first.
+    for first in _one_a_teacher(left):
+        teacher = first.job.config.teacher
+        with TeacherPool(teacher, Ledger(config.ledger.uri), first.job.terminal.warn) as pool:
+            for cell in left:
+                if cell.source.kind == "seeds" or cell.job.config.teacher != teacher:
+                    continue
+                study_report.print_cell(cell)
+                with tracker.stage(_in_words(cell), {"potstill.task": cell.task.name}) as record:
+                    ask_teacher(cell, pool, record)
+                if cell.source.kind == "classifier" and not folder.has(cell):
+                    part = "teacher_calibrated" if cell.source.calibrated else "teacher_raw"
+                    folder.finish(cell, _finished(cell, cell.job.run.read(Prediction, part)))
+    for group in groups(list(left)):
+        named = f"{group.job.task.name} repeat {group.cells[0].repeat + 1} {group.cells[0].student}"
+        group.job.terminal.say(f"[bold]{named}[/]")
+        with tracker.stage(named, {"potstill.task": group.job.task.name}) as record:
+            # Not those that an earlier student's group has made.
+            regressions = [cell for cell in _regressions(left, group) if not folder.has(cell)]
+            _train(config, group, regressions, folder, record)
+        folder.write_tables(time.monotonic() - started, finished=False)
+
+
+def _regressions(cells: Sequence[Cell], group: Group) -> list[Cell]:
+    """The regressions on the seeds of the group's task and repeat (one, unless a study varies k_shot)."""
+    return [
+        cell
+        for cell in cells
+        if cell.student == REGRESSION and (cell.task.name, cell.repeat) == (group.job.task.name, group.cells[0].repeat)
+    ]
+
+
+def _train(config: StudyConfig, group: Group, regressions: Sequence[Cell], folder: StudyFolder, record: Any) -> None:
+    """Train and score all of a group's cells in one fit and one pass over the test texts."""
+    job, student = group.job, group.cells[0].config
+    assert student is not None
+    texts = {cell.name: read_texts(cell, student) for cell in group.cells}
+    arms = plan_arms(group, texts)
+    with job.terminal.stage("finetune") as line:
+        line.note(f"{len(arms)} students: {', '.join(arm.name for arm in arms)}")
+        result = training.train(arms, student, job.labels, config.storage, verbose=job.verbose)
+        for name, one in result.students.items():
+            for remark in () if one.reused else remarks(one):
+                job.terminal.warn(f"{name}: {remark}")
+        line.summary = f"{result.trained} students trained on {result.workers} workers" + (
+            f", {len(result.students) - result.trained} reused" if len(result.students) > result.trained else ""
+        )
+    with job.terminal.stage("evaluate") as line:
+        line.note(f"{len(job.data.test)} test texts")
+        names = {cell.name: _arm_name(cell) for cell in group.cells}
+        predictions = evaluation.predict(
+            {name: result.students[arm].export for name, arm in names.items()},
+            job.data.test,
+            job.labels,
+            max_length=student.max_length,
+            verbose=job.verbose,
+        )
+        measured = {cell.name: _sample(texts[cell.name].measured, cell) for cell in group.cells}
+        seeds, test, *vectors = embed(
+            [row.text for cell in regressions[:1] for row in cell.job.data.seeds],
+            [row.text for row in (job.data.test if regressions else ())],
+            *([row.text for row in rows] for rows in measured.values()),
+        )
+        # Before the others: a group that is done is not looked at again.
+        for cell in regressions:
+            probs = baselines.fit_predict(seeds, [row.label for row in cell.job.data.seeds], test, job.labels)
+            folder.finish(cell, _finished(cell, baselines.as_predictions(job.data.test, probs, job.labels)))
+        for cell, found in zip(group.cells, vectors, strict=True):
+            trained = result.students[names[cell.name]]
+            rows = measured[cell.name]
+            spread = diversity.by_class(found, [row.label for row in rows], job.labels) if rows else []
+            finished = _finished(cell, predictions[cell.name], texts[cell.name], config.examples)
+            folder.finish(
+                cell,
+                replace(finished, export=trained.export, training_seconds=trained.seconds, diversity=tuple(spread)),
+            )
+            record.metrics({f"{cell.source.name}/macro_f1": finished.scores.macro_f1.value})
+        line.summary = f"{len(job.data.test)} test texts, {len(group.cells) + len(regressions)} classifiers"
+
+
+def plan_arms(group: Group, texts: Mapping[str, Texts]) -> list[Arm]:
+    """One arm a cell; the seeds-only one first, also where only another cell wants its say."""
+    student = group.cells[0].config
+    assert student is not None
+    anchored = second_opinion.wanted(student) and any(cell.source.anchored for cell in group.cells)
+    arms = []
+    if anchored or any(cell.source.kind == "seeds" for cell in group.cells):
+        arms.append(Arm(SEEDS_ONLY, tuple(from_texts(group.seeds, group.job.labels)), seed=student.seed))
+    for cell in group.cells:
+        if cell.source.kind == "texts":
+            own = texts[cell.name]
+            anchor = SEEDS_ONLY if anchored and cell.source.anchored else None
+            lineage = {"run": cell.job.run.name, "task": cell.task.name, "arm": cell.source.name}
+            arms.append(
+                Arm(
+                    _arm_name(cell),
+                    own.rows,
+                    seed=student.seed,
+                    anchor=anchor,
+                    asked=own.asked if anchor else (),
+                    lineage=lineage,
+                )
+            )
+    return arms
+
+
+def _arm_name(cell: Cell) -> str:
+    if cell.source.kind == "seeds":
+        return SEEDS_ONLY
+    return f"{cell.source.name}-{cell.teacher}" if cell.teacher else cell.source.name
+
+
+def _finished(cell: Cell, predictions: Sequence[Prediction], texts: Texts | None = None, examples: int = 0) -> Finished:
+    job = cell.job
+    found = score(predictions, job.labels, job.config.seed, job.config.evaluate.resamples)
+    return Finished(
+        predictions=tuple(predictions),
+        scores=found,
+        usage=usage_of(cell),
+        relabelling=relabelling_of(cell),
+        texts=len(texts.measured) if texts else 0,
+        seeds=len(job.data.seeds) if cell.source.seeds == "train" and cell.source.kind != "classifier" else 0,
+        examples=tuple(pick_examples(texts, job.labels, examples)) if texts else (),
+    )
+
+
+def _sample(rows: Sequence[LabelledText], cell: Cell) -> list[LabelledText]:
+    return draws.sample(rows, MEASURED, cell.job.config.seed, "diversity") if len(rows) > MEASURED else list(rows)
+
+
+def _one_a_teacher(cells: Sequence[Cell]) -> list[Cell]:
+    """A cell of each teacher."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.job.config.teacher.model_dump_json(), cell)
+    return list(found.values())
+
+
+def _in_words(cell: Cell) -> str:
+    return f"{cell.task.name} {cell.source.name} repeat {cell.repeat + 1}"

@@ -1,0 +1,123 @@
+"""A study without a cluster: a teacher, students and an embedder of a few lines, all of them deterministic."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.teacher import Answer, to_answer_table
+from jobs import training
+from potstill import draws
+from potstill.arms import arm_digest
+from potstill.rows import Prediction, Request, Response, from_table
+
+WORDS = ("lamp", "river", "stone", "cloud", "paper", "horse", "green", "early", "quiet", "seven", "market", "bridge")
+
+
+@dataclass
+class World:
+    """What the fakes were asked for; ``break_at``: the fit that breaks off."""
+
+    asked: list[Request] = field(default_factory=list)
+    trained: list[str] = field(default_factory=list)
+    fits: int = 0
+    break_at: int | None = None
+
+    def install(self, monkeypatch) -> World:
+        from jobs import classify, cluster, preflight, relabel, study
+
+        monkeypatch.setattr(study, "TeacherPool", lambda *_: _Pool(self))
+        monkeypatch.setattr(study, "Ledger", lambda uri: uri)
+        monkeypatch.setattr(study.training, "train", self._train)
+        monkeypatch.setattr(study.evaluation, "predict", _predict)
+        monkeypatch.setattr(cluster, "connect", lambda verbose=False: contextlib.nullcontext())
+        monkeypatch.setattr(preflight, "check_cluster", lambda job, stages: None)
+        for module in (study, relabel, classify):
+            monkeypatch.setattr(module, "embed", _embed)
+        return self
+
+    def _train(self, arms, student, labels, storage, verbose=False):
+        self.fits += 1
+        if self.fits == self.break_at:
+            raise KeyboardInterrupt
+        students = {}
+        for arm in arms:
+            self.trained.append(arm.name)
+            students[arm.name] = training.TrainedStudent(
+                name=arm.name,
+                digest=arm_digest(arm, student, labels, "w"),
+                export=f"{storage}/{arm.name}",
+                records=(),
+                examples=len(arm.rows),
+                tokens=1,
+                padded_tokens=1,
+                truncated=0,
+                seconds=1.5,
+                best_step=1,
+                workers=1,
+                warnings=(),
+                resumed=(),
+                say={},
+                validation=(),
+                reused=False,
+            )
+        return training.TrainingResult(students, 1.0, 1, None)
+
+
+class _Pool:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def progress(self):
+        return None
+
+    def held_because(self):
+        return None
+
+    def wind_down(self, reason):
+        return None
+
+    def stream(self, tables, folder=None):
+        for table in tables:
+            requests = from_table(table, Request)
+            self._world.asked += requests
+            yield to_answer_table([Answer(_respond(request), reused=False) for request in requests])
+
+
+def _respond(request: Request) -> Response:
+    random = np.random.default_rng(zlib.crc32(request.request_id.encode()))
+    common = {"prompt_tokens": 10, "completion_tokens": 5, "cost_usd": 0.5}
+    if request.choices:
+        logprobs = tuple(float(value) for value in np.log(random.dirichlet(np.ones(len(request.choices)))))
+        return Response(request.request_id, choice_logprobs=logprobs, **common)
+    return Response(request.request_id, " ".join(random.choice(WORDS, 8)), "stop", **common)
+
+
+def _predict(students, texts, labels, **_):
+    return {name: [_guess(name, row, labels) for row in texts] for name in students}
+
+
+def _guess(name, row, labels) -> Prediction:
+    """Right eight times of ten."""
+    right = draws.uniform(0, name, row.example_id) < 0.8
+    label = row.label if right else draws.pick(labels, 1, name, row.example_id)
+    return Prediction(row.example_id, row.label, tuple(float(label == other) for other in labels), label)
+
+
+def _embed(*groups):
+    found = []
+    for texts in groups:
+        rows = np.zeros((len(texts), 6), dtype=np.float32)
+        for i, text in enumerate(texts):
+            rows[i] = np.random.default_rng(zlib.crc32(text.encode())).normal(size=6)
+        found.append(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9))
+    return found

@@ -1,0 +1,252 @@
+"""A study's cells, what they share, going on where it was stopped, and its tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from jobs import study as study_job
+from jobs import study_report
+from jobs.study import study
+from jobs.study_cells import groups, plan_cells
+from jobs.study_folder import StudyFolder
+from jobs.terminal import Terminal
+from potstill.errors import InputError
+from potstill.rows import Example
+from potstill.sources import SOURCES
+from potstill.study_config import load, parse_study
+from potstill.study_tables import TABLES, read_study
+from tests.jobs.study_fakes import World
+
+TASKS = Path(__file__).parents[1] / "fixtures/tasks"
+SMALL = {
+    "name": "small",
+    "tasks": [str(TASKS / "mailroom"), str(TASKS / "mood" / "mood.yaml")],
+    "sources": ["real", "k_shot", "zero_shot", "promptmix_a1", "promptmix", "nn_llm"],
+    "repeats": 2,
+    "max_test": 10,
+    "augment": {"per_class": 3, "over_generate": 1.5},
+    "evaluate": {"resamples": 100},
+    "tracking": {"uri": "none"},
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(**changes):
+        places = {"storage": str(tmp_path / "runs"), "ledger": {"uri": f"sqlite:///{tmp_path}/ledger.db"}}
+        return parse_study({**SMALL, **places, **changes})
+
+    return make
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World().install(monkeypatch)
+
+
+def _folder(config):
+    return StudyFolder.of(config, plan_cells(config, Terminal()))
+
+
+def _rows(config, name):
+    return read_study(_folder(config).run.path)[1][name].to_pylist()
+
+
+def test_every_cell_is_there_and_every_table_has_its_columns(config, world):
+    config = config()
+    study(config)
+    told, tables = read_study(_folder(config).run.path)
+    assert told.finished
+    assert set(tables) == set(TABLES)
+    assert all(table.schema == TABLES[name] for name, table in tables.items())
+    cells = tables["cells"].to_pylist()
+    # Two tasks, two repeats, six sources; k-shot has its regression too.
+    assert Counter(cell["source"] for cell in cells) == {**dict.fromkeys(SMALL["sources"], 4), "k_shot": 8}
+    assert {cell["student"] for cell in cells if cell["source"] == "nn_llm"} == {"teacher"}
+    assert all(0.0 <= cell["macro_f1_low"] <= cell["macro_f1"] <= cell["macro_f1_high"] <= 1.0 for cell in cells)
+    assert {cell["teacher"] for cell in cells if cell["source"] in ("real", "k_shot")} == {None}
+    assert all((cell["share_changed"] is not None) == (cell["source"] == "promptmix") for cell in cells)
+    confusions = Counter()
+    for row in tables["confusions"].to_pylist():
+        confusions[row["cell"]] += row["count"]
+    assert confusions == {cell["cell"]: cell["test_texts"] for cell in cells}
+    spread = [row for row in tables["diversity"].to_pylist() if row["label"] is None]
+    assert Counter(row["source"] for row in spread) == dict.fromkeys(
+        ["real", "zero_shot", "promptmix_a1", "promptmix"], 4
+    )
+    assert all(0.0 <= row["chamfer"] <= row["remote_clique"] <= 2.0 for row in spread)
+
+
+def test_sources_with_the_same_texts_share_their_folder_and_their_requests(config, world):
+    config = config(repeats=1)
+    study(config)
+    runs = {cell["source"]: cell["run"] for cell in _rows(config, "cells") if cell["task"] == "mailroom"}
+    assert runs["promptmix"] == runs["promptmix_a1"]
+    assert len(set(runs.values())) == len(runs) - 1
+    assert len({request.request_id for request in world.asked}) == len(world.asked)
+
+
+def test_every_source_of_a_task_is_trained_in_one_fit(config, world):
+    study(config(repeats=1))
+    assert world.fits == 2
+    arms = ["seeds_only", "real", "zero_shot-embedded", "promptmix_a1-embedded", "promptmix-embedded"]
+    assert world.trained == arms * 2
+
+
+def test_a_study_that_was_stopped_goes_on_and_asks_nothing_twice(config, world):
+    config = config()
+    world.break_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        study(config)
+    asked = len(world.asked)
+    done = len(_rows(config, "cells"))
+    assert 0 < done < len(plan_cells(config, Terminal()))
+    assert not read_study(_folder(config).run.path)[0].finished
+    study(config)
+    assert len(world.asked) == asked
+    assert world.fits == 5  # two, the broken one, and the two that were left
+    assert read_study(_folder(config).run.path)[0].finished
+    study(config)
+    assert world.fits == 5
+
+
+def test_one_more_source_leaves_the_others_cells_as_they_are(config, world):
+    before = {cell.name for cell in plan_cells(config(), Terminal())}
+    more = {cell.name for cell in plan_cells(config(sources=[*SMALL["sources"], "few_shot"]), Terminal())}
+    assert before < more
+
+
+def test_every_known_source_runs(config, world):
+    config = config(sources=sorted(SOURCES), repeats=1, tasks=SMALL["tasks"][:1])
+    study(config)
+    cells = {cell["source"]: cell for cell in _rows(config, "cells") if cell["student"] != "regression"}
+    assert set(cells) == set(SOURCES)
+    hidden = {name for name, source in SOURCES.items() if source.seeds != "train" or source.kind == "classifier"}
+    assert {name for name, cell in cells.items() if not cell["seeds"]} == hidden
+    assert {name for name, cell in cells.items() if not cell["requests"]} == {
+        name for name, source in SOURCES.items() if not source.asks
+    }
+
+
+def test_who_must_not_see_the_seeds_does_not(config, world):
+    config = config(sources=["real", "zero_shot", "promptmix_zero_shot"], repeats=1, tasks=SMALL["tasks"][:1])
+    seeds = {row.text for cell in plan_cells(config, Terminal()) for row in cell.job.data.seeds}
+    study(config)
+    prompts = [message.content for request in world.asked for message in request.messages]
+    assert seeds
+    assert prompts
+    assert not any(seed in prompt for seed in seeds for prompt in prompts)
+
+
+def test_labels_of_real_texts_reach_nobody_who_annotates(config, world):
+    config = config(sources=["real", "annotate"], repeats=1, tasks=SMALL["tasks"][:1])
+    cell = next(cell for cell in plan_cells(config, Terminal()) if cell.source.name == "annotate")
+    study(config)
+    assert all(row.target_label is None for row in cell.job.run.read(Example, "relabelled"))
+
+
+def test_two_teachers_share_what_needs_none(config, world):
+    teachers = {"one": {"kind": "embedded"}, "two": {"kind": "embedded", "precision": "float32"}}
+    config = config(teachers=teachers, repeats=1, tasks=SMALL["tasks"][:1])
+    study(config)
+    counted = Counter(cell["teacher"] for cell in _rows(config, "cells"))
+    assert counted == {None: 3, "one": 4, "two": 4}
+    titles = [table.title for table in study_report.shown(*read_study(_folder(config).run.path))]
+    assert "Teachers" in titles
+
+
+def test_students_are_groups_of_their_own(config, world):
+    config = config(students={"short": {"max_length": 16}, "long": {}}, repeats=1)
+    assert len(list(groups(plan_cells(config, Terminal())))) == 4
+    study(config)
+    assert Counter(cell["student"] for cell in _rows(config, "cells")) == {
+        "short": 10, "long": 10, "regression": 2, "teacher": 2,
+    }  # fmt: skip
+
+
+def test_the_tables_say_what_the_cells_say(config, world):
+    config = config(repeats=1)
+    study(config)
+    told, tables = read_study(_folder(config).run.path)
+    one, promptmix, diversity = study_report.shown(told, tables)
+    cells = {
+        (cell["task"], cell["source"]): cell for cell in tables["cells"].to_pylist() if cell["student"] != "regression"
+    }
+    rows = dict(zip([source.title for source in told.sources], told.sources, strict=True))
+    task = ""
+    for row in one.rows:
+        task = row[0] or task
+        if row[1] in rows:
+            assert row[2] == f"{cells[task, rows[row[1]].name]['macro_f1']:.3f}"
+    assert {row[1] for row in promptmix.rows} >= {"PromptMix (A2)", "PromptMix without relabelling (A1)", "NN + LLM"}
+    assert len(diversity.rows) == 8
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    study_report.print_tables(Terminal(console), told, tables)
+    assert "PromptMix (A2)" in console.export_text()
+    assert study_report.as_markdown(told, tables).count("\n## ") == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sources": ["magic"]}, r"'magic': is not known; known: annotate, eda, few_shot"),
+        ({"sources": ["real", "real"]}, "'real' stands twice"),
+        ({"reference": "eda"}, "is none of the study's sources: real"),
+        ({"students": {"regression": {}}}, "'regression' has another meaning"),
+        ({"students": {"big": {"epochs": 0}}}, r"students\.big: epochs = 0"),
+        (
+            {"sources": ["real", {"name": "hot", "of": "promptmix", "set": {"augment.temperature": 9}}]},
+            "temperature = 9",
+        ),
+        (
+            {"sources": ["real", {"name": "hot", "of": "promptmix", "set": {"augment.heat": 1}}]},
+            "augment.heat: no such field",
+        ),
+        ({"tasks": []}, "at least 1 item"),
+        ({"repeats": 0}, "repeats = 0"),
+        ({"tsks": ["trec6"]}, "tsks: no such field"),
+    ],
+)
+def test_a_bad_study_is_one_line_a_problem(config, changes, expected):
+    with pytest.raises(InputError, match=expected):
+        config(**changes)
+
+
+def test_two_tasks_of_one_name_are_refused(config, tmp_path):
+    twin = tmp_path / "mailroom"
+    shutil.copytree(TASKS / "mailroom", twin)
+    with pytest.raises(InputError, match="'mailroom': two have this name"):
+        plan_cells(config(tasks=[SMALL["tasks"][0], str(twin)]), Terminal())
+
+
+def test_tasks_that_are_not_there_are_all_told(config):
+    with pytest.raises(InputError) as caught:
+        plan_cells(config(tasks=["trek6", "agnews"]), Terminal())
+    assert len(caught.value.problems) == 2
+
+
+def test_a_task_without_texts_for_a_source_says_so(config, tmp_path):
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "classes.json").write_text((TASKS / "mailroom/classes.json").read_text())
+    (folder / "test.parquet").write_bytes((TASKS / "mailroom/test.parquet").read_bytes())
+    with pytest.raises(InputError, match="labelled example"):
+        plan_cells(config(tasks=[str(folder)]), Terminal())
+
+
+def test_a_jobs_config_is_no_study(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("task: trec6\n")
+    with pytest.raises(InputError, match="potstill distill takes it"):
+        load(path)
+
+
+def test_the_shipped_study_is_valid():
+    shipped = load(Path(study_job.__file__).parents[1] / "conf/study-small.yaml")
+    assert len(shipped.tasks) == 4
+    assert shipped.reference == "real"
