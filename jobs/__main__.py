@@ -105,9 +105,15 @@ def report(
     open_it: Annotated[bool, typer.Option("--open/--no-open", help="show the page in a browser")] = True,
 ) -> None:
     """Print the report of a finished run or study, write it as a page (report.html) and open that."""
-    from jobs.report import show
+    from jobs import report as reports
 
-    show(*_resolve(run, overrides), annotations, open_it)
+    if study_run := reports.find_study(run):
+        given = {"--set": overrides, "--annotations": annotations}
+        if wrong := [Problem(name, "can't be used with a study") for name, value in given.items() if value]:
+            raise InputError(wrong)
+        reports.show_study(study_run, open_it)
+    else:
+        reports.show(*_resolve(run, overrides), annotations, open_it)
 
 
 @app.command()

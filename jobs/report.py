@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import url_to_fs
 from rich.markup import escape
 
 from jobs.job import Job, prepare
@@ -90,6 +91,31 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
     job.terminal.say()
     page = f"{job.run.path}/{PAGE}"
     job.terminal.say(f"page      {escape(page)}")
+    if open_it:
+        open_page(page)
+
+
+def find_study(reference: str) -> Run | None:
+    """The folder of the study that a path or a name means; ``None`` if it means none."""
+    for place in (reference.rstrip("/"), f"{home()}/runs/{reference}"):
+        filesystem, root = url_to_fs(place)
+        if filesystem.isfile(f"{root}/study.json"):
+            return Run(*place.rsplit("/", 1)) if "://" in place else Run(*root.rsplit("/", 1))
+    return None
+
+
+def show_study(run: Run, open_it: bool = True) -> None:
+    """Print the tables of a study, write its page, and open that."""
+    from jobs import study_report
+    from jobs.page import study_page
+    from potstill.study_tables import read_study
+
+    terminal = Terminal()
+    study_page.write(run)
+    study_report.print_tables(terminal, *read_study(run.path))
+    page = f"{run.path}/{PAGE}"
+    terminal.say()
+    terminal.say(f"page      {escape(page)}")
     if open_it:
         open_page(page)
 

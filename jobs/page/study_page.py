@@ -6,33 +6,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
+from jobs import report, study_report
 from jobs.page import charts, parts
 from jobs.page.content import Block, Chart, Page, Paragraph, Section, Table
+from jobs.page.render import render
 from jobs.progress import format_duration, format_usd
-from potstill.study_tables import REGRESSION, TEACHER_ALONE, Study
+from jobs.runs import Run
+from jobs.study_report import Shown
+from potstill.study_tables import REGRESSION, TEACHER_ALONE, Study, read_study
 
 Row = dict[str, Any]
 _MOST = charts.SERIES
 
 
-class ShownTable(Protocol):
-    """A table in words, as the terminal shows it too."""
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def columns(self) -> Sequence[str]: ...
-    @property
-    def rows(self) -> Sequence[Sequence[str]]: ...
-    @property
-    def note(self) -> str: ...
-
-
-def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[ShownTable], place: str) -> Page:
+def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[Shown], place: str) -> Page:
     """The page of a study, also of an unfinished one. ``shown``: its tables in words."""
     cells: list[Row] = tables["cells"].to_pylist()
     gaps = gaps_to_reference(study, tables["differences"].to_pylist())
@@ -63,6 +54,14 @@ def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[ShownTable]
         sections=[section for section in sections if section is not None],
         footer=f"{place} · written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by potstill",
     )
+
+
+def write(run: Run) -> str:
+    """Write ``report.html`` into the folder of a study, as far as the study has come; its text."""
+    study, tables = read_study(run.path)
+    text = render(build(study, tables, study_report.shown(study, tables), run.path))
+    run.write_text(report.PAGE, text)
+    return text
 
 
 def gaps_to_reference(study: Study, differences: Sequence[Row]) -> dict[str, list[Row]]:
@@ -103,7 +102,7 @@ def answer(study: Study, gaps: dict[str, list[Row]]) -> tuple[str, str]:
     )
 
 
-def results(study: Study, cells: Sequence[Row], shown: Sequence[ShownTable]) -> Section:
+def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> Section:
     """All tables, and a chart of every task."""
     blocks: list[Block] = []
     for task in study.tasks:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, report
@@ -183,7 +186,7 @@ def make_study():
     for number, (task, source) in enumerate((t, s) for t in tasks for s in sources):
         which = {"teacher": "teacher", "task": task.name, "source": source.name, "student": "student"}
         f1 = 0.9 - 0.1 * (number % 3)
-        tables["cells"].append({**which, "cell": str(number), "repeat": 0, "macro_f1": f1, "macro_f1_low": f1 - 0.05, "macro_f1_high": f1 + 0.05,
+        tables["cells"].append({**which, "cell": str(number), "repeat": 0, "texts": 90, "seeds": 4, "accuracy": f1, "macro_f1": f1, "macro_f1_low": f1 - 0.05, "macro_f1_high": f1 + 0.05,
                                 "requests": 100 * (number % 3), "prompt_tokens": 1000, "completion_tokens": 500, "cost_usd": 0.0})  # fmt: skip
         if source.name != "real":
             tables["differences"].append({**which, "reference": "real", "reference_student": "student", "repeats": 1,
@@ -212,6 +215,23 @@ def test_an_empty_study_has_a_page_too():
     study, tables = make_study()
     empty = {name: table.slice(0, 0) for name, table in tables.items()}
     assert "nothing to compare with yet" in whole(render(study_page.build(study, empty, [], "x"))).text
+
+
+def test_a_studys_folder_gets_its_page_from_the_command(tmp_path, monkeypatch, capsys):
+    study, tables = make_study()
+    folder = tmp_path / "home/runs/study-small-abc"
+    (folder / "study").mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(asdict(study)))
+    for name, table in tables.items():
+        pq.write_table(table, folder / f"study/{name}.parquet")
+    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
+    for reference in (folder.name, str(folder)):
+        found = report.find_study(reference)
+        assert found is not None
+        report.show_study(found, open_it=False)
+        assert f"{folder}/report.html" in capsys.readouterr().out
+    assert "Table 1" in whole((folder / "report.html").read_text()).text
+    assert report.find_study("no-such-study") is None
 
 
 def evil_page() -> Page:
