@@ -31,7 +31,8 @@ PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for 
 class Usage:
     """What a stage asked and what that took; ``new_*`` is what the ledger did not have.
 
-    ``prompt_tokens`` and ``completion_tokens`` are of all answers, ``new_tokens`` of both kinds of the new ones.
+    ``prompt_tokens``, ``completion_tokens`` and ``cost_usd`` are of all answers, whoever paid, ``new_tokens`` of both
+    kinds of the new ones.
     """
 
     requests: int = 0
@@ -43,6 +44,7 @@ class Usage:
     seconds: float = 0.0
     new_tokens: int = 0
     retries: int = 0
+    cost_usd: float = 0.0
 
     @property
     def reused_requests(self) -> int:
@@ -130,6 +132,7 @@ def _usage(table: pa.Table) -> Usage:
         new_cost_usd=float(_sum(fresh["cost_usd"])),
         new_tokens=_sum(fresh["prompt_tokens"]) + _sum(fresh["completion_tokens"]),
         retries=_sum(table["retries"]),
+        cost_usd=float(_sum(table["cost_usd"])),
     )
 
 

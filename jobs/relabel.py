@@ -17,7 +17,6 @@ import numpy as np
 from actors.backends.identity import identify
 from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
-from jobs.embedding import embed
 from jobs.generate import usage_metrics
 from jobs.job import Job
 from jobs.progress import Meter
@@ -125,7 +124,7 @@ def plan_requests(
 
 def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
     return Embeddings(
-        *embed(
+        *job.embed(
             [example.text for example in examples],
             [seed.text for seed in job.data.seeds],
             relabelling.class_texts(job.task),

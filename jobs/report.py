@@ -68,6 +68,12 @@ def _scores(data: Mapping[str, Any]) -> Scores:
 def show(config: Config, run: Run | None) -> None:
     """Print the report of a run; without one, of the run that the config names."""
     job = prepare(config, Terminal(), run=run)
+    if run is not None and config.search is not None:
+        from jobs import search_report  # which shows the winner by what is here
+        from jobs.search_table import TrialTable
+
+        search_report.show(job, TrialTable.load(run))
+        return
     result = Report.from_json(job.run.read_json("report"))
     print_stages(job)
     print_report(job, result)

@@ -118,10 +118,16 @@ class Run:
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 
+    def create(self, name: str) -> Any:
+        """A file of the run to be written, in binary."""
+        return self._fs.open(self.place(name), "wb")
+
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``<name>.json``."""
-        with self._fs.open(self.place(f"{name}.json"), "w") as file:
+        """Write ``<name>.json``, replacing an earlier one whole."""
+        place = self.place(f"{name}.json")
+        with self._fs.open(f"{place}.new", "w") as file:
             json.dump(value, file, indent=2, ensure_ascii=False)
+        self._fs.mv(f"{place}.new", place)
 
     def read_json(self, name: str) -> Any:
         """Read ``<name>.json``. Raises ``InputError`` if it is not there."""
@@ -132,7 +138,7 @@ class Run:
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: Config, name: str = "config.yaml") -> None:
         """Keep the whole config, defaults filled in, as ready-to-run YAML.
 
         Passwords in URIs are left out: whoever runs it again has them in PGPASSWORD, ~/.pgpass,
@@ -141,7 +147,9 @@ class Run:
         content = config.model_dump(mode="json")
         for section in ("ledger", "tracking"):
             content[section]["uri"] = _PASSWORD.sub(r"\1@", content[section]["uri"])
-        with self._fs.open(self.place("config.yaml"), "w") as file:
+        if content["search"] is None:
+            content.pop("search")
+        with self._fs.open(self.place(name), "w") as file:
             yaml.safe_dump(content, file, sort_keys=False)
 
     @staticmethod
