@@ -24,7 +24,7 @@ from jobs.search_log import SearchLog
 from jobs.search_table import TrialTable
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
-from jobs.trial import Scene
+from jobs.trial import Quiet, Scene
 from jobs.tuning import run_trials
 from jobs.validating import make_validation
 from potstill import search_points
@@ -118,9 +118,10 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
         job.run.write_config(winner.config, "best.yaml")
         search_report.print_trials(job, table, finals)
         own = _winners_job(job, winner, scene)
-        with scene.pool() as pool:  # for its answers alone: all of them are in the ledger
-            generate.generate(own, pool)
-            relabel.relabel(own, pool)
+        again = replace(own, terminal=Quiet())  # all of it is in the ledger, and was told as the finalist's
+        with scene.pool() as pool:
+            generate.generate(again, pool)
+            relabel.relabel(again, pool)
     finally:
         with ExitStack() as stack:
             stack.callback(ray.kill, workshop)

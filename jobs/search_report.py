@@ -19,6 +19,7 @@ from jobs.search_finals import Final
 from jobs.search_log import show as put
 from jobs.search_table import Trial, TrialTable
 from potstill import search_points, search_ranking
+from potstill.errors import InputError
 from potstill.search_space import SearchConfig
 from potstill.validation import Validation
 
@@ -156,8 +157,6 @@ def show(job: Job, table: TrialTable) -> None:
     search = search_points.search_of(job.config)
     columns, rows = trial_rows(table.trials, search)
     job.terminal.table(f"search {job.run.name}: {len(table)} trials", columns, rows)
-    from potstill.errors import InputError
-
     try:
         data = job.run.read_json("search")
     except InputError:

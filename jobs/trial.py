@@ -136,14 +136,14 @@ def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep
     try:
         if (found := stored(scene, key)) is not None:
             return found
-        result = _compute(scene, job, key, repeats, keep)
+        result = _compute(scene, job, key, owner, repeats, keep)
         scene.run.write_json(f"rungs/{key}", asdict(result))
         return result
     finally:
         _ask(scene.workshop.release.remote(owner))
 
 
-def _compute(scene: Scene, job: Job, key: str, repeats: int, keep: bool) -> RungResult:
+def _compute(scene: Scene, job: Job, key: str, owner: str, repeats: int, keep: bool) -> RungResult:
     started = time.monotonic()
     with scene.pool() as pool:
         _, generated = generate.generate(job, pool)
@@ -153,7 +153,8 @@ def _compute(scene: Scene, job: Job, key: str, repeats: int, keep: bool) -> Rung
     asked = time.monotonic()
     arms = _arms(scene, job, repeats)
     storage = job.config.storage if keep else scene.run.path
-    result = _train(scene, job, arms, storage)
+    result = _train(scene, job, arms, storage, owner)
+    job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
     trained = time.monotonic()
     predictions = _predict(scene, job, result)
     if not keep:
@@ -226,13 +227,19 @@ def _seeds_seen(job: Job) -> dict[str, set[str]]:
     return {row.text: shown.get(row.request_id or "", set()) for row in job.run.read(Example, "generated")}
 
 
-def _train(scene: Scene, job: Job, arms: Sequence[Arm], storage: str) -> training.TrainingResult:
+def _train(scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str) -> training.TrainingResult:
     student, labels = job.config.student, job.labels
     if scene.placement.workers > 1:
         return training.train(arms, student, labels, storage)
 
     def run(one: dict[str, Any]) -> None:
-        _ask(scene.workshop.train.remote(one))
+        # Trials have anchors in common: the first trains it, the others find it.
+        try:
+            for name in sorted(arm["digest"] for arm in one["arms"]):
+                _ask(scene.workshop.claim.remote(f"student {name}", f"{owner} trains"))
+            _ask(scene.workshop.train.remote(one))
+        finally:
+            _ask(scene.workshop.release.remote(f"{owner} trains"))
 
     return training.train_with(run, arms, student, labels, storage, scene.placement.device)
 

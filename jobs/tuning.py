@@ -117,7 +117,7 @@ def trial(
             result = run_rung(scene, rung, owner)
         except PotstillError as error:
             # Not raised: what a stage says does not become true by trying again, as for a lost node.
-            nothing: dict[str, Any] = {metric: math.nan for metric in search.objective}
+            nothing: dict[str, Any] = dict.fromkeys(search.objective, math.nan)
             tune.report({**report, **nothing, "error": str(error)})
             return
         scores: dict[str, Any] = {metric: result.scores[metric] for metric in search.objective}
@@ -165,6 +165,9 @@ def _optuna(config: Config, table: TrialTable) -> Any:
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             self._seen: set[str] = set()
+
+        def __reduce__(self) -> Any:
+            return Searcher, ()
 
         def suggest(self, trial_id: str) -> Any:
             for _ in range(MOST_TRIES):
@@ -217,6 +220,9 @@ def _make_watch(
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
+        def __reduce__(self) -> Any:
+            return tune.Stopper, ()
+
         def stop_all(self) -> bool:
             ending.passed(time.monotonic())
             return ending.reason is not None
@@ -225,6 +231,10 @@ def _make_watch(
         def __init__(self) -> None:
             self.stopper = Stopper()
             self._of: dict[str, Trial] = {}
+
+        def __reduce__(self) -> Any:
+            # Tune writes all that it was given to a file that nobody reads; terminal and tracker can't go there.
+            return tune.Callback, ()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self._begin(trial)

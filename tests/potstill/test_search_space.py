@@ -104,9 +104,7 @@ def test_trials_are_stopped_early_unless_it_makes_no_sense(content, halving):
 
 @given(st.integers(1, 8), st.integers(0, 4), st.floats(1.5, 4))
 def test_rungs_grow_in_texts_first_and_in_epochs_then(rungs, epoch_rungs, reduction):
-    search = SearchConfig(
-        space=SPACE, scheduler="asha", rungs=rungs, epoch_rungs=epoch_rungs, reduction=reduction
-    )
+    search = SearchConfig(space=SPACE, scheduler="asha", rungs=rungs, epoch_rungs=epoch_rungs, reduction=reduction)
     shares = rung_shares(search)
     assert len(shares) == rungs + epoch_rungs
     assert shares[-1] == (pytest.approx(1), pytest.approx(1))
