@@ -57,7 +57,7 @@ def parallel_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
             alpha=0.9,
         )
     for position, (scale, name) in enumerate(zip(scales, names, strict=True)):
-        axes.axvline(position, color=GRID, zorder=0)
+        axes.vlines(position, 0, 1, color=GRID, zorder=0)
         for height, text in scale.ticks():
             axes.annotate(
                 text,
@@ -71,7 +71,7 @@ def parallel_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
             )
         axes.annotate(name.replace(".", ".\n", 1), (position, -0.07), ha="center", va="top", fontsize=8, color=INK)
-    axes.axvline(len(names), color=GRID, zorder=0)
+    axes.vlines(len(names), 0, 1, color=GRID, zorder=0)
     for height, value in ((0.0, low), (1.0, high)):
         axes.annotate(
             f"{value:.3f}", (len(names), height), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
