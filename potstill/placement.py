@@ -72,7 +72,7 @@ def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[
     if fits < 1:
         kind = "GPU" if gpus else "CPU"
         have = gpus if gpus else int(cpus)
-        beside = f" beside {teachers} teacher process(es)" if teachers else ""
+        beside = f" beside {teachers} teacher process(es)" if teachers else " beside those that ask and hand out work"
         where = f"student.workers = {config.student.workers}" if workers > 1 else "search"
         remedy = "lower it" if workers > 1 else "add nodes"
         remedy += ", or set teacher.actors lower" if embedded and teachers > 1 else ""
