@@ -63,15 +63,15 @@ def plan_search(job: Job) -> SearchPlan:
     dearest, cheapest = max(singles, key=_weight), min(singles, key=_weight)
     union = _union(job, configs, singles, terms)
     if exact:
-        naive, shared = _sum("all trials by themselves", singles), union
+        naive, shared = _sum("trials unshared", singles), union
     else:
         # Trials may all be the dearest, but no more is asked than all points of the space together ask.
-        naive = _times("all trials by themselves, at most", dearest, trials)
+        naive = _times("trials unshared, at most", dearest, trials)
         shared = union if _covers(job.config, points) and _weight(union) < _weight(naive) else naive
         shared = replace(shared, stage="shared, at most")
     rung = search_points.rungs(configs[singles.index(cheapest)].model_copy(update={"search": search}))[0]
     least = replace(_alone(job, rung, terms), stage="shared, at least")
-    finals = _times(f"finals ({min(search.top_k, trials)} drawn afresh), at most", dearest, min(search.top_k, trials))
+    finals = _times("finals, at most", dearest, min(search.top_k, trials))
     return SearchPlan(trials, naive, shared, least, finals, cheapest, exact)
 
 
@@ -100,7 +100,7 @@ def print_plan(job: Job, planned: SearchPlan) -> None:
     how = {"tpe": "Optuna's TPE", "random": "random points", "grid": "a grid"}[search.searcher]
     stop = ", bad trials stopped early" if search.halving else ""
     say(f"[bold]{job.task.name}[/]: {planned.trials} trials over {len(search.space)} fields, {how}{stop}")
-    columns = ["", "requests (about)", "in the ledger", "prompt tokens", "completion tokens (at most)", "cost (about)"]
+    columns = ["", "requests", "in the ledger", "prompt tokens", "completion tokens", "cost (about)"]
     bounds = [] if planned.exact and not search.halving else [planned.least]
     rows = [plan.row(one) for one in [planned.naive, *bounds, planned.shared, planned.finals]]
     job.terminal.table("", columns, [one[: len(columns)] for one in rows])
@@ -193,7 +193,7 @@ def _union(job: Job, configs: Sequence[Config], singles: Sequence[StagePlan], te
         )
         alone = sum(_texts(_at(job, config)) for config in group)
         stages.append(_relabelling(one, terms, min(alone, round(len(written) * expected))))
-    together = _sum("shared: every request once", stages)
+    together = _sum("shared", stages)
     return replace(together, known=known)
 
 

@@ -29,7 +29,7 @@ from potstill.search_ranking import mode
 from potstill.search_space import Range, SearchConfig
 
 LOST_NODES = 2  # of a trial, before it counts as failed
-MOST_TRIES = 200  # suggestions in a row that were tried before: then the space counts as used up
+MOST_TRIES = 10  # suggestions in a row that were tried before: then another point is drawn
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the job has a handler of its own (jobs/interrupt.py)
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -170,7 +170,14 @@ def _optuna(config: Config, table: TrialTable) -> Any:
             return Searcher, ()
 
         def suggest(self, trial_id: str) -> Any:
-            for _ in range(MOST_TRIES):
+            for last_try in (False,) * MOST_TRIES + (True,):
+                if last_try:
+                    # TPE insists on what it knows: any point that is left, then.
+                    left = (p for p in search_points.random_points(search) if search_points.digest(p) not in self._seen)
+                    point = next(left, None)
+                    if point is None:
+                        break
+                    self._ot_study.enqueue_trial(search_points.encode(search, point))
                 suggested = super().suggest(trial_id)
                 name = search_points.digest(search_points.decode(search, suggested))
                 if name not in self._seen:

@@ -38,7 +38,7 @@ SEARCHED_OTHERWISE = {
     "student.offload_optimizer": "it changes no score",
 }
 MOST_COMBINATIONS = 512  # of values that are tried out when a config is read
-MOST_REPEATS = 100  # draws in a row that gave nothing new: then the space counts as used up
+MOST_REPEATS = 100  # draws in a row that gave nothing new, and 20 for each point: then the space counts as used up
 
 
 def search_of(config: Config) -> SearchConfig:
@@ -178,12 +178,12 @@ def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
 def random_points(search: SearchConfig) -> Iterator[dict[str, Value]]:
     """Different points without end, or until a finite space is used up. The n-th is the same however many are asked for."""
     seen: set[str] = set()
-    repeats = 0
+    repeats, points = 0, size(search)
     for number in itertools.count():
         point = {name: one.at(draws.uniform(search.seed, "trial", number, name)) for name, one in search.space.items()}
         if (key := digest(point)) in seen:
             repeats += 1
-            if repeats > MOST_REPEATS or len(seen) == size(search):
+            if repeats > MOST_REPEATS + 20 * (points or 0) or len(seen) == points:
                 return
             continue
         seen.add(key)

@@ -113,7 +113,7 @@ def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Pl
     trials = place.trials()
     assert [row["status"] for row in trials] == ["finished"] * 4
     assert [row["point"] for row in trials] == [
-        {"augment.per_class": texts, "augment.alpha.low": low} for texts in (2, 4) for low in (0.5, 0.7)
+        {"augment.per_class": texts, "augment.alpha.low": low} for low in (0.5, 0.7) for texts in (2, 4)
     ]
     assert answered == place.kept()
     usage = [rung["usage"] for row in trials for rung in row["rungs"]]

@@ -69,7 +69,7 @@ def test_a_budget_that_one_trial_fits_into_but_not_the_finals_says_so(run: Any) 
 def test_the_plan_shows_what_sharing_saves(run: Any) -> None:
     code, said = run("plan", {"space": SPACE, "searcher": "grid"})
     assert code == 0
-    assert "all trials by themselves" in said
+    assert "trials unshared" in said
     assert "shared, the trials ask" in said
     _, bounds = run("plan", {"space": SPACE})
     assert "these are bounds" in bounds

@@ -50,7 +50,12 @@ def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_th
 @pytest.mark.parametrize(
     ("teacher", "student", "resources", "words"),
     [
-        (HTTP, {"workers": 4}, {"CPU": 8, "GPU": 2}, "needs 4 GPU(s) beside those that ask and hand out work, and the cluster has 2"),
+        (
+            HTTP,
+            {"workers": 4},
+            {"CPU": 8, "GPU": 2},
+            "needs 4 GPU(s) beside those that ask and hand out work, and the cluster has 2",
+        ),
         (None, {"workers": 2}, {"CPU": 2}, "needs 2 CPU(s) beside 2 teacher process(es), and the cluster has 2"),
         (HTTP, {}, {"CPU": 0}, "needs 1 CPU(s)"),
     ],
