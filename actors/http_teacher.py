@@ -32,6 +32,8 @@ from potstill.rows import Request, Response, from_table
 from potstill.teachers import OpenAITeacher
 from potstill.wallet import Outcome
 
+KEPT_S = 5.0  # longer than a look into the ledger takes
+
 
 class HttpTeacherActor:
     """Asks the ledger first, the endpoint then, as fast as the limiter lets it; tries again what may yet work."""
@@ -53,6 +55,8 @@ class HttpTeacherActor:
         self._allowance = limiter.allowance(f"{owner}-{uuid.uuid4().hex[:8]}")
         self._end: str | None = None
         self._unkept: set[str] = set()  # requests on their way, and answers that are not committed yet
+        # Trials of a search may want the same at the same time, and to the ledger this process is one asker.
+        self._asked: dict[str, asyncio.Task[Answer]] = {}
         keep_leases(ledger, owner)
 
     async def ready(self, found: Abilities | None = None) -> Abilities:
@@ -83,7 +87,7 @@ class HttpTeacherActor:
                 answers[response.request_id] = Answer(response, reused=True)
                 pending.pop(response.request_id)
             mine = [pending.pop(name) for name in taken.mine]
-            for answer in await asyncio.gather(*map(self._answer_one, mine)):
+            for answer in await asyncio.gather(*map(self._answer_once, mine)):
                 answers[answer.response.request_id] = answer
             if self._end is not None:
                 raise TeacherError(self._end)
@@ -96,6 +100,16 @@ class HttpTeacherActor:
         self._end = self._end or reason
         while self._unkept:
             await asyncio.sleep(0.02)
+
+    async def _answer_once(self, request: Request) -> Answer:
+        """``_answer_one``, or what another call of this process is just being answered."""
+        name = request.request_id
+        if (under_way := self._asked.get(name)) is not None:
+            return replace(await asyncio.shield(under_way), reused=True, retries=0)
+        task = self._asked[name] = asyncio.create_task(self._answer_one(request))
+        # Kept for a moment: another call may have looked into the ledger before this answer got there.
+        task.add_done_callback(lambda _: asyncio.get_running_loop().call_later(KEPT_S, self._asked.pop, name, None))
+        return await task
 
     async def _answer_one(self, request: Request) -> Answer:
         try:

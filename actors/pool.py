@@ -55,8 +55,14 @@ class TeacherPool:
     """
 
     def __init__(
-        self, config: TeacherConfig, ledger: Ledger, warn: Callable[[str], None] = lambda message: None
+        self,
+        config: TeacherConfig,
+        ledger: Ledger,
+        warn: Callable[[str], None] = lambda message: None,
+        gpus_each: float = 1.0,
     ) -> None:
+        """``gpus_each``: of an embedded teacher's process, where there are GPUs."""
+        self._gpus_each = gpus_each
         self._config = config
         self._warn = warn
         self._ledger = ledger
@@ -100,7 +106,7 @@ class TeacherPool:
         cluster = ray.cluster_resources()
         gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
         # Half a CPU, though each keeps a core busy: what a stage starts beside the pool finds some too.
-        resources = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 0.49 if cpus > 1 else 0}
+        resources = {"num_gpus": self._gpus_each, "num_cpus": 0} if gpus else {"num_cpus": 0.49 if cpus > 1 else 0}
         count = config.actors or gpus or cpus
         environment = {"env_vars": {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}}
         actor = ray.remote(TeacherActor).options(**resources, **_RESTARTED, runtime_env=environment, max_concurrency=1)

@@ -65,6 +65,25 @@ def distill(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, v
 
 
 @app.command()
+def search(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="go on with a search that was stopped (it does so anyway), or say that there is none"
+        ),
+    ] = False,
+    yes: Yes = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the best settings: many trials that share the teacher's work, the winner tested once and registered."""
+    from jobs.search import search as run
+
+    run(_load(config, overrides, ALL_STAGES), verbose, yes, resume)
+
+
+@app.command()
 def generate(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """Stage 1: the teacher writes texts."""
     from jobs.distill import run_stages

@@ -58,7 +58,7 @@ def confusion_figure(
     cell = float(np.clip(6.0 / size, 0.17, 0.75))
     margin = 0.0105 * font * max(len(_short(label)) for label in labels) + 0.6
     side = max(cell * size, 2.6)
-    figure, axes = _figure(side + margin + 1.1, side + margin + 0.6)
+    figure, axes = new_figure(side + margin + 1.1, side + margin + 0.6)
     # In many small cells without numbers a share of 10 % would vanish: there colour follows the square root.
     scale = PowerNorm(1.0 if size <= _MOST_CELLS_WITH_NUMBERS else 0.5, vmin=0, vmax=1)
     image = axes.imshow(shares, cmap="Blues", norm=scale, aspect="equal")
@@ -98,7 +98,7 @@ def confusion_figure(
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)
     correct = float(np.trace(matrix) / matrix.sum()) if matrix.sum() else 0.0
-    _title(axes, title, f"{matrix.sum():.0f} texts, {100 * correct:.1f} % correct")
+    put_title(axes, title, f"{matrix.sum():.0f} texts, {100 * correct:.1f} % correct")
     return figure
 
 
@@ -128,7 +128,7 @@ def alpha_bins(alphas: Sequence[float | None], relabelled: Sequence[bool], most_
 
 def relabelling_figure(bins: Sequence[AlphaBin], title: str = "Relabelled texts by mixup ratio") -> Figure:
     """Bars: share of texts that relabelling gave another class, by alpha (1 = purely the target class)."""
-    figure, axes = _figure(max(5.5, 0.75 * len(bins) + 1.5), 4.0)
+    figure, axes = new_figure(max(5.5, 0.75 * len(bins) + 1.5), 4.0)
     heights = [100 * item.share for item in bins]
     top = max([*heights, 5.0])
     axes.bar(range(len(bins)), heights, color=BLUE, width=0.72)
@@ -155,7 +155,7 @@ def relabelling_figure(bins: Sequence[AlphaBin], title: str = "Relabelled texts 
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     texts, changed = sum(item.texts for item in bins), sum(item.relabelled for item in bins)
-    _title(axes, title, f"{changed} of {texts} texts relabelled" if texts else "no texts were mixed")
+    put_title(axes, title, f"{changed} of {texts} texts relabelled" if texts else "no texts were mixed")
     return figure
 
 
@@ -172,7 +172,7 @@ def class_scores_figure(
     order = sorted(range(len(labels)), key=lambda i: distilled[i])
     size = len(labels)
     height = max(0.17 * size if size > 25 else 0.34 * size, 1.6) + 1.5
-    figure, axes = _figure(7.5, height)
+    figure, axes = new_figure(7.5, height)
     mark = 26 if size > 25 else 60
     for row, i in enumerate(order):
         axes.plot(
@@ -204,12 +204,13 @@ def class_scores_figure(
     axes.tick_params(length=0)
     before, after = float(np.mean(baseline)), float(np.mean(distilled))
     better = sum(d > b for b, d in zip(baseline, distilled, strict=True))
-    _title(axes, title, f"macro-F1 {before:.3f} → {after:.3f}; {better} of {size} classes better")
+    put_title(axes, title, f"macro-F1 {before:.3f} → {after:.3f}; {better} of {size} classes better")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, borderaxespad=0.0)
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure (inches) and its axes, in the style of all plots here."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -220,7 +221,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _title(axes: Axes, title: str, subtitle: str) -> None:
+def put_title(axes: Axes, title: str, subtitle: str) -> None:
+    """Title and a line below it."""
     axes.set_title(f"{title}\n", loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.annotate(
         subtitle, (0, 1), xytext=(0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9

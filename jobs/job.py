@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from actors.backends.identity import identify
-from jobs import loading
+from jobs import embedding, loading
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker, Tracker
@@ -15,7 +18,7 @@ from potstill.task import Task, TaskData
 
 @dataclass(frozen=True)
 class Job:
-    """The context of a running job."""
+    """The context of a running job. ``embed``: groups of texts to arrays (``jobs/embedding.py``)."""
 
     config: Config
     task: Task
@@ -24,6 +27,7 @@ class Job:
     terminal: Terminal
     tracker: Tracker
     verbose: bool = False
+    embed: Callable[..., list[np.ndarray]] = embedding.embed
 
     @property
     def labels(self) -> list[str]:

@@ -112,7 +112,9 @@ def _split(
         seeds = [
             row
             for label in task.labels
-            for row in draws.sample(_of(candidates, label), config.task.seeds_per_class, config.seed, "seeds", label)
+            for row in draws.sample(
+                _of(candidates, label), config.task.seeds_per_class, config.task_seed, "seeds", label
+            )
         ]
     counts = collections.Counter(row.label for row in seeds)
     for label in task.labels:
@@ -131,11 +133,11 @@ def _split(
     if validation is not None:
         validation = [row for row in validation if normalise(row.text) not in in_test]
     else:
-        order = draws.shuffle(rest, config.seed, "validation")
+        order = draws.shuffle(rest, config.task_seed, "validation")
         cut = round(len(order) * VALIDATION_SHARE)
         validation, rest = order[:cut], order[cut:]
     if config.task.max_test is not None:
-        test = draws.sample(test, config.task.max_test, config.seed, "test")
+        test = draws.sample(test, config.task.max_test, config.task_seed, "test")
     return TaskData(tuple(seeds), tuple(rest), tuple(validation), tuple(test))
 
 

@@ -206,6 +206,11 @@ def show(config: Config) -> None:
     """Print the plan of a config."""
     terminal = Terminal()
     job = prepare(config, terminal)
+    if config.search is not None:
+        from jobs import search_plan  # which plans trials by what is here
+
+        search_plan.show(job)
+        return
     print_plan(job, plan(job))
 
 
@@ -234,7 +239,7 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
             "cost (about)",
             "time (about)",
         ],
-        [_row(stage) for stage in ([*stages, total(stages)] if len(stages) > 1 else stages)],
+        [row(stage) for stage in ([*stages, total(stages)] if len(stages) > 1 else stages)],
     )
     if isinstance(job.config.teacher, OpenAITeacher) and job.config.teacher.mode == "batch":
         terminal.say(
@@ -267,7 +272,8 @@ def ask_first(job: Job, stages: Sequence[StagePlan], yes: bool) -> None:
         raise InputError([Problem(where, f"{about}; not started")])
 
 
-def _row(stage: StagePlan) -> tuple[str, ...]:
+def row(stage: StagePlan) -> tuple[str, ...]:
+    """A stage as the plan shows it."""
     return (
         stage.stage,
         f"{stage.requests:,}" if stage.known is not None else f"about {stage.requests:,}",

@@ -92,14 +92,23 @@ class Recorder:
     @contextmanager
     def stage(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Recorder]:
         """A child run. Ends FINISHED; FAILED with the error as a tag; KILLED on Ctrl-C."""
-        child = Recorder(self._put_entry, uuid.uuid4().hex)
+        child = self.begin_stage(name, tags)
         try:
-            self._put_entry(child.start_entry(name, {"potstill.stage": name, **(tags or {})}, parent=self._handle))
             yield child
         except BaseException as error:
-            child._end(status_of(error), error)
+            child.finish(status_of(error), error)
             raise
-        child._end("FINISHED")
+        child.finish("FINISHED")
+
+    def begin_stage(self, name: str, tags: Mapping[str, str] | None = None) -> Recorder:
+        """A child run that is left open until ``finish``, for what begins and ends in no order, such as trials."""
+        child = Recorder(self._put_entry, uuid.uuid4().hex)
+        self._put_entry(child.start_entry(name, {"potstill.stage": name, **(tags or {})}, parent=self._handle))
+        return child
+
+    def finish(self, status: Status, error: BaseException | None = None) -> None:
+        """End a child run."""
+        self._end(status, error)
 
     def start_entry(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Entry:
         """The entry that starts this run, as a child of the run with handle ``parent``."""

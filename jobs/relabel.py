@@ -19,7 +19,6 @@ from actors.backends.identity import identify
 from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.diversity import as_rows
-from jobs.embedding import embed
 from jobs.generate import usage_metrics
 from jobs.job import Job
 from jobs.progress import Meter
@@ -128,7 +127,7 @@ def plan_requests(
 
 def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
     return Embeddings(
-        *embed(
+        *job.embed(
             [example.text for example in examples],
             [seed.text for seed in job.data.seeds],
             relabelling.class_texts(job.task),

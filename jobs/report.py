@@ -86,6 +86,12 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
     written anew. That takes reading the task's data, and so does a config in the place of a run. Raises ``InputError`` where
     the run has no report, or the votes can't be used.
     """
+    if run is not None and config.search is not None:
+        from jobs import search_report  # which shows the winner by what is here
+        from jobs.search_table import TrialTable
+
+        search_report.show(prepare(config, Terminal(), run=run), TrialTable.load(run))
+        return
     anew = annotations is not None or (run is not None and not run.has_file(PAGE))
     job = prepare(config, Terminal(), run=run) if run is None or anew else _of_run(config, run)
     try:

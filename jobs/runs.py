@@ -124,10 +124,16 @@ class Run:
         """Whether an earlier stage, or an earlier try, has left that table."""
         return bool(self._fs.exists(f"{self._root}/{table}/{part}.parquet"))
 
+    def create(self, name: str) -> Any:
+        """A file of the run to be written, in binary."""
+        return self._fs.open(self.place(name), "wb")
+
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``<name>.json``."""
-        with self._fs.open(self.place(f"{name}.json"), "w") as file:
+        """Write ``<name>.json``, replacing an earlier one whole."""
+        place = self.place(f"{name}.json")
+        with self._fs.open(f"{place}.new", "w") as file:
             json.dump(value, file, indent=2, ensure_ascii=False)
+        self._fs.mv(f"{place}.new", place)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, such as ``report.html``."""
@@ -136,8 +142,7 @@ class Run:
 
     def has_file(self, name: str) -> bool:
         """Whether the run's folder holds a file of that name."""
-        filesystem, root = url_to_fs(self.path)
-        return bool(filesystem.isfile(f"{root}/{name}"))
+        return bool(self._fs.isfile(f"{self._root}/{name}"))
 
     def read_json(self, name: str) -> Any:
         """Read ``<name>.json``. Raises ``InputError`` if it is not there."""
@@ -148,7 +153,7 @@ class Run:
         except FileNotFoundError:
             raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: Config, name: str = "config.yaml") -> None:
         """Keep the whole config, defaults filled in, as ready-to-run YAML.
 
         Passwords in URIs are left out: whoever runs it again has them in PGPASSWORD, ~/.pgpass,
@@ -157,7 +162,9 @@ class Run:
         content = config.model_dump(mode="json")
         for section in ("ledger", "tracking"):
             content[section]["uri"] = redact(content[section]["uri"], mask="")
-        with self._fs.open(self.place("config.yaml"), "w") as file:
+        if content["search"] is None:
+            content.pop("search")
+        with self._fs.open(self.place(name), "w") as file:
             yaml.safe_dump(content, file, sort_keys=False)
 
     @staticmethod

@@ -209,6 +209,13 @@ class NullTracker(Tracker):
         """Nothing, all the way down."""
         yield self
 
+    def begin_stage(self, name: str, tags: Mapping[str, str] | None = None) -> Recorder:
+        """Nothing, all the way down."""
+        return self
+
+    def finish(self, status: Status, error: BaseException | None = None) -> None:
+        """Nothing has begun."""
+
     def _put(self, kind: Kind, **values: Any) -> None:
         pass
 

@@ -41,6 +41,7 @@ __all__ = [
     "problems",
     "repeat",
     "train",
+    "train_with",
 ]
 
 CPU_WORKERS = 2
@@ -175,6 +176,27 @@ def train(
             run_fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
     return TrainingResult(students, time.monotonic() - started, workers, log_dir)
+
+
+def train_with(
+    run: Callable[[dict[str, Any]], object],
+    arms: Sequence[Arm],
+    config: StudentConfig,
+    labels: Sequence[str],
+    storage: str,
+    device: str = "cpu",
+) -> TrainingResult:
+    """``train``, where ``run`` does the training: it is given ``TrainingJob.to_json`` of what has no export yet."""
+    started = time.monotonic()
+    found = arms_.problems(arms, labels)
+    if found:
+        raise InputError(found)
+    jobs = _prepare(arms, config, labels, storage, reuse=True)
+    missing = {job.digest: job for job in jobs if export.read_report(job.folder) is None}
+    if missing:
+        run(student.TrainingJob(tuple(labels), config, tuple(missing.values()), device).to_json())
+    students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
+    return TrainingResult(students, time.monotonic() - started, 1, None)
 
 
 def _prepare(

@@ -19,6 +19,7 @@ from potstill.config_file import explain, override, place_of
 from potstill.deepspeed_settings import conflicts
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
+from potstill.search_space import SearchConfig
 from potstill.sections import Section, home
 from potstill.teachers import WITHOUT_EFFECT, EmbeddedTeacher, TeacherConfig
 
@@ -42,6 +43,11 @@ class TaskRef(Section):
     )
     max_test: int | None = Field(
         None, ge=10, description="evaluate on at most this many test texts, drawn by the data seed"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="data seed of the labelled examples and splits alone; null: as `seed`. A search keeps it while it draws afresh",
     )
 
 
@@ -281,6 +287,12 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    search: SearchConfig | None = None
+
+    @property
+    def task_seed(self) -> int:
+        """The data seed of labelled examples and splits."""
+        return self.seed if self.task.seed is None else self.task.seed
 
     @model_validator(mode="before")
     @classmethod
@@ -315,8 +327,10 @@ class Config(Section):
         Nor where the task is: what it says, and its texts, are digested themselves (``jobs.runs.name_run``).
         """
         content = self.model_dump(mode="json")
-        for name in ("storage", "ledger", "tracking"):
+        for name in ("storage", "ledger", "tracking", "search"):
             content.pop(name)
+        if content["task"]["seed"] is None:  # runs from before there was such a field keep their names
+            content["task"].pop("seed")
         for section, names in _WITHOUT_EFFECT.items():
             for name in names:
                 content[section].pop(name, None)
@@ -366,6 +380,10 @@ def parse(content: dict[str, Any], where: str = "config") -> Config:
         except ValidationError as error:
             problems += explain(error, where)
             rest = _without(rest, [place_of(item) for item in error.errors()])
+    if config is not None and config.search is not None:
+        from potstill import search_points  # which knows the config
+
+        problems += [Problem(f"{where}: {one.where}", one.message) for one in search_points.problems(config)]
     if problems or config is None:
         raise ConfigError(problems, config)
     return config

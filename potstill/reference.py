@@ -37,9 +37,13 @@ def fields(model: type[Section], prefix: str = "") -> list[tuple[str, FieldInfo]
     for name, field in model.model_fields.items():
         inner = field.annotation
         plain = [get_args(one)[0] if get_origin(one) is Annotated else one for one in get_args(inner)]
+        if get_origin(inner) in (dict, tuple):
+            plain = []
         kinds = [kind for kind in plain if isinstance(kind, type) and issubclass(kind, Section)]
         if isinstance(inner, type) and issubclass(inner, Section):
             found += fields(inner, f"{prefix}{name}.")
+        elif len(kinds) == 1 and type(None) in plain:
+            found += fields(kinds[0], f"{prefix}{name}.")
         elif len(kinds) > 1:
             for kind in kinds:
                 tag = get_args(kind.model_fields["kind"].annotation)[0]

@@ -1,0 +1,56 @@
+"""A process that stays for a whole search and does what needs torch: embeds, trains and predicts.
+
+Starting a Ray Train fit takes 15-27 s on two cores, importing torch, DeepSpeed and the encoder most of it; here that is paid once,
+and a student of a few texts takes as long as its steps. For students of one worker; those of several are Ray Train's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from actors.chatter import chatter_to
+from actors.embedder import Embedder
+from actors.student import TrainingJob, log, train_arms
+
+VARIABLES = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DS_LOG_LEVEL": "warning",
+}
+ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+class Bench:
+    """One of a search's training processes. Errors are raised as the functions behind it raise them."""
+
+    def __init__(self, log_dir: str | None = None) -> None:
+        self._log_dir = log_dir
+        self._embedder: Embedder | None = None
+
+    def ready(self) -> bool:
+        """True once the process is there."""
+        return True
+
+    def embed(self, groups: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """For each group of texts an array (texts, width), float32, rows of unit length. On the CPU."""
+        with chatter_to(self._log_dir, log):
+            self._embedder = self._embedder or Embedder()
+            return [self._embedder.embed(list(texts)) for texts in groups]
+
+    def train(self, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Train and export the arms of ``TrainingJob.to_json``; their reports."""
+        with chatter_to(self._log_dir, log):
+            return [asdict(report) for report in train_arms(TrainingJob.from_json(job))]
+
+    def predict(
+        self, students: Mapping[str, str], texts: Sequence[str], labels: Sequence[str], max_length: int, device: str
+    ) -> dict[str, np.ndarray]:
+        """Class probabilities ``[texts, classes]`` of exported students by name."""
+        from actors.predictor import Predictor
+
+        with chatter_to(self._log_dir, log):
+            return Predictor(students, labels, device=device, max_length=max_length).predict(texts)

@@ -1,0 +1,248 @@
+"""What came out of a search, for the terminal, for Markdown and for MLflow.
+
+potstill report RUN          # RUN: the search's name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from jobs import search_figures
+from jobs.finetune import DISTILLED
+from jobs.job import Job
+from jobs.report import Report
+from jobs.search_finals import Final
+from jobs.search_log import show as put
+from jobs.search_table import Trial, TrialTable
+from potstill import search_points, search_ranking
+from potstill.errors import InputError
+from potstill.search_space import SearchConfig
+from potstill.validation import Validation
+
+SHOWN = 10  # best trials on the terminal
+
+
+@dataclass(frozen=True, slots=True)
+class SearchReport:
+    """The outcome, as ``search.json`` keeps it. Macro-F1 of the winner: ``trial`` as it was found, ``fresh`` when drawn
+    afresh (mean over training seeds), ``test`` of the registered student; ``interval`` of the last."""
+
+    winner: int
+    run: str
+    trial: float
+    fresh: float
+    test: float
+    interval: tuple[float, float]
+    scored_on: str
+    finals: tuple[dict[str, Any], ...]
+    requests_new: float
+    requests_alone: float
+    cost_usd_new: float
+
+
+def finish(
+    job: Job, own: Job, table: TrialTable, finals: Sequence[Final], winner: Final, validation: Validation
+) -> SearchReport:
+    """Write ``search.json`` and ``table/trials``, log all of it, print how validation and test agree."""
+    tested = Report.from_json(own.run.read_json("report")).scores[DISTILLED].macro_f1
+    report = SearchReport(
+        winner=winner.trial.number,
+        run=own.run.name,
+        trial=winner.trial.scores["macro_f1"],
+        fresh=winner.result.scores["macro_f1"],
+        test=tested.value,
+        interval=(tested.low, tested.high),
+        scored_on=str(validation),
+        finals=tuple(_final(final) for final in finals),
+        requests_new=sum(t.used("requests_new") for t in table.trials)
+        + sum(f.result.usage["requests_new"] for f in finals),
+        requests_alone=sum(t.rungs[-1].usage["requests"] for t in table.trials if t.rungs),
+        cost_usd_new=table.spent_usd + sum(f.result.usage["cost_usd_new"] for f in finals),
+    )
+    job.run.write_json("search", {name: getattr(report, name) for name in report.__dataclass_fields__})
+    job.run.write_table("table", "trials", table.as_arrow())
+    _log(job, table, report)
+    _print_outcome(job, report)
+    _delete_students(job)
+    return report
+
+
+def print_trials(job: Job, table: TrialTable, finals: Sequence[Final]) -> None:
+    """The best trials, and the finals."""
+    search = search_points.search_of(job.config)
+    job.terminal.say()
+    columns, rows = trial_rows(table.trials, search)
+    job.terminal.table("best trials, on validation texts", columns, rows[:SHOWN])
+    if len(search.objective) > 1:
+        finished = table.of("finished")
+        front = [finished[i].number for i in search_ranking.front([t.scores for t in finished], search.objective)]
+        job.terminal.say(
+            f"beaten by none in {', '.join(search.objective)}: trials {', '.join(map(str, sorted(front)))}"
+        )
+    job.terminal.say()
+    job.terminal.table(
+        "drawn afresh",
+        ["trial", "macro-F1 as found", "fresh draws", "by training seed"],
+        [final_row(final) for final in finals],
+    )
+
+
+def trial_rows(trials: Sequence[Trial], search: SearchConfig) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Columns and rows of the trials that gave a score, finished ones first, the best first."""
+    scored = [trial for trial in trials if trial.rungs]
+    metric = search_figures.leading(search.objective)
+    metrics = [*search.objective, *(["tokens"] if "tokens" not in search.objective else [])]
+    scored.sort(key=lambda t: (t.status != "finished", -len(t.rungs), -search_ranking.merit(t.scores, metric)))
+    columns = ["trial", *(name.split(".", 1)[1] for name in search.space), *metrics, "new requests", "state"]
+    rows = [
+        (
+            str(trial.number),
+            *(_value(value) for value in trial.point.values()),
+            *(put(name, trial.scores[name]) for name in metrics),
+            f"{trial.used('requests_new'):,.0f}",
+            trial.status if trial.status == "finished" else f"{trial.status} at {trial.rungs[-1].per_class}",
+        )
+        for trial in scored
+    ]
+    return columns, rows
+
+
+def final_row(final: Final) -> tuple[str, ...]:
+    """One finalist as the terminal has it."""
+    seeds = ", ".join(f"{value:.3f}" for value in final.result.by_seed)
+    fresh = f"{final.result.scores['macro_f1']:.3f}"
+    return (str(final.trial.number), f"{final.trial.scores['macro_f1']:.3f}", fresh, seeds)
+
+
+def agreement(report: SearchReport) -> str:
+    """How far validation and test are apart, in words."""
+    luck = report.trial - report.fresh
+    gap = report.fresh - report.test
+    low, high = report.interval
+    inside = "inside" if low <= report.fresh <= high else "outside"
+    return (
+        f"winner: trial {report.winner}, macro-F1 {report.trial:.3f} as found, {report.fresh:.3f} drawn afresh "
+        f"({luck:+.3f} was luck), {report.test:.3f} [{low:.3f}, {high:.3f}] on the test texts. Validation is {abs(gap):.3f} "
+        f"{'above' if gap >= 0 else 'below'} test, {inside} its 95 % interval"
+    )
+
+
+def as_markdown(job: Job, table: TrialTable, report: SearchReport) -> str:
+    """The report as Markdown, for MLflow."""
+    search = search_points.search_of(job.config)
+    columns, rows = trial_rows(table.trials, search)
+    lines = [columns, ["---"] * len(columns), *rows]
+    trials = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+    return (
+        f"# {job.task.name}: search {job.run.name}\n\nTrials are scored on {report.scored_on}. {agreement(report)}.\n\n"
+        f"{saving(report)}\n\n## Trials\n\n{trials}\n\nThe winner's own run: {report.run}.\n"
+    )
+
+
+def saving(report: SearchReport) -> str:
+    """What sharing saved."""
+    share = f" ({report.requests_new / report.requests_alone:.0%})" if report.requests_alone else ""
+    return (
+        f"{report.requests_new:,.0f} requests were newly asked, finals included{share}; "
+        f"the trials by themselves would have asked {report.requests_alone:,.0f}"
+    )
+
+
+def show(job: Job, table: TrialTable) -> None:
+    """Print a search from its folder."""
+    search = search_points.search_of(job.config)
+    columns, rows = trial_rows(table.trials, search)
+    job.terminal.table(f"search {job.run.name}: {len(table)} trials", columns, rows)
+    try:
+        data = job.run.read_json("search")
+    except InputError:
+        job.terminal.say("not finished yet; the same command goes on")
+        return
+    report = SearchReport(**{**data, "interval": tuple(data["interval"]), "finals": tuple(data["finals"])})
+    job.terminal.say()
+    job.terminal.say(agreement(report))
+    job.terminal.say(saving(report))
+    job.terminal.say(f"winner's own run: potstill report {report.run}")
+
+
+def _print_outcome(job: Job, report: SearchReport) -> None:
+    say = job.terminal.say
+    say()
+    say(agreement(report))
+    say(saving(report))
+    say(f"search    {job.run.path}")
+    say(f"config    {job.run.path}/best.yaml    (potstill distill makes the same student of it)")
+
+
+def _log(job: Job, table: TrialTable, report: SearchReport) -> None:
+    search, tracker = search_points.search_of(job.config), job.tracker
+    scored = [trial for trial in table.trials if trial.rungs]
+    tracker.metrics(
+        {
+            "trials": len(table),
+            "trials_finished": len(table.of("finished")),
+            "trials_stopped": len(table.of("stopped")),
+            "trials_failed": len(table.of("failed")),
+            "validation_macro_f1_trial": report.trial,
+            "validation_macro_f1_fresh": report.fresh,
+            "validation_minus_test": report.fresh - report.test,
+            "requests_new": report.requests_new,
+            "requests_alone": report.requests_alone,
+            "cost_usd_new": report.cost_usd_new,
+        }
+    )
+    tracker.tags({"potstill.winner": str(report.winner), "potstill.winner_run": report.run})
+    tracker.table("trials", table.as_arrow())
+    with open_text(f"{job.run.path}/best.yaml") as file:
+        tracker.text("best.yaml", file.read())
+    for name, figure in figures(scored, search).items():
+        tracker.figure(name, figure)
+        with job.run.create(f"figures/{name}.png") as file:
+            figure.savefig(file, dpi=120, format="png")
+    tracker.text("search.md", as_markdown(job, table, report))
+
+
+def figures(scored: Sequence[Trial], search: SearchConfig) -> dict[str, Any]:
+    """All plots that the trials give, by name."""
+    found = {
+        "parallel_coordinates": search_figures.parallel_figure(scored, search),
+        "pareto": search_figures.pareto_figure(scored, search),
+    }
+    shares = search_figures.importances(scored, search)
+    if shares:
+        done = sum(trial.status == "finished" for trial in scored)
+        found["importance"] = search_figures.importance_figure(shares, done)
+    return found
+
+
+def _final(final: Final) -> dict[str, Any]:
+    return {
+        "trial": final.trial.number,
+        "found": final.trial.scores["macro_f1"],
+        "scores": final.result.scores,
+        "by_seed": list(final.result.by_seed),
+        "deviation": final.deviation,
+    }
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def open_text(path: str) -> Any:
+    """A text file at any fsspec path."""
+    filesystem, inner = url_to_fs(path)
+    return filesystem.open(inner, "r")
+
+
+def _delete_students(job: Job) -> None:
+    """What trials trained is scored, and a student is 90 MB; the finalists' are elsewhere."""
+    filesystem, root = url_to_fs(f"{job.run.path}/students")
+    if filesystem.exists(root):
+        filesystem.rm(root, recursive=True)

@@ -1,0 +1,148 @@
+"""The trials of a search: what was tried, how far each came, what it gave. Kept in the search's folder and read back by the next run.
+
+``trials.json`` is rewritten at every change; what a rung gave is beside it under a digest of its own (``jobs/trial.py``), so a driver
+that dies loses at most the rungs that were running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from jobs.runs import Run
+from jobs.trial import RungResult
+from potstill import search_points
+from potstill.errors import InputError
+from potstill.search_points import Point
+
+Status = Literal["running", "finished", "stopped", "failed"]
+TABLE = "trials"
+
+
+@dataclass(slots=True)
+class Trial:
+    """One trial. ``finished``: came to the last rung; ``stopped``: others were better at an earlier one."""
+
+    number: int
+    point: Point
+    status: Status = "running"
+    rungs: list[RungResult] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What names the trial, whatever its number."""
+        return search_points.digest(self.point)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Of the last rung that it came to."""
+        return self.rungs[-1].scores
+
+    def used(self, name: str) -> float:
+        """Usage of one kind, summed over rungs."""
+        return sum(rung.usage[name] for rung in self.rungs)
+
+
+class TrialTable:
+    """All trials in the order in which they began."""
+
+    def __init__(self, run: Run, trials: Sequence[Trial] = ()) -> None:
+        self._run = run
+        self._by_key = {trial.key: trial for trial in trials}
+
+    @classmethod
+    def load(cls, run: Run) -> TrialTable:
+        """What an earlier run of the search left; empty where there was none."""
+        try:
+            rows = run.read_json(TABLE)
+        except InputError:
+            return cls(run)
+        return cls(run, [_trial(row) for row in rows])
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """In the order of their numbers."""
+        return list(self._by_key.values())
+
+    def of(self, status: Status) -> list[Trial]:
+        """Trials of one status."""
+        return [trial for trial in self.trials if trial.status == status]
+
+    @property
+    def spent_usd(self) -> float:
+        """Dollars that were newly paid for rungs so far."""
+        return sum(trial.used("cost_usd_new") for trial in self.trials)
+
+    def begin(self, point: Point) -> Trial:
+        """The trial at ``point``, a new one if there is none."""
+        key = search_points.digest(point)
+        if key not in self._by_key:
+            self._by_key[key] = Trial(len(self._by_key) + 1, dict(point))
+            self.save()
+        return self._by_key[key]
+
+    def add(self, trial: Trial, number: int, result: RungResult) -> bool:
+        """A rung was reached (from 0); whether that is news."""
+        if number < len(trial.rungs):
+            return False
+        trial.rungs.append(result)
+        self.save()
+        return True
+
+    def end(self, trial: Trial, status: Status, error: str | None = None) -> None:
+        """How a trial ended."""
+        if (trial.status, trial.error) != (status, error):
+            trial.status, trial.error = status, error
+            self.save()
+
+    def save(self) -> None:
+        """Write it, replacing the last one whole."""
+        rows = [{**asdict(trial), "point": search_points.jsonable(trial.point)} for trial in self.trials]
+        self._run.write_json(TABLE, rows)
+
+    def as_arrow(self) -> pa.Table:
+        """One row a trial: its point (``point.<field>``), status, scores of its last rung, usage and seconds."""
+        return pa.Table.from_pylist([_row(trial) for trial in self.trials])
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    return Trial(
+        row["number"],
+        search_points.from_json(row["point"]),
+        row["status"],
+        [RungResult.from_json(rung) for rung in row["rungs"]],
+        row["error"],
+    )
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    last = trial.rungs[-1] if trial.rungs else None
+    point = {
+        f"point.{name}": str(list(value)) if isinstance(value, tuple) else value for name, value in trial.point.items()
+    }
+    return {
+        "trial": trial.number,
+        **point,
+        "status": trial.status,
+        "rungs": len(trial.rungs),
+        "per_class": last.per_class if last else None,
+        "epochs": last.epochs if last else None,
+        **{name: last.scores[name] if last else None for name in ("macro_f1", "accuracy", "cost_usd", "tokens")},
+        "training_s": last.scores["training_s"] if last else None,
+        "low": last.low if last else None,
+        "high": last.high if last else None,
+        "kept": last.kept if last else None,
+        "requests_new": trial.used("requests_new"),
+        "requests_reused": last.usage["requests"] - trial.used("requests_new") if last else 0.0,
+        "tokens_new": trial.used("tokens_new"),
+        "cost_usd_new": trial.used("cost_usd_new"),
+        "seconds": sum(sum(rung.seconds.values()) for rung in trial.rungs),
+        "error": trial.error,
+    }

@@ -1,0 +1,283 @@
+"""One trial of a search, as far as a rung: a distill job without its test.
+
+A rung generates and relabels its texts through the pool that all trials share, trains a student on them and scores it on validation
+texts. What it gave is written under the digest of everything that decides it before anybody hears of it, so that a search that was stopped, or grows, or
+meets the same rung from another point finds it there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import StringIO
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from actors import export
+from actors.backends.identity import identify
+from actors.ledger import Ledger
+from actors.pool import TeacherPool, cause
+from actors.workshop import SharedPool, fetch
+from jobs import finetune, generate, relabel, training
+from jobs.asking import Usage
+from jobs.job import Job
+from jobs.runs import Run, name_run
+from jobs.terminal import Terminal
+from jobs.tracking import NullTracker
+from potstill.arms import Arm, repeat
+from potstill.baselines import as_predictions
+from potstill.config import Config
+from potstill.draws import digest
+from potstill.errors import InputError, StageError
+from potstill.filters import normalise
+from potstill.placement import Placement
+from potstill.rows import Example, Prediction
+from potstill.scores import score
+from potstill.task import LabelledText, Task, TaskData
+from potstill.validation import Validation
+
+RESAMPLES = 200  # the intervals of validation scores are for the eye
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """What one rung gave, and what it took when it was first computed.
+
+    ``scores`` by metric of ``search.objective`` and more; ``low`` and ``high`` bound macro-F1 (95 %, bootstrap over validation texts); ``by_seed``: macro-F1 of each training
+    seed, where there are several. ``usage`` is of generation and relabelling, ``kept`` counts texts the student saw.
+    """
+
+    key: str
+    run: str
+    per_class: int
+    epochs: int
+    scores: dict[str, float]
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+    usage: dict[str, float]
+    kept: int
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RungResult:
+        """What ``asdict`` made of one, after a way through JSON."""
+        return cls(**{**data, "by_seed": tuple(data["by_seed"]), "warnings": tuple(data["warnings"])})
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all trials of a search have in common; sent to each of them. ``run``: the search's own folder."""
+
+    config: Config
+    task: Task
+    data: TaskData
+    validation: Validation
+    run: Run
+    workshop: Any
+    ledger: Ledger
+    placement: Placement
+
+    def job(self, config: Config) -> Job:
+        """A job in a folder of the search, quiet and untracked; the same texts whatever the config's data seed."""
+        weights = identify(config.teacher).weights_digest
+        run = Run(f"{self.run.path}/runs", name_run(config, self.task, self.data, weights))
+        return Job(config, self.task, self.data, run, Quiet(), NullTracker(), embed=self.embed)
+
+    def embed(self, *groups: Sequence[str]) -> list[np.ndarray]:
+        """As ``jobs.embedding.embed``, in a process that stays."""
+        found: list[np.ndarray] = _ask(self.workshop.embed.remote([list(group) for group in groups]))
+        return found
+
+    def pool(self) -> TeacherPool:
+        """The search's teachers."""
+        return SharedPool(self.workshop, self.config.teacher, self.ledger)
+
+
+class Quiet(Terminal):
+    """Keeps what a stage has to warn of."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=StringIO()), plain_every_s=3600.0)
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Remember it."""
+        self.warnings.append(text)
+
+
+def rung_key(scene: Scene, job: Job, repeats: int) -> str:
+    """The digest of what decides a rung's scores."""
+    return digest([job.run.name, scene.validation.digest, repeats], size=8)
+
+
+def stored(scene: Scene, key: str) -> RungResult | None:
+    """The result of a rung that was computed before."""
+    try:
+        return RungResult.from_json(scene.run.read_json(f"rungs/{key}"))
+    except InputError:
+        return None
+
+
+def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep: bool = False) -> RungResult:
+    """Compute a rung, or find it. ``keep``: the students stay in the config's storage, where a distill job finds them.
+
+    ``owner`` names whoever asks. Raises the stages' errors.
+    """
+    job = scene.job(config)
+    key = rung_key(scene, job, repeats)
+    if (found := stored(scene, key)) is not None:
+        return found
+    _ask(scene.workshop.claim.remote(key, owner))
+    try:
+        if (found := stored(scene, key)) is not None:
+            return found
+        result = _compute(scene, job, key, owner, repeats, keep)
+        scene.run.write_json(f"rungs/{key}", asdict(result))
+        return result
+    finally:
+        _ask(scene.workshop.release.remote(owner))
+
+
+def _compute(scene: Scene, job: Job, key: str, owner: str, repeats: int, keep: bool) -> RungResult:
+    started = time.monotonic()
+    with scene.pool() as pool:
+        _, generated = generate.generate(job, pool)
+        wrote = time.monotonic()
+        relabel.relabel(job, pool)
+    usage = generated.usage + Usage(**job.run.read_json("relabel")["usage"])
+    asked = time.monotonic()
+    arms = _arms(scene, job, repeats)
+    storage = job.config.storage if keep else scene.run.path
+    result = _train(scene, job, arms, storage, owner)
+    job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
+    trained = time.monotonic()
+    predictions = _predict(scene, job, result)
+    if not keep:
+        # A student is 90 MB; an anchor stays, since the next trial needs it again.
+        for name in predictions:
+            export.discard(f"{storage}/students/{result.students[name].digest}")
+    scores = _scores(scene, job, predictions)
+    shown = scores[finetune.DISTILLED]
+    terminal = job.terminal
+    return RungResult(
+        key=key,
+        run=job.run.name,
+        per_class=job.config.augment.per_class,
+        epochs=job.config.student.epochs,
+        scores={
+            "macro_f1": float(np.mean([one.macro_f1.value for one in scores.values()])),
+            "accuracy": float(np.mean([one.accuracy.value for one in scores.values()])),
+            "cost_usd": usage.cost_usd,
+            "tokens": float(usage.prompt_tokens + usage.completion_tokens),
+            "training_s": result.students[finetune.DISTILLED].seconds,
+        },
+        low=shown.macro_f1.low,
+        high=shown.macro_f1.high,
+        by_seed=tuple(one.macro_f1.value for one in scores.values()),
+        usage={
+            **generate.usage_metrics(usage),
+            "tokens_new": float(usage.new_tokens),
+        },
+        kept=sum(example.kept for example in job.run.read(Example, "relabelled")),
+        seconds={
+            "generate": wrote - started,
+            "relabel": asked - wrote,
+            "train": trained - asked,
+            "score": time.monotonic() - trained,
+        },
+        warnings=tuple(terminal.warnings) if isinstance(terminal, Quiet) else (),
+    )
+
+
+def _arms(scene: Scene, job: Job, repeats: int) -> list[Arm]:
+    """The students of a rung: the distilled one under each training seed, and one a fold where seeds are held out."""
+    once = job.config.model_copy(update={"student": job.config.student.model_copy(update={"repeats": 1})})
+    *anchors, distilled = finetune.plan_arms(replace(job, config=once))
+    held = {normalise(text.text) for text in scene.validation.texts}
+    rows = tuple(row for row in distilled.rows if normalise(row.text) not in held)
+    if len(rows) != len(distilled.rows):
+        distilled = replace(distilled, rows=rows)
+    arms = repeat([*anchors, distilled], repeats)
+    seen = _seeds_seen(job) if scene.validation.folds else {}
+    for number, fold in enumerate(scene.validation.folds):
+        out = {normalise(seed.text): seed.example_id for seed in fold}
+        blind = [row for row in distilled.rows if not seen.get(row.text, set()) & set(out.values())]
+        # Texts that were written with a held-out seed in sight tell of it; without any others they have to do.
+        labels = {int(np.argmax(row.label_probs)) for row in blind if normalise(row.text) not in _texts(job)}
+        chosen = blind if len(labels) == len(job.labels) else distilled.rows
+        left = tuple(row for row in chosen if normalise(row.text) not in out)
+        arms.append(replace(distilled, name=f"fold{number}", rows=left, anchor=None, asked=()))
+    return arms
+
+
+def _texts(job: Job) -> set[str]:
+    return {normalise(seed.text) for seed in job.data.seeds}
+
+
+def _seeds_seen(job: Job) -> dict[str, set[str]]:
+    """For every text the seeds that its prompt showed."""
+    shown: dict[str, set[str]] = {}
+    for number in range(1, job.run.read_json("generate")["rounds"] + 1):
+        table = job.run.read_table("request", f"generate-{number}").select(["request_id", "exemplar_ids"])
+        shown |= {row["request_id"]: set(row["exemplar_ids"] or ()) for row in table.to_pylist()}
+    return {row.text: shown.get(row.request_id or "", set()) for row in job.run.read(Example, "generated")}
+
+
+def _train(scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str) -> training.TrainingResult:
+    student, labels = job.config.student, job.labels
+    if scene.placement.workers > 1:
+        return training.train(arms, student, labels, storage)
+
+    def run(one: dict[str, Any]) -> None:
+        # Trials have anchors in common: the first trains it, the others find it.
+        try:
+            for name in sorted(arm["digest"] for arm in one["arms"]):
+                _ask(scene.workshop.claim.remote(f"student {name}", f"{owner} trains"))
+            _ask(scene.workshop.train.remote(one))
+        finally:
+            _ask(scene.workshop.release.remote(f"{owner} trains"))
+
+    return training.train_with(run, arms, student, labels, storage, scene.placement.device)
+
+
+def _predict(scene: Scene, job: Job, result: training.TrainingResult) -> dict[str, list[Prediction]]:
+    """Every student's answers on what it is to be scored on: the validation texts, or the seeds of its fold."""
+    folders = {n: one.export for n, one in result.students.items() if n != finetune.SEEDS_ONLY}
+    folds = {f"fold{number}": fold for number, fold in enumerate(scene.validation.folds)}
+    texts = list(scene.validation.texts) + [seed for fold in folds.values() for seed in fold]
+    device, length = scene.placement.device, job.config.student.max_length
+    plain = [text.text for text in texts]
+    probs = _ask(scene.workshop.predict.remote(folders, plain, job.labels, length, device))
+    place = {text.example_id: i for i, text in enumerate(texts)}
+
+    def rows(name: str, wanted: Sequence[LabelledText]) -> list[Prediction]:
+        chosen = [place[text.example_id] for text in wanted]
+        return as_predictions(wanted, np.asarray(probs[name])[chosen], job.labels)
+
+    return {name: rows(name, folds.get(name, scene.validation.texts)) for name in folders}
+
+
+def _scores(scene: Scene, job: Job, predictions: Mapping[str, list[Prediction]]) -> dict[str, Any]:
+    """Scores of each training seed; the folds' answers on held-out seeds count with each."""
+    folds = [row for name, rows in predictions.items() if name.startswith("fold") for row in rows]
+    seed = scene.config.task_seed
+    return {
+        name: score([*rows, *folds], job.labels, seed, RESAMPLES)
+        for name, rows in predictions.items()
+        if not name.startswith("fold")
+    }
+
+
+def _ask(answer: Any) -> Any:
+    """A result of the workshop. Raises ``StageError`` where its processes are gone."""
+    import ray
+
+    try:
+        return fetch(answer)
+    except ray.exceptions.RayError as error:
+        raise StageError(f"a process of the search broke off: {cause(error)}") from error

@@ -1,0 +1,53 @@
+"""The texts that a search scores its trials on, made once before the first trial."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from actors.backends.identity import identify
+from actors.ledger import Ledger
+from actors.workshop import SharedPool, fetch
+from jobs import generate, relabel
+from jobs.job import Job
+from jobs.runs import Run, name_run
+from jobs.tracking import NullTracker
+from potstill import search_points
+from potstill.errors import InputError, Problem
+from potstill.rows import Example
+from potstill.validation import HELD_BACK_SEED, Validation, from_real, from_written
+
+
+def make_validation(job: Job, workshop: Any, ledger: Ledger) -> Validation:
+    """From the validation split, or written for the purpose where the task has no real texts to spare.
+
+    Raises ``InputError`` where neither gives texts of two classes.
+    """
+    search = search_points.search_of(job.config)
+    validation = from_real(job.data, search.max_validation, job.config.task_seed)
+    if validation is None:
+        validation = _write(job, search.held_back, workshop, ledger)
+    classes = {row.label for row in (*validation.texts, *(row for fold in validation.folds for row in fold))}
+    if len(classes) < 2:
+        message = f"{validation} are of {len(classes)} class(es); give the task a train or validation split"
+        raise InputError([Problem(f"task {job.task.name}", message)])
+    return validation
+
+
+def _write(job: Job, per_class: int, workshop: Any, ledger: Ledger) -> Validation:
+    """Generate and relabel some texts as the base config says, with a data seed of their own."""
+    augment = job.config.augment.model_copy(update={"per_class": per_class})
+    config = job.config.model_copy(
+        update={"augment": augment, "seed": job.config.seed + HELD_BACK_SEED, "search": None}
+    )
+    run = Run(f"{job.run.path}/runs", name_run(config, job.task, job.data, identify(config.teacher).weights_digest))
+
+    def embed(*groups: Any) -> Any:
+        return fetch(workshop.embed.remote([list(group) for group in groups]))
+
+    own = replace(job, config=config, run=run, tracker=NullTracker(), embed=embed)
+    job.terminal.say("no real texts to validate on: some are written for that")
+    with SharedPool(workshop, config.teacher, ledger) as pool:
+        generate.generate(own, pool)
+        relabel.relabel(own, pool)
+    return from_written(job.data.seeds, run.read(Example, "relabelled"), job.labels, per_class)

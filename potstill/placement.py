@@ -1,0 +1,96 @@
+"""Where a search's processes go: teachers, training processes and trials, so that none waits for another for ever.
+
+Pure arithmetic on what the cluster has. A trial itself only plans and waits, so it asks for a hundredth of a CPU. Training is done by processes that
+stay for the whole search (one of them trains a student for whichever trial comes next), unless a student takes several
+workers: then each trial starts a Ray Train fit of its own, and no more trials run than fits have room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from potstill.config import Config
+from potstill.errors import Problem
+from potstill.teachers import EmbeddedTeacher
+
+TRIAL_CPUS = 0.01
+TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/pool.py``)
+HTTP_CPUS = 0.1  # of a process that sends requests (``actors/http_teacher.py``)
+SMALL_CPUS = 0.1  # for what hands out work and looks after the rest
+BENCH_CPUS = 0.8
+TRIALS_A_BENCH = 2  # while one trains, the other generates
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """``benches``: processes that stay for the whole search, each with ``cpus`` and ``gpus``; where ``workers`` is more
+    than 1 there is one, which only embeds and predicts, and trials start fits of so many workers. ``teachers``: embedded
+    teacher processes, with ``teacher_gpus`` each; 0: as the pool finds right. ``concurrency``: trials at a time.
+    ``device`` of the processes that stay: cpu or cuda."""
+
+    concurrency: int
+    benches: int
+    workers: int
+    cpus: float
+    gpus: float
+    teachers: int = 0
+    teacher_gpus: float = 0.0
+    device: str = "cpu"
+
+
+def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[Placement | None, list[Problem]]:
+    """The placement on a cluster with ``resources`` (CPU, GPU), or why there is none: one trial doesn't fit."""
+    gpus, cpus = int(resources.get("GPU", 0)), float(resources.get("CPU", 0))
+    workers = max(1, config.student.workers)
+    embedded = isinstance(config.teacher, EmbeddedTeacher)
+    wanted = config.teacher.actors if isinstance(config.teacher, EmbeddedTeacher) else 0
+    teachers, teacher_gpus, unit_gpus = 0, 0.0, 1.0 if gpus else 0.0
+    unit_cpus = 0.0 if gpus else 1.0
+    if gpus and embedded:
+        if gpus == 1 and workers == 1 and wanted <= 1:
+            # One GPU is shared: the student of a few tens of millions of parameters fits beside the teacher.
+            teachers, teacher_gpus, unit_gpus = 1, 0.5, 0.5
+            room = 1
+        else:
+            teachers, teacher_gpus = wanted or max(1, min(gpus // 2, gpus - workers)), 1.0
+            room = gpus - teachers
+    elif gpus:
+        room = gpus
+    else:
+        teachers = (wanted or int(cpus)) if embedded else 0
+        beside_teacher = TEACHER_CPUS * teachers if cpus > 1 else 0.0
+        left = cpus - SMALL_CPUS - (beside_teacher if embedded else HTTP_CPUS * http_processes(config))
+        if workers > 1:
+            room = math.floor(left + 1e-9)
+        else:
+            # On a single core the teacher and the student take turns, whatever they ask for.
+            unit_cpus = BENCH_CPUS if cpus > 1 else 0.5
+            room = math.floor(left / (unit_cpus + TRIALS_A_BENCH * TRIAL_CPUS) + 1e-9)
+    fits = room // workers
+    if fits < 1:
+        kind = "GPU" if gpus else "CPU"
+        have = gpus if gpus else int(cpus)
+        beside = f" beside {teachers} teacher process(es)" if teachers else " beside those that ask and hand out work"
+        where = f"student.workers = {config.student.workers}" if workers > 1 else "search"
+        remedy = "lower it" if workers > 1 else "add nodes"
+        remedy += ", or set teacher.actors lower" if embedded and teachers > 1 else ""
+        return None, [
+            Problem(
+                where, f"one trial needs {workers} {kind}(s){beside}, and the cluster has {have} {kind}(s); {remedy}"
+            )
+        ]
+    asked = config.search.concurrency if config.search is not None else 0
+    if workers > 1:
+        concurrency = min(asked or fits, fits, trials)
+        return Placement(concurrency, 1, workers, SMALL_CPUS / 2, 0.0, teachers, teacher_gpus), []
+    most = math.floor((cpus - SMALL_CPUS) / TRIAL_CPUS) if cpus else 0
+    concurrency = max(1, min(asked or TRIALS_A_BENCH * fits, trials, max(1, most)))
+    benches, device = min(fits, concurrency), "cuda" if gpus else "cpu"
+    return Placement(concurrency, benches, 1, unit_cpus, unit_gpus, teachers, teacher_gpus, device), []
+
+
+def http_processes(config: Config) -> int:
+    """Processes that a teacher behind HTTP may have, for the room that they take; few of them are ever busy."""
+    return 1 if isinstance(config.teacher, EmbeddedTeacher) else min(max(config.teacher.actors, 1), 8)

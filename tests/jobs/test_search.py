@@ -1,0 +1,212 @@
+"""A whole search on a tiny task through the test endpoint: what it shares, what it finds, how it goes on and grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from command_line import ROOT, command, environment, write_config
+
+from tests.endpoint.client import Endpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CONFIG: dict[str, Any] = {
+    "task": {"preset": "demo", "max_test": 30},
+    "augment": {"per_class": 4, "over_generate": 1.5, "max_rounds": 1, "max_tokens": 40},
+    "student": {"min_steps": 2, "epochs": 1, "second_opinion": 0, "blend": 0, "workers": 1},
+    "evaluate": {"compare": []},
+    "search": {
+        "space": {"augment.per_class": [2, 4], "augment.alpha.low": [0.5, 0.7]},
+        "searcher": "grid",
+        "concurrency": 1,
+        "top_k": 1,
+        "repeats": 1,
+    },
+}
+Done = subprocess.CompletedProcess[str]
+
+
+class Place:
+    """A home, a config and an endpoint."""
+
+    def __init__(self, endpoint: Endpoint, folder: Path) -> None:
+        self.endpoint, self.folder, self.home = endpoint, folder, folder / "home"
+        teacher = {
+            "kind": "openai",
+            "model": "scripted-1",
+            "base_url": endpoint.base_url,
+            "api_key_env": "",
+            "requests_per_minute": 60_000,
+            "price": {"prompt": 1.0, "completion": 2.0},
+        }
+        self.config = write_config(folder / "search.yaml", {**CONFIG, "teacher": teacher})
+
+    def run(self, *arguments: str) -> Done:
+        return subprocess.run(
+            command(arguments[0], self.config, *arguments[1:]),
+            cwd=ROOT,
+            env=environment(self.home),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    @property
+    def runs(self) -> Path:
+        (found,) = (self.home / "runs").glob("demo-search-*")
+        return found
+
+    def trials(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((self.runs / "trials.json").read_text())
+        return found
+
+    def table(self) -> list[tuple[Any, ...]]:
+        """Points and scores, without what depends on the machine's mood."""
+        return [
+            (
+                row["point"],
+                row["status"],
+                [(rung["per_class"], rung["kept"], rung["scores"]["macro_f1"]) for rung in row["rungs"]],
+            )
+            for row in self.trials()
+        ]
+
+    def answered(self) -> int:
+        """Requests that the endpoint answered, without those that try out what it takes."""
+        return sum(e.answered and "Is water wet?" not in e.prompt and e.route == "chat" for e in self.endpoint.book())
+
+    def kept(self) -> int:
+        """Answers in the ledger."""
+        with sqlite3.connect(f"file:{self.home}/ledger.db?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT count(*) FROM responses").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint(latency_s=0.02) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def finished(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Done, int]:
+    """A search that nobody disturbed, and what the endpoint had answered by its end."""
+    place = Place(endpoint, tmp_path_factory.mktemp("search"))
+    done = place.run("search")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place, done, place.answered()
+
+
+def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Place, Done, int]) -> None:
+    place, _, answered = finished
+    trials = place.trials()
+    assert [row["status"] for row in trials] == ["finished"] * 4
+    assert [row["point"] for row in trials] == [
+        {"augment.per_class": texts, "augment.alpha.low": low} for low in (0.5, 0.7) for texts in (2, 4)
+    ]
+    assert answered == place.kept()
+    usage = [rung["usage"] for row in trials for rung in row["rungs"]]
+    new, asked = (sum(one[name] for one in usage) for name in ("requests_new", "requests"))
+    assert new < 0.8 * asked  # 2 texts a class are a prefix of 4, and alphas are on one grid
+    # What trials and finals say they newly asked is what the endpoint was asked.
+    (winner,) = json.loads((place.runs / "search.json").read_text())["finals"]
+    (final,) = [
+        json.loads(path.read_text())
+        for path in (place.runs / "rungs").glob("*.json")
+        if path.stem not in {rung["key"] for row in trials for rung in row["rungs"]}
+    ]
+    assert new + final["usage"]["requests_new"] == answered
+    assert winner["scores"]["macro_f1"] == final["scores"]["macro_f1"]
+
+
+def test_it_says_what_a_user_wants_to_know(finished: tuple[Place, Done, int]) -> None:
+    place, done, _ = finished
+    for words in ("best trials", "drawn afresh", "winner: trial", "on the test texts", "registered now", "best.yaml"):
+        assert words in done.stdout, done.stdout
+    for noise in ("Traceback", "WARNING", "(pid=", "Tune", "core_worker", "optuna"):
+        assert noise not in done.stdout + done.stderr
+    table = pq.read_table(place.runs / "table/trials.parquet")
+    assert table.num_rows == 4
+    assert {"point.augment.per_class", "macro_f1", "requests_new", "requests_reused", "status"} <= set(
+        table.column_names
+    )
+    assert {path.stem for path in (place.runs / "figures").glob("*.png")} >= {"parallel_coordinates", "pareto"}
+    assert not (place.runs / "students").exists()
+
+
+def test_mlflow_has_a_parent_and_a_child_a_trial(finished: tuple[Place, Done, int]) -> None:
+    from mlflow import MlflowClient
+
+    place, _, _ = finished
+    client = MlflowClient(f"sqlite:///{place.home}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "potstill.trial" in run.data.tags]
+    assert len(children) == 4
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+    assert all({"macro_f1", "requests_new", "cost_usd_new", "tokens"} <= set(run.data.metrics) for run in children)
+    assert {run.data.params["augment.per_class"] for run in children} == {"2", "4"}
+    assert {"macro_f1", "validation_minus_test", "requests_alone"} <= set(parent.data.metrics)
+    top = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"best.yaml", "search.md", "figures", "tables"} <= top
+
+
+def test_the_best_config_is_one_that_distill_takes(finished: tuple[Place, Done, int]) -> None:
+    from potstill.config import load
+
+    place, _, _ = finished
+    best = load(place.runs / "best.yaml")
+    report = json.loads((place.runs / "search.json").read_text())
+    winner = place.trials()[report["winner"] - 1]["point"]
+    assert best.augment.per_class == winner["augment.per_class"]
+    assert best.search is None
+    assert best.seed != best.task_seed == 0
+    assert (place.home / "runs" / report["run"] / "report.json").exists()
+
+
+def test_killed_resumed_and_grown_it_is_the_same_search(
+    finished: tuple[Place, Done, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    undisturbed, _, _ = finished
+    with Endpoint(latency_s=0.02) as endpoint:
+        place = Place(endpoint, tmp_path_factory.mktemp("killed"))
+        process = subprocess.Popen(
+            command("search", place.config, "--set", "search.trials=3"),
+            cwd=ROOT,
+            env=environment(place.home),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while not any((place.home / "runs").glob("demo-search-*/rungs/*.json")):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            family = psutil.Process(process.pid).children(recursive=True)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            psutil.wait_procs(family, timeout=10)
+            for child in family:
+                if child.is_running():
+                    child.kill()
+        before, kept = place.answered(), place.kept()
+        done = place.run("search", "--resume", "--set", "search.trials=4")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "goes on from" in done.stdout
+        assert place.table() == undisturbed.table()
+        # Asked twice is at most what was on its way when the driver died.
+        assert place.answered() - place.kept() <= before - kept

@@ -1,0 +1,99 @@
+"""The table of trials and the plots of it: what is written comes back, and every trial is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import search_figures, search_report
+from jobs.runs import Run
+from jobs.search_table import Trial, TrialTable
+from jobs.trial import RungResult
+from potstill.search_space import SearchConfig
+
+SEARCH = SearchConfig(
+    space={
+        "augment.shots": [1, 2],
+        "augment.alpha.beta": [[5, 2], [1, 1]],
+        "student.learning_rate": {"loguniform": [1e-5, 1e-3]},
+    }
+)
+USAGE = {"requests": 10.0, "requests_new": 4.0, "cost_usd_new": 0.25, "tokens_new": 400.0}
+
+
+def rung(macro_f1: float, per_class: int = 8, tokens: float = 100.0) -> RungResult:
+    scores = {"macro_f1": macro_f1, "accuracy": macro_f1, "cost_usd": 0.5, "tokens": tokens, "training_s": 2.0}
+    return RungResult(
+        "k", "run", per_class, 5, scores, 0.1, 0.9, (macro_f1,), USAGE, 40, {"train": 1.5, "generate": 2.0}, ("w",)
+    )
+
+
+def point(shots: int, beta: tuple[int, int] = (5, 2), rate: float = 1e-4) -> dict[str, object]:
+    return {"augment.shots": shots, "augment.alpha.beta": beta, "student.learning_rate": rate}
+
+
+def make_table(folder: Path) -> TrialTable:
+    table = TrialTable(Run(str(folder), "task-search-1"))
+    for number, (shots, rate) in enumerate(((1, 1e-4), (2, 1e-4), (1, 9e-4), (2, 2e-5), (1, 2e-5))):
+        trial = table.begin(point(shots, rate=rate))
+        table.add(trial, 0, rung(0.4 + 0.05 * number, per_class=4))
+        if number != 3:
+            table.add(trial, 1, rung(0.5 + 0.05 * number, tokens=100.0 + number))
+        table.end(trial, "stopped" if number == 3 else "finished")
+    return table
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    again = TrialTable.load(Run(str(tmp_path), "task-search-1"))
+    assert again.trials == table.trials
+    assert again.spent_usd == pytest.approx(9 * 0.25)
+    assert [trial.number for trial in again.of("stopped")] == [4]
+    assert len(TrialTable.load(Run(str(tmp_path), "another"))) == 0
+
+
+def test_a_trial_is_its_point_and_a_rung_is_news_once(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    known = table.begin(point(2))
+    assert (len(table), known.number) == (5, 2)
+    assert not table.add(known, 1, rung(0.99))
+    assert known.scores["macro_f1"] == 0.55
+    assert table.begin(point(2, beta=(1, 1))).number == 6
+
+
+def test_the_arrow_table_has_a_row_a_trial_with_what_it_newly_asked(tmp_path: Path) -> None:
+    rows = make_table(tmp_path).as_arrow().to_pylist()
+    assert [row["trial"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["point.augment.alpha.beta"] == "[5, 2]"
+    # Its rungs asked 4 each; the last needed 10 answers in all, so 2 were there already.
+    assert (rows[0]["requests_new"], rows[0]["requests_reused"]) == (8.0, 2.0)
+    assert rows[3]["rungs"] == 1
+
+
+def test_the_best_stand_first_and_stopped_ones_last(tmp_path: Path) -> None:
+    columns, rows = search_report.trial_rows(make_table(tmp_path).trials, SEARCH)
+    assert columns[:4] == ["trial", "shots", "alpha.beta", "learning_rate"]
+    assert [row[0] for row in rows] == ["5", "3", "2", "1", "4"]
+    assert rows[-1][-1] == "stopped at 4"
+
+
+def test_the_plots_show_every_trial(tmp_path: Path) -> None:
+    trials = make_table(tmp_path).trials
+    found = search_report.figures(trials, SEARCH)
+    assert set(found) == {"parallel_coordinates", "pareto", "importance"}
+    (axes,) = found["parallel_coordinates"].axes
+    assert len(axes.lines) == 5
+    assert sum(line.get_linestyle() == "--" for line in axes.lines) == 1
+    (axes,) = found["pareto"].axes
+    assert {text.get_text() for text in axes.texts} >= {"1", "2", "3", "5"}
+    shares = search_figures.importances(trials, SEARCH)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    for name, figure in found.items():
+        figure.savefig(tmp_path / f"{name}.png")
+
+
+def test_few_or_equal_trials_give_plots_without_importance() -> None:
+    trial = Trial(1, point(1), "finished", [rung(0.5)])
+    assert set(search_report.figures([trial], SEARCH)) == {"parallel_coordinates", "pareto"}
+    assert search_figures.importances([trial] * 5, SEARCH) == {}

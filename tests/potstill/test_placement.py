@@ -1,0 +1,92 @@
+"""Where a search's processes go, on clusters of every size."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.config import parse
+from potstill.placement import SMALL_CPUS, TEACHER_CPUS, TRIAL_CPUS, place
+
+HTTP = {"kind": "openai", "model": "m", "api_key_env": ""}
+
+
+def config(teacher=None, concurrency=0, **student):
+    search = {"space": {"augment.shots": [1, 2]}, "concurrency": concurrency}
+    return parse({"task": "demo", "search": search, "student": student, "teacher": teacher or {"kind": "embedded"}})
+
+
+def test_two_cores_have_room_for_teachers_one_training_process_and_two_trials():
+    placement, _ = place(config(), {"CPU": 2}, trials=6)
+    assert (placement.teachers, placement.benches, placement.concurrency, placement.device) == (2, 1, 2, "cpu")
+
+
+def test_with_a_teacher_elsewhere_both_cores_train():
+    placement, _ = place(config(HTTP), {"CPU": 2}, trials=6)
+    assert (placement.teachers, placement.benches, placement.concurrency) == (0, 2, 4)
+
+
+def test_a_single_core_is_enough():
+    placement, _ = place(config(), {"CPU": 1}, trials=6)
+    assert placement.benches == 1
+
+
+def test_the_same_config_fills_a_hundred_gpus():
+    placement, _ = place(config(HTTP), {"CPU": 800, "GPU": 100}, trials=1000)
+    assert (placement.benches, placement.gpus, placement.device, placement.concurrency) == (100, 1.0, "cuda", 200)
+    placement, _ = place(config(), {"CPU": 800, "GPU": 100}, trials=1000)
+    assert (placement.teachers, placement.benches) == (50, 50)
+
+
+def test_one_gpu_is_shared_with_the_teacher():
+    placement, _ = place(config(), {"CPU": 8, "GPU": 1}, trials=4)
+    assert placement.teacher_gpus + placement.gpus * placement.benches == 1.0
+
+
+def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_than_fit():
+    placement, _ = place(config(HTTP, workers=4), {"CPU": 64, "GPU": 10}, trials=20)
+    assert (placement.workers, placement.concurrency) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "resources", "words"),
+    [
+        (
+            HTTP,
+            {"workers": 4},
+            {"CPU": 8, "GPU": 2},
+            "needs 4 GPU(s) beside those that ask and hand out work, and the cluster has 2",
+        ),
+        (None, {"workers": 2}, {"CPU": 2}, "needs 2 CPU(s) beside 2 teacher process(es), and the cluster has 2"),
+        (HTTP, {}, {"CPU": 0}, "needs 1 CPU(s)"),
+    ],
+)
+def test_a_trial_that_can_not_fit_is_said_at_once(teacher, student, resources, words):
+    placement, found = place(config(teacher, **student), resources, trials=4)
+    assert placement is None
+    assert words in str(found[0])
+
+
+@given(
+    st.integers(1, 256),
+    st.integers(0, 64),
+    st.integers(1, 4),
+    st.integers(0, 300),
+    st.booleans(),
+    st.integers(1, 500),
+)
+def test_what_is_placed_fits_into_the_cluster(cpus, gpus, workers, concurrency, embedded, trials):
+    wanted = config(None if embedded else HTTP, concurrency, workers=workers)
+    placement, found = place(wanted, {"CPU": cpus, "GPU": gpus}, trials)
+    assert (placement is None) == bool(found)
+    if placement is None:
+        return
+    assert 1 <= placement.concurrency <= trials
+    assert placement.concurrency <= concurrency or not concurrency
+    fits = placement.concurrency if workers > 1 else 0
+    used_gpus = placement.teachers * placement.teacher_gpus + placement.benches * placement.gpus
+    used_gpus += fits * workers if gpus else 0
+    assert used_gpus <= gpus
+    if not gpus and cpus > 1:
+        used = placement.teachers * TEACHER_CPUS + placement.benches * placement.cpus + TRIAL_CPUS
+        used += fits * workers
+        assert used <= cpus + SMALL_CPUS

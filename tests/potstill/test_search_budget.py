@@ -1,0 +1,46 @@
+"""When a search ends early."""
+
+import pytest
+
+from potstill.search_budget import Ending
+
+
+def test_the_first_three_trials_with_one_error_end_it():
+    ending = Ending()
+    ending.failed("no such model")
+    ending.failed("no such model")
+    assert ending.reason is None
+    ending.failed("no such model")
+    assert ending.error == "no such model"
+    assert "first 3 trials failed alike" in ending.reason
+
+
+@pytest.mark.parametrize("between", ["another error", None])
+def test_errors_beside_other_outcomes_do_not(between):
+    ending = Ending()
+    if between is None:
+        ending.succeeded(0.0)
+    else:
+        ending.failed(between)
+    for _ in range(5):
+        ending.failed("no usable text for class 'a'")
+    assert ending.reason is None
+
+
+def test_what_is_spent_and_how_late_it_is():
+    ending = Ending(budget_usd=1.0, deadline=100.0)
+    ending.succeeded(0.99)
+    ending.passed(99.9)
+    assert ending.reason is None
+    ending.succeeded(1.0)
+    assert "search.budget_usd" in ending.reason
+    late = Ending(deadline=100.0)
+    late.passed(100.0)
+    assert "budget_hours" in late.reason
+
+
+def test_a_teacher_that_ran_out_of_money_ends_it_at_once():
+    ending = Ending()
+    ending.failed("the teacher broke off: budget_usd = 1 reached: $0.9998 spent")
+    assert "budget_usd = 1 reached" in ending.reason
+    assert ending.error is None
