@@ -27,13 +27,15 @@ _JSON_TOKENS = 32  # room for what is around a code: braces, indentation and, fr
 @dataclass(frozen=True, slots=True)
 class Abilities:
     """What an endpoint takes. ``schema``: structured output with an enum; ``logprobs``: probabilities of tokens;
-    ``temperature``: sampling settings; ``completion_tokens``: wants ``max_completion_tokens``, as reasoning models do."""
+    ``temperature``: sampling settings; ``completion_tokens``: wants ``max_completion_tokens``, as reasoning models do;
+    ``usage``: tells the tokens that a reply took."""
 
     schema: bool = True
     logprobs: bool = True
     temperature: bool = True
     completion_tokens: bool = False
     stop: bool = True
+    usage: bool = True
 
     def as_dict(self) -> dict[str, bool]:
         """Plain data."""
