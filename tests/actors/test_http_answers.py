@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,9 @@ from potstill.rows import Message, Request
 from potstill.teachers import OpenAITeacher
 from tests.actors.batch_requests import requests, teacher
 from tests.actors.near import NearLedger, NearLimiter
-from tests.endpoint.behaviour import Script
 from tests.endpoint.client import Endpoint
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Endpoint]:
-    with Endpoint() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def endpoint(running: Endpoint) -> Endpoint:
-    """One that behaves, with an empty book."""
-    running.script(**asdict(Script()))
-    running.clear_book()
-    return running
 
 
 @pytest.fixture

@@ -153,7 +153,11 @@ class ScriptedPool:
 def test_what_the_parser_takes_for_no_text_is_in_the_report(job):
     class Chatty(ScriptedPool):
         def answer(self, number, request):
-            text = "I'm sorry, but I cannot assist with that." if number == 1 else f"{request.target_label} no. {number} {request.request_id}"
+            text = (
+                "I'm sorry, but I cannot assist with that."
+                if number == 1
+                else f"{request.target_label} no. {number} {request.request_id}"
+            )
             return Answer(Response(request.request_id, text), reused=False)
 
     examples, made = generate.generate(job, Chatty())
