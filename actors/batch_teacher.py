@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,13 +17,15 @@ import pyarrow as pa
 from actors.backends.openai import OpenAIBackend, Sent, identify
 from actors.batch_desk import UNSURE_S
 from actors.batch_runner import GATHER_S, BatchProgress, BatchRunner
+from actors.bill import Bill
 from actors.ledger import Ledger
 from actors.ledger_batches import BatchBook
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
-from potstill.chat import Abilities, most_completion_tokens, schema_of
-from potstill.cost import at_most_tokens, cost, find_price, own_price, worst_case
+from potstill.chat import Abilities
+from potstill.cost import find_price, own_price
 from potstill.errors import TeacherError
+from potstill.failures import Refusals
 from potstill.pacing import Limits
 from potstill.rows import Request, Response, from_table
 from potstill.teachers import OpenAITeacher
@@ -36,7 +37,10 @@ _UNPACED = 1e9  # requests a minute: a batch has no pace of ours
 
 
 class BatchTeacherActor:
-    """Asks the ledger first, then in batches. ``submit=False``: only collects what an earlier run has submitted."""
+    """Asks the ledger first, then in batches. ``submit=False``: only collects what an earlier run has submitted.
+
+    ``choices``: whether classes will be asked for, so that the trial request is for one.
+    """
 
     def __init__(
         self,
@@ -47,17 +51,19 @@ class BatchTeacherActor:
         submit: bool = True,
         gather_s: float = GATHER_S,
         unsure_s: float = UNSURE_S,
+        choices: bool = True,
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._owner = owner
-        self._submit = submit
+        self._submit, self._choices = submit, choices
         # Of a batch that an earlier run submitted too, whatever this one's mode is.
-        self._price = find_price(config.model, config.base_url, own_price(config), batch=True)
+        self._bill = Bill(find_price(config.model, config.base_url, own_price(config), batch=True))
+        self._refusals = Refusals()
         self._backend = OpenAIBackend(config)
         identity = identify(config)
         book = BatchBook(ledger, identity.provider, identity.model, config.base_url, owner)
-        self._runner = BatchRunner(config, self._backend, book, ledger.acommit, self._cost, gather_s, unsure_s)
+        self._runner = BatchRunner(config, self._backend, book, ledger.acommit, self._bill.cost, gather_s, unsure_s)
         self._allowance = limiter.allowance(f"{owner}-{uuid.uuid4().hex[:8]}")
         self._end: str | None = None
         self._started: asyncio.Task[None] | None = None
@@ -75,7 +81,7 @@ class BatchTeacherActor:
 
     async def _start(self) -> None:
         if self._submit:
-            await self._backend.probe()
+            await self._backend.probe(self._choices)
         await self._runner.start(self._submit)
 
     async def progress(self) -> BatchProgress:
@@ -131,12 +137,13 @@ class BatchTeacherActor:
         sent, attempt = left if left is not None else (None, 0)
         while self._end is None:
             if sent is not None:
-                assert sent.failure is not None
+                failure = self._refusals.judge(sent.failure)
+                assert failure is not None
                 attempt += 1
-                if sent.failure.kind == "fatal":
-                    self._end = self._backend.explain(sent.failure)
-                if sent.failure.kind in ("final", "fatal") or attempt >= self._config.max_attempts:
-                    return _failed(request, sent, attempt)
+                if failure.kind == "fatal":
+                    self._end = self._backend.explain(failure)
+                if failure.kind in ("final", "fatal") or attempt >= self._config.max_attempts:
+                    return self._bill.failed(request, sent, f"{attempt} batches" if attempt > 1 else "")
             try:
                 sent = await self._send(request, attempt)
             except TeacherError as stopped:
@@ -145,34 +152,20 @@ class BatchTeacherActor:
             if sent is None:
                 return None
             if sent.response is not None:
+                self._refusals.judge(None)
                 return sent.response
         return Response(request.request_id, error=self._end)
 
     async def _send(self, request: Request, attempt: int) -> Sent | None:
         """A place in a batch, paid for at worst before it is submitted."""
-        usd = 0.0
-        if self._price is not None:
-            longest = most_completion_tokens(request, self._backend.abilities)
-            usd = worst_case(self._price, at_most_tokens(request.messages, schema_of(request)), longest)
+        usd = self._bill.at_worst(request, self._backend.abilities)
         async with self._allowance.slot(0.0, usd) as slot:
             sent = await self._runner.put(request, attempt)
             # A request that failed in its batch says nothing of the endpoint's state: no breaker has to know.
             succeeded = sent is not None and sent.response is not None
-            slot.finish(Outcome("ok" if succeeded else "rejected", usd=0.0 if sent is None else self._cost(sent)))
+            spent = 0.0 if sent is None else self._bill.known_cost(sent)
+            slot.finish(Outcome("ok" if succeeded else "rejected", usd=spent))
         return sent
-
-    def _cost(self, sent: Sent) -> float:
-        return cost(self._price, sent.prompt_tokens, sent.completion_tokens) if self._price is not None else 0.0
-
-
-def _failed(request: Request, sent: Sent, attempts: int) -> Response:
-    assert sent.failure is not None
-    tries = f" (after {attempts} batches)" if attempts > 1 else ""
-    return replace(
-        Response(request.request_id, error=sent.failure.message + tries),
-        prompt_tokens=sent.prompt_tokens,
-        completion_tokens=sent.completion_tokens,
-    )
 
 
 def limits(config: OpenAITeacher) -> Limits:

@@ -18,13 +18,14 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from actors.backends.openai import OpenAIBackend, Sent
+from actors.bill import Bill, answered
 from actors.ledger import Ledger
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
-from potstill.chat import Abilities, most_completion_tokens, schema_of
-from potstill.cost import about_tokens, at_most_tokens, cost, find_price, own_price, worst_case
+from potstill.chat import Abilities, most_completion_tokens
+from potstill.cost import about_tokens, find_price, own_price
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.failures import backoff_s
+from potstill.failures import Refusals, backoff_s
 from potstill.pacing import Limits
 from potstill.rate_control import LONG_PAUSE_S
 from potstill.rate_headers import read_rate_headers
@@ -49,7 +50,8 @@ class HttpTeacherActor:
         self._config = config
         self._ledger = ledger
         self._owner = owner
-        self._price = find_price(config.model, config.base_url, own_price(config))
+        self._bill = Bill(find_price(config.model, config.base_url, own_price(config)))
+        self._refusals = Refusals()
         self._backend = OpenAIBackend(config, abilities)
         # A process that was restarted is another holder: what its forerunner had reserved may have been spent.
         self._allowance = limiter.allowance(f"{owner}-{uuid.uuid4().hex[:8]}")
@@ -59,13 +61,14 @@ class HttpTeacherActor:
         self._asked: dict[str, asyncio.Task[Answer]] = {}
         keep_leases(ledger, owner)
 
-    async def ready(self, found: Abilities | None = None) -> Abilities:
-        """What the endpoint takes: as another process of the pool has ``found``, or by a trial request.
+    async def ready(self, found: Abilities | None = None, choices: bool = True) -> Abilities:
+        """What the endpoint takes: as another process of the pool has ``found``, or by a trial request, for a class if
+        ``choices`` will be asked for.
 
         Raises ``TeacherError`` where key, model or address is wrong.
         """
         if found is None:
-            return await self._backend.probe()
+            return await self._backend.probe(choices)
         self._backend.abilities = found
         return found
 
@@ -129,9 +132,7 @@ class HttpTeacherActor:
                 self._end = str(stopped)
                 break
             if sent.response is not None:
-                return Answer(
-                    replace(sent.response, cost_usd=self._cost(sent)), reused=False, retries=attempt + refused
-                )
+                return Answer(answered(sent, self._bill), reused=False, retries=attempt + refused)
             assert sent.failure is not None
             if sent.failure.kind == "throttled":
                 # The limiter holds everybody back as the endpoint asks, and gives up when nothing gets through.
@@ -143,22 +144,22 @@ class HttpTeacherActor:
             if sent.failure.kind == "fatal":
                 self._end = self._backend.explain(sent.failure)
             if sent.failure.kind in ("final", "fatal") or attempt >= self._config.max_attempts:
-                return Answer(_failed(request, sent, attempt), reused=False, retries=attempt + refused - 1)
+                tries = f"{attempt} tries" if attempt > 1 else ""
+                return Answer(self._bill.failed(request, sent, tries), reused=False, retries=attempt + refused - 1)
             await asyncio.sleep(backoff_s(attempt, random.random(), sent.failure.retry_after_s))
         return Answer(Response(request.request_id, error=self._end), reused=False)
 
     async def _send(self, request: Request) -> Sent:
         """One attempt within the limits; its worst case is reserved before it is sent."""
         longest = most_completion_tokens(request, self._backend.abilities)
-        usd = 0.0
-        if self._price is not None:
-            usd = worst_case(self._price, at_most_tokens(request.messages, schema_of(request)), longest)
+        usd = self._bill.at_worst(request, self._backend.abilities)
         async with self._allowance.slot(about_tokens(request.messages) + longest, usd) as slot:
             if self._end is not None:  # since it began to wait
                 slot.finish(Outcome("abandoned", usd=0.0))
                 raise TeacherStopped(self._end)
             self._unkept.add(request.request_id)
             sent = await self._backend.send(request)
+            sent = replace(sent, failure=self._refusals.judge(sent.failure))
             if sent.response is None:
                 self._unkept.discard(request.request_id)
             kind = sent.failure.kind if sent.failure is not None else "ok"
@@ -166,17 +167,13 @@ class HttpTeacherActor:
                 Outcome(
                     _OUTCOMES[kind],
                     tokens=sent.prompt_tokens + sent.completion_tokens,
-                    # What a request cost whose connection broke nobody knows: the worst.
-                    usd=None if kind == "transient" and not sent.headers else self._cost(sent),
+                    usd=self._bill.known_cost(sent),
                     error=sent.failure.message[:60] if sent.failure is not None else "",
                     retry_after_s=sent.failure.retry_after_s if sent.failure is not None else None,
                     rates=read_rate_headers(sent.headers, time.time()),
                 )
             )
         return sent
-
-    def _cost(self, sent: Sent) -> float:
-        return cost(self._price, sent.prompt_tokens, sent.completion_tokens) if self._price is not None else 0.0
 
 
 _OUTCOMES: dict[str, Literal["ok", "refused", "failed", "rejected"]] = {
@@ -186,16 +183,6 @@ _OUTCOMES: dict[str, Literal["ok", "refused", "failed", "rejected"]] = {
     "final": "rejected",
     "fatal": "failed",
 }
-
-
-def _failed(request: Request, sent: Sent, attempts: int) -> Response:
-    assert sent.failure is not None
-    tries = f" (after {attempts} tries)" if attempts > 1 else ""
-    return replace(
-        Response(request.request_id, error=sent.failure.message + tries),
-        prompt_tokens=sent.prompt_tokens,
-        completion_tokens=sent.completion_tokens,
-    )
 
 
 def limits(config: OpenAITeacher) -> Limits:

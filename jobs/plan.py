@@ -25,6 +25,7 @@ from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill import strategies
 from potstill.batch_files import WINDOW_S
+from potstill.chat import REASONING_TOKENS, reasons
 from potstill.config import Config
 from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price, teacher_price
 from potstill.errors import InputError, Problem
@@ -45,7 +46,7 @@ class Terms:
 
     ``price`` is ``None`` where it is not known, ``concurrency`` where nobody can say how fast the teacher is.
     ``choice_tokens``: completion tokens of the answer to a question for a class. ``window_s``: within which a batch is
-    answered, where the teacher is asked in batches.
+    answered, where the teacher is asked in batches. ``thinking_tokens``: that a reply may have before it begins.
     """
 
     price: Price | None
@@ -54,6 +55,7 @@ class Terms:
     tokens_per_minute: float | None = None
     choice_tokens: int = 0
     window_s: float | None = None
+    thinking_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,12 @@ def teacher_terms(teacher: TeacherConfig) -> Terms:
     if isinstance(teacher, EmbeddedTeacher):
         return Terms(FREE)
     if teacher.mode == "batch":
-        return Terms(teacher_price(teacher), choice_tokens=CHOICE_TOKENS, window_s=WINDOW_S)
+        return Terms(
+            teacher_price(teacher),
+            choice_tokens=CHOICE_TOKENS,
+            window_s=WINDOW_S,
+            thinking_tokens=thinking_tokens(teacher.model),
+        )
     return http_terms(
         teacher.model,
         teacher.base_url,
@@ -136,7 +143,19 @@ def http_terms(
     price: Price | None = None,
 ) -> Terms:
     """The terms of an endpoint; ``price`` is the config's own, where it names one."""
-    return Terms(find_price(model, base_url, price), concurrency, requests_per_minute, tokens_per_minute, CHOICE_TOKENS)
+    return Terms(
+        find_price(model, base_url, price),
+        concurrency,
+        requests_per_minute,
+        tokens_per_minute,
+        CHOICE_TOKENS,
+        thinking_tokens=thinking_tokens(model),
+    )
+
+
+def thinking_tokens(model: str) -> int:
+    """Tokens that a model may think before each reply, where it is known to."""
+    return REASONING_TOKENS if reasons(model) else 0
 
 
 def plan_stage(
@@ -148,7 +167,8 @@ def plan_stage(
 
 def most_tokens(request: Request, terms: Terms) -> tuple[int, int]:
     """Tokens of the prompt (about) and of the longest reply."""
-    return about_tokens(request.messages), terms.choice_tokens if request.choices else request.sampling.max_tokens
+    longest = terms.choice_tokens if request.choices else request.sampling.max_tokens
+    return about_tokens(request.messages), longest + terms.thinking_tokens
 
 
 def plan_tokens(

@@ -19,21 +19,25 @@ from potstill.rows import Request
 TOP = 20
 """Most alternatives of a token that endpoints tell the log-probabilities of."""
 _FIELD = "class"
+# OpenAI's own that refuse max_tokens and charge for what they think: o1, o3-mini, gpt-5-nano, but not gpt-5-chat-latest.
+_REASONING_MODEL = re.compile(r"(?:.*/)?(?:o\d(?:$|[-@])|gpt-[5-9](?!.*chat))", re.IGNORECASE)
 _LONGEST_STOP = 4  # endpoints take at most four stop strings
-_REASONING_TOKENS = 2048  # room for a model that thinks before it answers
+REASONING_TOKENS = 2048  # room for a model that thinks before it answers
 _JSON_TOKENS = 32  # room for what is around a code: braces, indentation and, from llama.cpp, a Markdown fence
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
     """What an endpoint takes. ``schema``: structured output with an enum; ``logprobs``: probabilities of tokens;
-    ``temperature``: sampling settings; ``completion_tokens``: wants ``max_completion_tokens``, as reasoning models do."""
+    ``temperature``: sampling settings; ``completion_tokens``: wants ``max_completion_tokens``, as reasoning models do;
+    ``usage``: tells the tokens that a reply took."""
 
     schema: bool = True
     logprobs: bool = True
     temperature: bool = True
     completion_tokens: bool = False
     stop: bool = True
+    usage: bool = True
 
     def as_dict(self) -> dict[str, bool]:
         """Plain data."""
@@ -67,11 +71,16 @@ def body(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
 
 def most_completion_tokens(request: Request, abilities: Abilities) -> int:
     """Tokens that a reply can have at most."""
-    most = request.sampling.max_tokens + (_REASONING_TOKENS if abilities.completion_tokens else 0)
+    most = request.sampling.max_tokens + (REASONING_TOKENS if abilities.completion_tokens else 0)
     if request.choices and abilities.schema:
         # A name that stands for itself may be as many tokens as it has bytes; cut short it may be another one's.
         most += _JSON_TOKENS + max(len(code.encode()) for code in code_names(request.choices).values())
     return most
+
+
+def reasons(model: str) -> bool:
+    """Whether a model is known by its name as one that thinks before it answers, and is asked for more tokens so."""
+    return _REASONING_MODEL.match(model) is not None
 
 
 def schema_of(request: Request) -> str:

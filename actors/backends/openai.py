@@ -11,6 +11,7 @@ Its transport is aiohttp, which carries twice the requests of httpx a second.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 from potstill.chat import Abilities, body, give_up, read_choice
 from potstill.errors import TeacherError
-from potstill.failures import Failure, classify
+from potstill.failures import Failure, FailureKind, classify
 from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
 from potstill.teachers import OpenAITeacher
@@ -47,13 +48,15 @@ _FIXES = {
 @dataclass(frozen=True, slots=True)
 class Sent:
     """What became of one attempt: a ``response``, or a ``failure``. ``headers``: the rate headers seen;
-    tokens are those that the endpoint says it used, also where the reply could not be read."""
+    tokens are those that the endpoint says it used, also where the reply could not be read; ``counted`` is false where
+    it may have used some and does not say how many."""
 
     response: Response | None
     failure: Failure | None
     headers: Mapping[str, str]
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    counted: bool = True
 
 
 def identify(config: OpenAITeacher) -> TeacherIdentity:
@@ -105,23 +108,28 @@ class OpenAIBackend:
         """Close all connections."""
         await self.client.close()
 
-    async def probe(self) -> Abilities:
-        """Ask for one of two codes, leaving out what the endpoint refuses, and keep what it takes.
+    async def probe(self, choices: bool = True) -> Abilities:
+        """Ask for one of two codes (without ``choices`` for a word), leaving out what the endpoint refuses, and keep
+        what it takes.
 
         Raises ``TeacherError``, one line that names the field, for a wrong key, model or address.
         """
-        request = _trial(self.identity)
-        for attempt in range(1, _PROBE_TRIES + 1):
+        request = _trial(self.identity, choices)
+        for attempt in itertools.count(1):
             sent = await self.send(request)
-            if sent.failure is None or sent.failure.kind == "throttled":
+            failure = sent.failure
+            # A word that was not said, to think or for the stop string, is no reason to stop: key, model and address are right.
+            if (
+                failure is None
+                or failure.kind == "throttled"
+                or (failure.kind == "final" and failure.status is None and not choices)
+            ):
                 break
-            if sent.failure.kind != "transient" or attempt == _PROBE_TRIES:
-                raise TeacherError(self.explain(sent.failure))
+            if failure.kind != "transient" or attempt == _PROBE_TRIES:
+                raise TeacherError(self.explain(failure))
             await asyncio.sleep(0.2 * attempt)
-        else:
-            return self.abilities
-        if sent.response is not None and not sent.response.choice_logprobs:
-            raise TeacherError(self.explain(Failure("fatal", "the reply to a trial request names no class")))
+        if not sent.counted:
+            self.abilities = replace(self.abilities, usage=False)
         return self.abilities
 
     async def send(self, request: Request) -> Sent:
@@ -144,10 +152,10 @@ class OpenAIBackend:
                 # The transport calls a refused connection a timeout too.
                 if isinstance(error, self.openai.APITimeoutError) and "Connect" not in type(error.__cause__).__name__:
                     message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
-                    return Sent(None, Failure("transient", message), {})
-                return Sent(None, Failure("transient", self.hide(root_cause(error))), {})
+                    return Sent(None, Failure("transient", message), {}, counted=False)
+                return Sent(None, Failure("transient", self.hide(root_cause(error))), {}, counted=False)
             except ValueError:  # no JSON, or no UTF-8
-                return Sent(None, Failure("transient", "the reply is no JSON"), {})
+                return Sent(None, Failure("transient", "the reply is no JSON"), {}, counted=False)
 
     def refused(
         self,
@@ -184,22 +192,21 @@ class OpenAIBackend:
             usage = content.get("usage") or {}
             used = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
             choices = content.get("choices") or []
-            if not choices:
-                return Sent(None, Failure("transient", "the reply has no choices"), headers, *used)
-            first = choices[0]
+            first = choices[0] if choices else {}
             message = first.get("message") or {}
             text, refusal = self.hide(message.get("content") or ""), self.hide(message.get("refusal") or "")
             logprobs = (first.get("logprobs") or {}).get("content")
-        except (AttributeError, TypeError, ValueError):
-            return Sent(None, Failure("transient", "the reply is no chat completion"), headers)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return Sent(None, Failure("transient", "the reply is no chat completion"), headers, counted=False)
+
+        def failed(kind: FailureKind, message: str) -> Sent:
+            return Sent(None, Failure(kind, message), headers, *used, counted=any(used))
+
+        if not choices:
+            return failed("transient", "the reply has no choices")
         finish_reason = first.get("finish_reason")
         if refusal or finish_reason == "content_filter":
-            return Sent(
-                None,
-                Failure("final", f"refused: {' '.join(str(refusal or finish_reason).split())[:200]}"),
-                headers,
-                *used,
-            )
+            return failed("final", f"refused: {' '.join(str(refusal or finish_reason).split())[:200]}")
         response = Response(
             request_id=request.request_id,
             text=text,
@@ -212,20 +219,24 @@ class OpenAIBackend:
         if request.choices:
             chosen = read_choice(request, text, logprobs)
             if chosen is None:
-                return Sent(None, Failure("final", f"the reply names no class: {text[:80]!r}"), headers, *used)
+                return failed("final", f"the reply names no class: {text[:80]!r}")
             response = replace(response, choice_logprobs=chosen.logprobs, residual_mass=chosen.residual)
         elif not text.strip():
-            return Sent(None, Failure("final", f"the reply is empty (finish_reason {finish_reason})"), headers, *used)
-        return Sent(response, None, headers, *used)
+            return failed("final", f"the reply is empty (finish_reason {finish_reason})")
+        return Sent(response, None, headers, *used, counted=any(used))
 
     def explain(self, failure: Failure) -> str:
-        """A failure of the trial request as a line that names the field to mend."""
+        """A failure of the trial request, or a fatal one of any, as a line that names the field to mend."""
         config, message = self._config, failure.message
-        if "HTTP 401" in message or "HTTP 403" in message:
+        if failure.status in (402, 429):
+            return f"teacher.api_key_env = {config.api_key_env!r}: the account of its key has no credit at {config.base_url} ({message}); top it up, or raise its limit"
+        if failure.status is None and failure.kind == "final":
+            return f"teacher.model = {config.model!r}: its answer to a trial request is of no use ({message}); name a chat model that follows instructions"
+        if failure.status in (401, 403):
             return f"teacher.api_key_env = {config.api_key_env!r}: {config.base_url} refuses its key ({message}); put a valid one there"
-        if "HTTP 404" in message and "model" in message.lower():
+        if failure.status == 404 and "model" in message.lower():
             return f"teacher.model = {config.model!r}: {config.base_url} does not know it ({message}); name one that it has"
-        if "HTTP 404" in message:
+        if failure.status == 404:
             hint = "" if config.base_url.endswith("/v1") else "; most endpoints want it to end in /v1"
             return f"teacher.base_url = {config.base_url!r}: nothing answers chat completions there ({message}){hint}"
         fixes = [fix for said, fix in _FIXES.items() if said in message]
@@ -236,7 +247,8 @@ class OpenAIBackend:
         return text.replace(self._key, "***") if len(self._key) > 4 else text
 
 
-def _trial(identity: TeacherIdentity) -> Request:
+def _trial(identity: TeacherIdentity, choices: bool) -> Request:
+    question = "Classes:\nA. no\nB. yes\n\nIs water wet? Answer with the code of one class and nothing else."
     return Request(
         stage="probe",
         task="probe",
@@ -245,13 +257,9 @@ def _trial(identity: TeacherIdentity) -> Request:
         provider=identity.provider,
         model=identity.model,
         weights_digest=identity.weights_digest,
-        messages=(
-            Message(
-                "user", "Classes:\nA. no\nB. yes\n\nIs water wet? Answer with the code of one class and nothing else."
-            ),
-        ),
-        sampling=Sampling(temperature=0.0, max_tokens=16),
-        choices=("no", "yes"),
+        messages=(Message("user", question if choices else "Is water wet? Answer with one word."),),
+        sampling=Sampling(0.0, max_tokens=16) if choices else Sampling(0.5, 0.95, max_tokens=16, stop=("\n",)),
+        choices=("no", "yes") if choices else (),
     )
 
 

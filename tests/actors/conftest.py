@@ -1,16 +1,20 @@
-"""Where a ledger may be: every test that takes ``uri`` runs against SQLite and against PostgreSQL."""
+"""Where a ledger may be (every test that takes ``uri`` runs against SQLite and against PostgreSQL), and an endpoint."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from actors.ledger_store import LedgerStore
 from tests import postgres
+from tests.endpoint.behaviour import Script
+from tests.endpoint.client import Endpoint
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +48,25 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return request.getfixturevalue("postgres_uri")
     return f"sqlite:///{tmp_path}/deep/ledger.db"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Endpoint]:
+    with Endpoint() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def endpoint(running: Endpoint) -> Endpoint:
+    """One that behaves, with an empty book and no batches."""
+    running.script(**asdict(Script()))
+    running.forget_batches()
+    running.clear_book()
+    return running
+
+
+@pytest.fixture
+def store(uri: str) -> Iterator[LedgerStore]:
+    store = LedgerStore(uri)
+    yield store
+    store.close()

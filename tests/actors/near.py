@@ -17,6 +17,8 @@ from potstill.teachers import OpenAITeacher
 class NearLedger:
     """A ``Ledger`` in this process."""
 
+    lease_s = 1e6  # which no test outlives
+
     def __init__(self, store: LedgerStore) -> None:
         self.store = store
         self.renew = store.renew

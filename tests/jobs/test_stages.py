@@ -20,6 +20,7 @@ from jobs.mlflow_server import TrackingError
 from jobs.progress import Meter, format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill.arms import arm_digest
+from potstill.chat import Abilities, most_completion_tokens
 from potstill.config import parse
 from potstill.cost import Price
 from potstill.errors import InputError, StageError
@@ -183,6 +184,21 @@ class ScriptedPool:
         return Answer(replace(response, error=error), reused=number % 3 == 0)
 
 
+def test_what_the_parser_takes_for_no_text_is_in_the_report(job):
+    class Chatty(ScriptedPool):
+        def answer(self, number, request):
+            text = (
+                "I'm sorry, but I cannot assist with that."
+                if number == 1
+                else f"{request.target_label} no. {number} {request.request_id}"
+            )
+            return Answer(Response(request.request_id, text), reused=False)
+
+    examples, made = generate.generate(job, Chatty())
+    assert made.dropped["chatter"] == made.rounds
+    assert made.texts == len(examples) + made.rounds == made.kept + sum(made.dropped.values())
+
+
 def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
     requests = list(generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10))))
     assert len(requests) == 30
@@ -227,6 +243,23 @@ def test_a_stage_costs_what_its_tokens_do_and_takes_what_its_limits_allow():
     assert (nothing_left.cost_usd, nothing_left.seconds) == (0, 0)
     nothing = plan.plan_stage("relabel", [], terms)
     assert (nothing.requests, nothing.cost_usd, nothing.seconds) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("model", ["o3-mini", "gpt-5-nano", "openai/o1"])
+def test_what_a_model_thinks_is_in_the_plan_and_its_price(model):
+    """It is asked for so many tokens more, and charges for them."""
+    for mode in ("realtime", "batch"):
+        price = {"prompt": 1.0, "completion": 2.0}
+        teacher = {"kind": "openai", "model": model, "mode": mode, "price": price}
+        asked = [question("a" * 42), question("b" * 84, "yes", "no")]
+        thinking = plan.plan_stage("relabel", asked, plan.teacher_terms(OpenAITeacher(**teacher)))
+        plain = plan.plan_stage("relabel", asked, plan.teacher_terms(OpenAITeacher(**{**teacher, "model": "gpt-4o"})))
+        most = [
+            most_completion_tokens(one, Abilities(completion_tokens=True)) - most_completion_tokens(one, Abilities())
+            for one in asked
+        ]
+        assert thinking.completion_tokens - plain.completion_tokens == sum(most) > 1000
+        assert thinking.cost_usd - plain.cost_usd == pytest.approx(sum(most) * 2e-6)
 
 
 def test_without_a_limit_a_minute_concurrency_bounds_the_time():

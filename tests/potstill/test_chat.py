@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.chat import TOP, Abilities, body, give_up, most_completion_tokens, read_choice
+from potstill.chat import TOP, Abilities, body, give_up, most_completion_tokens, read_choice, reasons
 from potstill.codes import code_names
 from potstill.rows import Message, Request, Sampling
 
@@ -59,6 +59,24 @@ def test_a_reasoning_model_gets_room_to_think_and_no_temperature():
     content = body(request(), "o9", abilities)
     assert not {"temperature", "top_p", "max_tokens"} & set(content)
     assert content["max_completion_tokens"] == most_completion_tokens(request(), abilities) > 1000
+
+
+@pytest.mark.parametrize(
+    ("model", "thinks"),
+    [
+        ("o1", True),
+        ("o4-mini-2025-04-16", True),
+        ("gpt-5", True),
+        ("openai/gpt-5-mini", True),
+        ("gpt-5-chat-latest", False),
+        ("gpt-4o-mini", False),
+        ("olmo-2", False),
+        ("o100-large", False),
+        ("my-o3", False),
+    ],
+)
+def test_models_that_think_are_known_by_name(model, thinks):
+    assert reasons(model) is thinks
 
 
 @pytest.mark.parametrize(

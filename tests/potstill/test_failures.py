@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.failures import LONGEST_BACKOFF_S, backoff_s, classify
+from potstill.failures import LONGEST_BACKOFF_S, MOST_FORBIDDEN, Refusals, backoff_s, classify
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,17 @@ def test_backoff_is_capped_grows_and_obeys_the_endpoint(attempt, jitter, asked):
 def test_a_request_that_no_minute_has_room_for_is_final():
     said = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 31337."
     assert classify(429, "rate_limit_exceeded", said).kind == "final"
+
+
+def test_a_403_is_about_its_prompt_until_many_come_in_a_row():
+    forbidden, lost, refused = (classify(status, None, "no") for status in (403, 503, 400))
+    refusals = Refusals()
+
+    def kinds(*failures):
+        return [judged and judged.kind for judged in map(refusals.judge, failures)]
+
+    few = [forbidden] * (MOST_FORBIDDEN - 1)
+    for between in (None, refused):
+        assert kinds(*few, between) == ["final"] * len(few) + [between and "final"]
+    assert kinds(*few, lost, forbidden) == ["final"] * len(few) + ["transient", "fatal"]
+    assert kinds(classify(401, None, "no"), classify(402, None, "no")) == ["fatal", "fatal"]
