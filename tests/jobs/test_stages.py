@@ -26,6 +26,7 @@ from potstill.errors import InputError, StageError
 from potstill.relabelling import VOTE
 from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
 from potstill.scores import Difference, Interval, score
+from potstill.task import LabelledText, Seed
 from potstill.teachers import OpenAITeacher
 
 MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
@@ -289,6 +290,23 @@ def shown_plan(job, monkeypatch, terms):
     told = replace(job, terminal=Terminal(Console(file=stream, width=140)))
     plan.print_plan(told, plan.plan(told))
     return stream.getvalue()
+
+
+def test_a_plan_says_what_one_may_not_expect(job):
+    assert plan.remarks(job) == []
+    fixed = [*job.data.seeds, *(LabelledText(f"more {i}", f"more {i}", job.labels[i % 3]) for i in range(9))]
+    seeds = tuple(Seed(text=one.text, label=one.label) for one in fixed)
+    (surplus,) = plan.remarks(replace(job, task=job.task.model_copy(update={"seeds": seeds})))
+    assert surplus == f"task.seeds_per_class = 2: 9 of the task's {len(fixed)} seeds are not used; raise it to use them"
+    (foreign,) = plan.remarks(replace(job, task=job.task.model_copy(update={"language": "de"})))
+    assert "the task's language is 'de'" in foreign
+    assert "the embedded teacher, the embedded student" in foreign
+    student = job.config.student.model_copy(update={"model": "owner/multilingual"})
+    ours = replace(job, config=job.config.model_copy(update={"student": student}))
+    (foreign,) = plan.remarks(replace(ours, task=job.task.model_copy(update={"language": "de", "licence": "CC0"})))
+    assert "embedded student" not in foreign
+    for language in ("en", "en-GB"):
+        assert plan.remarks(replace(job, task=job.task.model_copy(update={"language": language}))) == []
 
 
 def test_the_embedded_teacher_costs_nothing_and_nobody_knows_how_fast_it_is(job, monkeypatch):
