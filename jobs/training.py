@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors import export, student
+from actors import export, hub, student
 from jobs import fits
 from potstill import arms as arms_
 from potstill import encoders
@@ -181,7 +181,8 @@ def _prepare(
     arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str], storage: str, reuse: bool
 ) -> list[student.ArmJob]:
     """Name every arm's folder by its digest and put the rows of new ones there."""
-    weights = encoders.weights_digest(config.model)
+    is_local = os.path.isabs(encoders.locate(config.model))
+    weights = encoders.weights_digest(config.model, None if is_local else hub.find_commit(config.model))
     jobs: list[student.ArmJob] = []
     for arm in arms:
         anchor = next((job for job in jobs if job.name == arm.anchor), None)

@@ -161,7 +161,7 @@ class StudentConfig(Section):
     )
     pooling: Literal["auto", "native"] = Field(
         "auto",
-        description="auto: sentence encoders keep their mean pooling and start from a regression on it; native: the architecture's own head, untrained",
+        description="auto: sentence encoders of BERT's kind keep their mean pooling and start from a regression on it; native: the architecture's own head, untrained",
     )
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the learning rate falls after the warm-up")
     clip_norm: float = Field(1.0, ge=0.0, le=1000.0, description="gradients are clipped to this norm; 0 = not clipped")

@@ -61,17 +61,20 @@ def problems(model: str) -> list[Problem]:
     return found
 
 
-def weights_digest(model: str) -> str:
-    """Content hash of a folder's config, tokenizer and weights; of the name for a hub id."""
+def weights_digest(model: str, commit: str | None = None) -> str:
+    """Content hash of a folder's config, pooling, tokenizer and weights; of name and ``commit`` (where known) for a hub id."""
     place = locate(model)
     folder = Path(place)
     if not folder.is_absolute():
-        return digest(["hub", place], size=8)
+        return digest(["hub", place, *([commit] if commit else [])], size=8)
     files = [
         path
         for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors", ".model"}
     ]
+    pooling = folder / "1_Pooling" / "config.json"
+    if model != "embedded" and pooling.is_file():  # the packaged one's is always the same
+        files.append(pooling)
     return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
