@@ -298,24 +298,24 @@ class Config(Section):
         content = self.model_dump(mode="json")
         for name in ("storage", "ledger", "tracking"):
             content.pop(name)
+        if not content["student"]["early_stopping"]:  # runs from before there was such a field keep their names
+            content["student"].pop("early_stopping")
         for section, names in _WITHOUT_EFFECT.items():
             for name in names:
                 content[section].pop(name, None)
         return digest(content, size=6)
 
 
-_WITHOUT_EFFECT = {
-    "task": ("preset", "data_dir"),
-    "teacher": WITHOUT_EFFECT,
-    "student": (
-        "workers",
-        "min_workers",
-        "micro_batch_tokens",
-        "max_failures",
-        "offload_optimizer",
-        "checkpoint_steps",
-    ),
-}
+STUDENT_WITHOUT_EFFECT = (
+    "workers",
+    "min_workers",
+    "micro_batch_tokens",
+    "max_failures",
+    "offload_optimizer",
+    "checkpoint_steps",
+)
+"""Fields of ``StudentConfig`` that say how training is done, not what comes out."""
+_WITHOUT_EFFECT = {"task": ("preset", "data_dir"), "teacher": WITHOUT_EFFECT, "student": STUDENT_WITHOUT_EFFECT}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
