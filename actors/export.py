@@ -6,11 +6,12 @@ and ``complete.json``, written last, says that all of it is whole. Paths are any
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -104,14 +105,16 @@ def _replace(filesystem: Any, source: str, target: str) -> None:
     filesystem.put(source.rstrip("/") + "/", target + "/", recursive=True)
 
 
-def fetch(folder: str) -> str:
-    """A local copy of a transformers folder; the folder itself where it is local."""
+@contextlib.contextmanager
+def fetched(folder: str) -> Iterator[str]:
+    """A transformers folder on this machine: itself where it is local, else a copy that is gone after the block."""
     filesystem, root = url_to_fs(folder)
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
-        return root
-    target = tempfile.mkdtemp(prefix="potstill-student-")
-    filesystem.get(root.rstrip("/") + "/", target + "/", recursive=True)
-    return target
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="potstill-student-") as target:
+        filesystem.get(root.rstrip("/") + "/", target + "/", recursive=True)
+        yield target
 
 
 def model_card(

@@ -22,18 +22,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors import hub
+
+_CONFIG = "1_Pooling/config.json"  # where sentence encoders say how they are pooled
 GAIN = 20.0  # at 20 the first token's own state keeps a twentieth of the weight
 POOLER_SCALE = 0.2  # keeps tanh, which BERT's pooler ends with, in its straight part
 HEAD_STRENGTH = 1.0  # inverse regularisation of the regression, on features of length about 4
 _BATCH = 64
 
 
-def pools_by_mean(folder: str, model: Any) -> bool:
-    """Whether the checkpoint in ``folder`` is a BERT sentence encoder that was trained to be mean-pooled."""
-    config = Path(folder) / "1_Pooling" / "config.json"
-    if type(model).__name__ != "BertForSequenceClassification" or not config.is_file():
+def was_mean_pooled(place: str) -> bool:
+    """Whether the checkpoint, a folder or a hub id, is a sentence encoder that was trained to be mean-pooled.
+
+    Of a hub id that can't be asked about (no network, no such file in the cache) the answer is no.
+    """
+    config = Path(place) / _CONFIG
+    if not Path(place).is_absolute():
+        found = hub.find_file(place, _CONFIG)
+        if found is None:
+            return False
+        config = found
+    try:
+        return bool(json.loads(config.read_text()).get("pooling_mode_mean_tokens"))
+    except (OSError, ValueError, AttributeError):
         return False
-    return bool(json.loads(config.read_text()).get("pooling_mode_mean_tokens"))
+
+
+def can_keep(model: Any) -> bool:
+    """Whether ``add_mean_layer`` knows the architecture."""
+    return type(model).__name__ == "BertForSequenceClassification"
 
 
 def add_mean_layer(model: Any) -> None:

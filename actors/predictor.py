@@ -51,12 +51,12 @@ class Predictor:
         self._tokenizer_of: dict[str, str] = {}
         self._tokenizers: dict[str, Any] = {}
         for name, folder in students.items():
-            local = export.fetch(folder)
             try:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    local, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-                )
-                tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+                with export.fetched(folder) as local:
+                    model = AutoModelForSequenceClassification.from_pretrained(
+                        local, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                    )
+                    tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise StageError(
                     f"student {name!r} in {folder} can't be loaded: {' '.join(str(error).split())[:300]}"

@@ -15,6 +15,10 @@ from potstill.config import StudentConfig
 from potstill.errors import InputError, Problem
 
 _LARGEST_FIXED_PREFIX = 4096
+_POOLING_LOST = (
+    "a sentence encoder of type {}: only BERT's keep their mean pooling, so its head starts untrained "
+    "(student.pooling: native says the same without this warning)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Encoder:
     attention: str
     pad_to: int = 1
     mean_pooled: bool = False
+    warnings: tuple[str, ...] = ()
     _renumber: Any = field(default=None, repr=False)
 
     def tokenise(self, texts: Sequence[str], known: TokenCache) -> int:
@@ -158,7 +163,8 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
         message = " ".join(str(error).split())
         raise InputError([Problem(where, f"can't be loaded: {message[:300]}")]) from error
     _check(where, model, tokenizer, info)
-    mean_pooled = student.pooling == "auto" and pooling.pools_by_mean(place, model)
+    wanted = student.pooling == "auto" and pooling.was_mean_pooled(place)
+    mean_pooled = wanted and pooling.can_keep(model)
     if mean_pooled:
         pooling.add_mean_layer(model)
     if student.dropout is not None:
@@ -173,6 +179,7 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
         attention=str(getattr(model.config, "_attn_implementation", "eager")),
         pad_to=8 if torch.cuda.is_available() else 1,
         mean_pooled=mean_pooled,
+        warnings=(_POOLING_LOST.format(model.config.model_type),) if wanted and not mean_pooled else (),
     )
 
 

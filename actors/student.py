@@ -166,6 +166,7 @@ def _train_arm(world: World, job: TrainingJob, arm: ArmJob, texts: TokenCache, p
         if truncated:
             log.warning("arm %s: %d texts are cut at %d tokens", arm.name, truncated, encoder.max_length)
     steps = _run_loop(world, job, arm, encoder, part, held_out, place)
+    steps.progress.warnings[:0] = [one for one in encoder.warnings if one not in steps.progress.warnings]
     report = _report(arm, steps.progress, truncated, world.size, anchor, early_stopping=held_out is not None)
     state = steps.best_state if held_out is not None else steps.state()
     if world.rank == 0:

@@ -14,6 +14,7 @@ import typer
 
 import actors
 import potstill
+from jobs import STAGES as ALL_STAGES
 from jobs import interrupt, ledger_command
 from potstill.config import Config, ConfigError, load
 from potstill.errors import InputError, PotstillError, Problem
@@ -31,8 +32,6 @@ app = typer.Typer(
 )
 
 app.add_typer(ledger_command.app, name="ledger")
-
-ALL_STAGES = ("generate", "relabel", "finetune", "evaluate")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML config, such as conf/demo.yaml")]
 RunOrConfig = Annotated[

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
-from jobs import cluster, plan, preflight
+from jobs import STAGES, cluster, plan, preflight
 from jobs.job import Job
 from jobs.runs import Run
 from jobs.terminal import Terminal
@@ -22,7 +22,7 @@ from jobs.tracking import open_tracker
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 
-STAGES = ("generate", "relabel", "finetune", "evaluate")
+__all__ = ["STAGES", "distill", "run_stages"]
 
 
 def distill(config: Config, verbose: bool = False, yes: bool = False) -> None:

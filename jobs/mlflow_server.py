@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from jobs import paths
 from potstill.config import TrackingConfig, home
 from potstill.errors import InputError, PotstillError, Problem
 
@@ -53,10 +54,7 @@ class RefusedError(PotstillError):
 
 def absolute_uri(uri: str) -> str:
     """``uri`` with a relative SQLite path made absolute: workers have other working directories."""
-    if uri.startswith("sqlite:///"):
-        path = uri.removeprefix("sqlite:///")
-        return f"sqlite:///{Path(path).expanduser().absolute()}" if path and not path.startswith(":memory:") else uri
-    return uri
+    return paths.absolute_uri(uri, Path.cwd())
 
 
 # Passwords may hold @, / and ?, quoted or not: what is masked ends at the last @ before the query, where there is one. Of

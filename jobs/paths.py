@@ -36,11 +36,11 @@ def make_absolute(config: Config, base: Path | None = None) -> Config:
             "task": config.task.model_copy(
                 update=changed(config.task, preset=_absolute_preset, data_dir=_absolute, unlabelled=_absolute_texts)
             ),
-            "ledger": config.ledger.model_copy(update=changed(config.ledger, uri=_absolute_uri)),
+            "ledger": config.ledger.model_copy(update=changed(config.ledger, uri=absolute_uri)),
             "teacher": config.teacher.model_copy(update=changed(config.teacher, model=_absolute_if_there)),
             "student": config.student.model_copy(update=changed(config.student, model=_absolute_if_there)),
             "tracking": config.tracking.model_copy(
-                update=changed(config.tracking, uri=_absolute_uri, artifacts=_absolute)
+                update=changed(config.tracking, uri=absolute_uri, artifacts=_absolute)
             ),
         }
     )
@@ -115,7 +115,8 @@ def _absolute(place: str, base: Path) -> str:
     return str(base / Path(place).expanduser())
 
 
-def _absolute_uri(uri: str, base: Path) -> str:
+def absolute_uri(uri: str, base: Path) -> str:
+    """``uri`` with a relative path of SQLite's resolved against ``base``."""
     match = _SQLITE.match(uri)
     if match is None or match[2].startswith((":memory:", "file:")):
         return uri

@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 
 from actors.backends.identity import identify
+from actors.embedder import PACKAGED
 from actors.ledger_database import NoLedgerError
 from actors.ledger_store import LedgerStore
 from jobs import generate
@@ -32,6 +33,7 @@ from potstill.errors import InputError, Problem
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
 from potstill.rows import Example, Request
+from potstill.task import Task
 from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
 ASKING = ("generate", "relabel")  # the stages that ask the teacher
@@ -245,6 +247,10 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         f"{augment.strategy} with {augment.shots} shots: {strategies.texts_wanted(augment)} texts a class to write, "
         f"the {augment.per_class} surest to keep"
     )
+    if job.task.licence != Task.model_fields["licence"].default:
+        terminal.say(f"licence of the task's texts: {escape(job.task.licence)}")
+    for remark in remarks(job):
+        terminal.warn(remark)
     identity = identify(job.config.teacher)
     renderer = choose_renderer(job.config.teacher.renderer, identity)
     terminal.say(f"teacher {identity.model} ({identity.provider}), prompts put as {renderer}")
@@ -271,6 +277,27 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
             f"no price of {job.config.teacher.model} is known, so only its tokens are counted; "
             "set teacher.price: {prompt, completion} in dollars per million tokens"
         )
+
+
+def remarks(job: Job) -> list[str]:
+    """What a user may not expect of a task: fixed seeds that aren't used, a language that the built-in models don't know."""
+    config, task = job.config, job.task
+    said = []
+    unused = len(task.seeds) - len(job.data.seeds)
+    if task.seeds and unused > 0:
+        said.append(
+            f"task.seeds_per_class = {config.task.seeds_per_class}: {unused} of the task's {len(task.seeds)} seeds are not "
+            "used; raise it to use them"
+        )
+    if task.language.split("-")[0].lower() not in ("en", "eng", "english"):
+        english = ["the sentence encoder behind class descriptions and the regression baseline"]
+        english += ["the embedded teacher"] if isinstance(config.teacher, EmbeddedTeacher) else []
+        english += ["the embedded student"] if config.student.model == PACKAGED else []
+        said.append(
+            f"the task's language is {task.language!r}, and these know English best: {', '.join(english)}; set "
+            "relabel.descriptions to 0, and teacher and student.model to models of that language"
+        )
+    return said
 
 
 def ask_first(job: Job, stages: Sequence[StagePlan], yes: bool) -> None:

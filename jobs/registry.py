@@ -79,8 +79,6 @@ def register_student(
     Where a version with these digests exists it is returned, and ``challenger`` points to it again.
     Raises ``StageError`` if the folder is no student with these classes, ``TrackingError`` for an outage.
     """
-    folder = Path(export.fetch(str(folder)))
-    _check_folder(folder, labels)
     facts = {
         "task": task,
         "run_digest": run_digest,
@@ -93,19 +91,19 @@ def register_student(
         **{key: repr(float(value)) for key, value in scores.items()},
         **facts,
     }
-    try:
-        with short_requests(UPLOAD_TIMEOUT_S), _tracking_to(tracking_uri), mlflow_errors():
-            registry = client(tracking_uri)
-            known = find_version(registry, name, run_digest, student_digest)
-            if known is None:
-                model_uri = _log(registry, folder, run_id, labels, input_example, max_length, tags)
-                known = _create_version(registry, name, model_uri, run_id, tags)
-                created = True
-            else:
-                created = False
-            registry.set_registered_model_alias(name, CHALLENGER, known.version)
-    except RefusedError as error:
-        raise StageError(f"MLflow refused the student {name!r}: {error}") from error
+    with export.fetched(str(folder)) as local:
+        _check_folder(Path(local), labels)
+        try:
+            with short_requests(UPLOAD_TIMEOUT_S), _tracking_to(tracking_uri), mlflow_errors():
+                registry = client(tracking_uri)
+                known = find_version(registry, name, run_digest, student_digest)
+                created = known is None
+                if known is None:
+                    model_uri = _log(registry, Path(local), run_id, labels, input_example, max_length, tags)
+                    known = _create_version(registry, name, model_uri, run_id, tags)
+                registry.set_registered_model_alias(name, CHALLENGER, known.version)
+        except RefusedError as error:
+            raise StageError(f"MLflow refused the student {name!r}: {error}") from error
     return StudentVersion(name, str(known.version), f"models:/{name}/{known.version}", created)
 
 

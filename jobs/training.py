@@ -10,14 +10,13 @@ no torch: process group and training live on the workers.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors import export, student
+from actors import export, hub, student
 from jobs import fits
 from potstill import arms as arms_
 from potstill import encoders
@@ -88,11 +87,6 @@ class TrainedStudent:
     def examples_per_s(self) -> float:
         """Examples a second of training, over all workers."""
         return self.examples / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def padding(self) -> float:
-        """Share of the computed tokens that were padding."""
-        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +197,8 @@ def _prepare(
     arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str], storage: str, reuse: bool
 ) -> list[student.ArmJob]:
     """Name every arm's folder by its digest and put the rows of new ones there."""
-    weights = encoders.weights_digest(config.model)
+    is_local = os.path.isabs(encoders.locate(config.model))
+    weights = encoders.weights_digest(config.model, None if is_local else hub.find_commit(config.model))
     jobs: list[student.ArmJob] = []
     for arm in arms:
         anchor = next((job for job in jobs if job.name == arm.anchor), None)
@@ -274,8 +269,7 @@ def run_fit(
         ),
     )
     try:
-        with _environment({"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}):
-            result = trainer.fit()
+        result = trainer.fit()
     except TrainingFailedError as error:
         raise StageError(f"training broke off: {_explain(error)}{_see(log_dir)}") from error
     returned = result.return_value
@@ -345,21 +339,6 @@ def _torch_backend_config() -> BackendConfig:
         return config().backend_cls()
 
     return LateTorchConfig()
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that Ray Train reads in the driver, and put the old ones back."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _explain(error: Exception) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from potstill.config import StudentConfig
+from potstill.config import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.rows import Example
@@ -23,18 +23,8 @@ from potstill.task import LabelledText
 RECIPE = 3
 """Raised when the training loop changes what the same rows and config become."""
 
-_WITHOUT_EFFECT = (
-    "workers",
-    "min_workers",
-    "micro_batch_tokens",
-    "max_failures",
-    "checkpoint_steps",
-    "seed",
-    "repeats",
-    "early_stopping",  # an arm's validation texts are part of its digest
-    "seed_weight",
-    "offload_optimizer",
-)
+# What else an arm says itself: its seed, the weights of its rows, its validation texts.
+_WITHOUT_EFFECT = (*STUDENT_WITHOUT_EFFECT, "seed", "repeats", "seed_weight", "early_stopping")
 _OF_THE_ANCHOR = ("second_opinion", "blend")
 
 
@@ -187,10 +177,10 @@ def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
             found.append(Problem(where, f"its anchor {arm.anchor!r} must stand before it"))
         if not arm.rows:
             found.append(Problem(where, "has no texts to learn from"))
-        for number, row in enumerate((*arm.rows, *arm.validation)):
+        for position, row in enumerate((*arm.rows, *arm.validation)):
             complaint = _complain(row, len(labels))
             if complaint:
-                found.append(Problem(f"{where}, row {number}", complaint))
+                found.append(Problem(f"{where}, row {position}", complaint))
                 break
         else:
             top = {max(range(len(row.label_probs)), key=row.label_probs.__getitem__) for row in arm.rows}

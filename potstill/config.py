@@ -176,7 +176,7 @@ class StudentConfig(Section):
     )
     pooling: Literal["auto", "native"] = Field(
         "auto",
-        description="auto: sentence encoders keep their mean pooling and start from a regression on it; native: the architecture's own head, untrained",
+        description="auto: sentence encoders of BERT's kind keep their mean pooling and start from a regression on it; native: the architecture's own head, untrained",
     )
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the learning rate falls after the warm-up")
     clip_norm: float = Field(1.0, ge=0.0, le=1000.0, description="gradients are clipped to this norm; 0 = not clipped")
@@ -331,6 +331,8 @@ class Config(Section):
             content.pop(name)
         if content["task"]["seed"] is None:  # runs from before there was such a field keep their names
             content["task"].pop("seed")
+        if not content["student"]["early_stopping"]:  # runs from before there was such a field keep their names
+            content["student"].pop("early_stopping")
         for section, names in _WITHOUT_EFFECT.items():
             for name in names:
                 content[section].pop(name, None)
@@ -338,17 +340,19 @@ class Config(Section):
 
 
 _SHOWING_SEEDS = ("promptmix", "few_shot", "sahu2022", "gpt3mix")
+STUDENT_WITHOUT_EFFECT = (
+    "workers",
+    "min_workers",
+    "micro_batch_tokens",
+    "max_failures",
+    "offload_optimizer",
+    "checkpoint_steps",
+)
+"""Fields of ``StudentConfig`` that say how training is done, not what comes out."""
 _WITHOUT_EFFECT = {
     "task": ("preset", "data_dir", "unlabelled"),
     "teacher": WITHOUT_EFFECT,
-    "student": (
-        "workers",
-        "min_workers",
-        "micro_batch_tokens",
-        "max_failures",
-        "offload_optimizer",
-        "checkpoint_steps",
-    ),
+    "student": STUDENT_WITHOUT_EFFECT,
 }
 
 

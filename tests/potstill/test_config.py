@@ -149,3 +149,10 @@ def test_a_batch_has_no_pace_of_ours():
         Config.model_validate({"task": "trec6", "teacher": {**batch, "mode": mode}}) for mode in ("batch", "realtime")
     ]
     assert modes[0].digest() == modes[1].digest()  # the same run, the same answers
+
+
+def test_a_run_keeps_its_name_where_a_new_field_is_off():
+    usual = parse({"task": "t"})
+    assert parse({"task": "t", "student": {"early_stopping": False}}).digest() == usual.digest()
+    assert parse({"task": "t", "student": {"early_stopping": True}}).digest() != usual.digest()
+    assert parse({"task": "t", "student": {"workers": 3}}).digest() == usual.digest()
