@@ -121,6 +121,8 @@ class StudyConfig(Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 complaints.append(f"{what}: {', '.join(map(repr, twice))} stands twice")
+        if self.student.repeats != 1 or any(one.get("repeats", 1) != 1 for one in self.students.values()):
+            complaints.append("student.repeats: a study has `repeats` of its own, of data seeds; leave it out")
         reserved = sorted({REGRESSION, TEACHER_ALONE} & set(self.students))
         if reserved:
             complaints.append(

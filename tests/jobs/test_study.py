@@ -246,6 +246,7 @@ def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
         ),
         ({"tasks": []}, "at least 1 item"),
         ({"repeats": 0}, "repeats = 0"),
+        ({"student": {"repeats": 2}}, "a study has `repeats` of its own"),
         ({"tsks": ["trec6"]}, "tsks: no such field"),
     ],
 )
