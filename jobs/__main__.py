@@ -91,11 +91,29 @@ def evaluate(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = F
 
 
 @app.command()
-def report(run: RunOrConfig, overrides: Overrides = None) -> None:
-    """Print the report of a finished run."""
-    from jobs.report import show
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|STUDY|CONFIG", help="a run or a study (its name or folder), or a run's config")
+    ],
+    overrides: Overrides = None,
+    annotations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="people's votes on the test texts: item, annotator, label (CSV, JSONL, Parquet)"
+        ),
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open/--no-open", help="show the page in a browser")] = True,
+) -> None:
+    """Print the report of a finished run or study, write it as a page (report.html) and open that."""
+    from jobs import report as reports
 
-    show(*_resolve(run, overrides))
+    if study_run := reports.find_study(run):
+        given = {"--set": overrides, "--annotations": annotations}
+        if wrong := [Problem(name, "can't be used with a study") for name, value in given.items() if value]:
+            raise InputError(wrong)
+        reports.show_study(study_run, open_it)
+    else:
+        reports.show(*_resolve(run, overrides), annotations, open_it)
 
 
 @app.command()

@@ -6,6 +6,8 @@ diversity.by_class(embeddings, labels, order, nearest=nearest)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,11 @@ from potstill import diversity
 from potstill.errors import StageError
 
 LARGE = 100_000  # rows from which on starting a pipeline takes less time than it saves: a minute on two cores
+
+
+def as_rows(embeddings: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Diversity overall (label ``None``) and of each class, as a run's ``diversity.json`` holds it."""
+    return [asdict(one) for one in diversity.by_class(embeddings, labels, order, nearest)]
 
 
 def nearest(embeddings: np.ndarray) -> np.ndarray:

@@ -8,11 +8,13 @@ the seeds, and logistic regression on frozen sentence embeddings of the seeds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from jobs import evaluation, figures, registry, report
+from jobs.diversity import as_rows
 from jobs.embedding import embed
-from jobs.finetune import DISTILLED, SEEDS_ONLY
+from jobs.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
 from jobs.job import Job
 from jobs.registry import StudentVersion
 from potstill import baselines
@@ -33,6 +35,7 @@ def evaluate(job: Job) -> None:
             folders, job.data.test, job.labels, max_length=job.config.student.max_length, verbose=job.verbose
         )
         predictions[REGRESSION] = regression(job)
+        measure_real(job)
         for name, rows in predictions.items():
             job.run.write(Prediction, name, rows)
         result = summarise(job, predictions)
@@ -67,6 +70,17 @@ def regression(job: Job) -> list[Prediction]:
     seeds, test = embed([row.text for row in job.data.seeds], [row.text for row in job.data.test])
     probabilities = baselines.fit_predict(seeds, [row.label for row in job.data.seeds], test, job.labels)
     return baselines.as_predictions(job.data.test, probabilities, job.labels)
+
+
+def measure_real(job: Job) -> None:
+    """Put the diversity of as many real texts beside that of the kept ones, where the students are compared with them."""
+    if REAL_EQUAL not in job.config.evaluate.compare or not job.data.train:
+        return
+    counts = Counter(example.label for example in job.run.read(Example, "relabelled") if example.kept)
+    real = real_texts(job, counts)
+    (vectors,) = embed([row.text for row in real])
+    found = {**job.run.read_json("diversity"), "real": as_rows(vectors, [row.label for row in real], job.labels)}
+    job.run.write_json("diversity", found)
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
@@ -118,6 +132,7 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
     if bins:
         tracker.figure("relabelled_by_alpha", figures.relabelling_figure(bins))
     tracker.text("report.md", report.as_markdown(job, result))
+    tracker.text("report.html", report.write_page(job, result))
 
 
 def _register(job: Job, result: report.Report, student: Mapping[str, str]) -> StudentVersion | None:

@@ -106,7 +106,7 @@ def plan_arms(job: Job) -> list[Arm]:
             )
         )
     if REAL_EQUAL in config.evaluate.compare and job.data.train:
-        arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(_real(job, counts), labels)]))
+        arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(real_texts(job, counts), labels)]))
     return repeat(arms, config.student.repeats)
 
 
@@ -121,7 +121,7 @@ def _first(examples: Sequence[Example], per_class: int) -> list[Example]:
     return first
 
 
-def _real(job: Job, counts: collections.Counter[str]) -> list[LabelledText]:
+def real_texts(job: Job, counts: collections.Counter[str]) -> list[LabelledText]:
     """As many real texts of every class as were kept synthetic ones (all, where there are fewer)."""
     return [
         row

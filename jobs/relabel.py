@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from actors.backends.identity import identify
 from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
+from jobs.diversity import as_rows
 from jobs.embedding import embed
 from jobs.generate import usage_metrics
 from jobs.job import Job
@@ -77,6 +79,7 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         resolved = {example.example_id: example for example in resolution.examples}
         job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])
         job.run.write_json("relabel", as_json(Relabelled(usage, report)))
+        job.run.write_json("diversity", _diversity(job, resolution, vectors.texts))
         record.metrics({**usage_metrics(usage), **_metrics(report)})
         line.summary = _summary(report)
     for warning in report.warnings:
@@ -131,6 +134,16 @@ def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
             relabelling.class_texts(job.task),
         )
     )
+
+
+def _diversity(job: Job, resolution: Resolution, vectors: np.ndarray) -> dict[str, Any]:
+    """How diverse the texts are that were written, and those that are kept."""
+    kept = [i for i, example in enumerate(resolution.examples) if example.kept]
+    labels = [example.label for example in resolution.examples]
+    return {
+        "generated": as_rows(vectors, [one.target_label or one.label for one in resolution.examples], job.labels),
+        "distilled": as_rows(vectors[kept], [labels[i] for i in kept], job.labels),
+    }
 
 
 def _metrics(report: RelabelReport) -> dict[str, float]:

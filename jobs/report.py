@@ -1,13 +1,19 @@
-"""What came out of a run, for the terminal, for Markdown and for MLflow.
+"""What came out of a run, for the terminal, for Markdown and for MLflow; ``jobs/page`` makes a page of it.
 
 potstill report RUN
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from fsspec.core import url_to_fs
+from rich.markup import escape
 
 from jobs.job import Job, prepare
 from jobs.mlflow_server import redact
@@ -15,10 +21,12 @@ from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
 from potstill import second_opinion
+from potstill.annotation_files import Votes, read_annotations, read_rows
 from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
 from potstill.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
 
+PAGE = "report.html"
 SHOWN_CHANGES = 5  # the commonest changes of label
 ROWS = {
     "seeds_only": "seeds only, fine-tuned",
@@ -66,13 +74,70 @@ def _scores(data: Mapping[str, Any]) -> Scores:
     )
 
 
-def show(config: Config, run: Run | None) -> None:
-    """Print the report of a run; without one, of the run that the config names."""
+def show(config: Config, run: Run | None, annotations: str | None = None, open_it: bool = True) -> None:
+    """Print the report of a run; without one, of the run that the config names. Write its page, and open that.
+
+    ``annotations``: a file of people's votes on the test texts (``potstill.annotation_files``). Raises ``InputError``
+    where it can't be used.
+    """
     job = prepare(config, Terminal(), run=run)
     result = Report.from_json(job.run.read_json("report"))
+    votes = None
+    if annotations is not None:
+        votes = read_annotations(read_rows(annotations), job.labels, annotations)
+    write_page(job, result, votes)
     print_stages(job)
     print_report(job, result)
     print_classes(job, result)
+    job.terminal.say()
+    page = f"{job.run.path}/{PAGE}"
+    job.terminal.say(f"page      {escape(page)}")
+    if open_it:
+        open_page(page)
+
+
+def find_study(reference: str) -> Run | None:
+    """The folder of the study that a path or a name means; ``None`` if it means none."""
+    for place in (reference.rstrip("/"), f"{home()}/runs/{reference}"):
+        filesystem, root = url_to_fs(place)
+        if filesystem.isfile(f"{root}/study.json"):
+            return Run(*place.rsplit("/", 1)) if "://" in place else Run(*root.rsplit("/", 1))
+    return None
+
+
+def show_study(run: Run, open_it: bool = True) -> None:
+    """Print the tables of a study, write its page, and open that."""
+    from jobs import study_report
+    from jobs.page import study_page
+    from potstill.study_tables import read_study
+
+    terminal = Terminal()
+    study_page.write(run)
+    study_report.print_tables(terminal, *read_study(run.path))
+    page = f"{run.path}/{PAGE}"
+    terminal.say()
+    terminal.say(f"page      {escape(page)}")
+    if open_it:
+        open_page(page)
+
+
+def write_page(job: Job, result: Report, votes: Votes | None = None) -> str:
+    """Write the run's ``report.html``; its text. Raises ``InputError`` where no vote is about a test text."""
+    from jobs.page import run_page
+    from jobs.page.render import render
+
+    text = render(run_page.build(job, result, votes))
+    job.run.write_text(PAGE, text)
+    return text
+
+
+def open_page(path: str) -> None:
+    """Show a page in the browser of whoever sits before a terminal; in a log file or over SSH there is nobody."""
+    sits_here = sys.stdout.isatty() and (sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
+    if "://" not in path and sits_here:
+        import webbrowser
+
+        webbrowser.open(Path(path).absolute().as_uri())
 
 
 def print_report(job: Job, result: Report) -> None:
@@ -177,6 +242,7 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
         state = "registered now" if version.created else "registered before"
         say(f"registry  {version.alias_uri} (version {version.version}, {state})")
     say(f"run       {job.run.path}")
+    say(f"report    {job.run.path}/{PAGE}")
     say(f"MLflow    {job.tracker.where}")
     new = sum(job.run.read_json(stage)["usage"]["new_requests"] for stage in ("generate", "relabel"))
     say(f"teacher   new requests: {new}")

@@ -123,6 +123,11 @@ class Run:
         with self._fs.open(self.place(f"{name}.json"), "w") as file:
             json.dump(value, file, indent=2, ensure_ascii=False)
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, such as ``report.html``."""
+        with self._fs.open(self.place(name), "w", encoding="utf-8") as file:
+            file.write(text)
+
     def read_json(self, name: str) -> Any:
         """Read ``<name>.json``. Raises ``InputError`` if it is not there."""
         place = f"{self._root}/{name}.json"

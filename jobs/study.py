@@ -19,6 +19,7 @@ from actors.pool import TeacherPool
 from jobs import cluster, evaluation, preflight, study_report, training
 from jobs.embedding import embed
 from jobs.finetune import remarks
+from jobs.page import study_page
 from jobs.study_cells import Cell, Group, groups, plan_cells
 from jobs.study_folder import Finished, StudyFolder
 from jobs.study_plan import confirm
@@ -66,8 +67,10 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
                 failed = _run(config, left, folder, tracker, started)
                 folder.write_tables(time.monotonic() - started, finished=not failed)
                 study_report.log(tracker, *folder.read())
+                tracker.text("report.html", study_page.write(folder.run))
     else:
         folder.write_tables(folder.read()[0].seconds, finished=True)  # as this version of the code makes them
+        study_page.write(folder.run)
     study_report.print_tables(terminal, *folder.read())
     study_report.print_places(terminal, folder)
     if failed:

@@ -61,6 +61,7 @@ def print_tables(terminal: Terminal, study: Study, tables: dict[str, pa.Table]) 
 def print_places(terminal: Terminal, folder: StudyFolder) -> None:
     """Where the tables are."""
     terminal.say()
+    terminal.say(f"page      {folder.run.path}/report.html")
     terminal.say(f"tables    {folder.run.path}/study/*.parquet (potstill/study_tables.py says what is in them)")
 
 

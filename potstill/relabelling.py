@@ -77,7 +77,7 @@ def plan_relabel(
     A text's requests are made when they are asked for. Embeddings: rows of unit length for ``texts``, ``seeds`` and ``class_texts(task)``. Where there are more
     classes than ``neighbours``, the nearest ones are offered.
     """
-    offered = _offer(
+    offered = offer(
         task, text_embeddings, class_centres(task, seeds, seed_embeddings, class_embeddings), relabel.neighbours
     )
     ask = _Asker(task, relabel, identity, renderer, seed, "relabel")
@@ -102,14 +102,14 @@ def plan_seed_check(
     ask = _Asker(task, relabel, identity, renderer, seed, "seed_check")
     requests = []
     for i, asked in enumerate(seeds):
-        others = _without(seeds, i)
+        others = without(seeds, i)
         centres = class_centres(task, [seeds[j] for j in others], seed_embeddings[others], class_embeddings)
-        labels = _offer(task, seed_embeddings[i : i + 1], centres, relabel.neighbours)[0]
+        labels = offer(task, seed_embeddings[i : i + 1], centres, relabel.neighbours)[0]
         requests += ask.about(asked.text, labels, [seeds[j] for j in others])
     return requests
 
 
-def _without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
+def without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
     """The seeds to show when ``asked`` is the question: the r-th of every class is left out if it is its class's r-th."""
     of_class: dict[str, list[int]] = {}
     for i, example in enumerate(seeds):
@@ -140,7 +140,7 @@ def sample_questions(
     return _Asker(task, relabel, identity, renderer, seed, "relabel").about(text, labels, seeds[1:])
 
 
-def _offer(task: Task, embeddings: np.ndarray, centres: np.ndarray, neighbours: int) -> list[list[str]]:
+def offer(task: Task, embeddings: np.ndarray, centres: np.ndarray, neighbours: int) -> list[list[str]]:
     if len(task.labels) <= neighbours:
         return [list(task.labels)] * len(embeddings)
     nearest = np.argsort(-(embeddings @ centres.T), axis=1)[:, :neighbours]

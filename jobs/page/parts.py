@@ -1,0 +1,156 @@
+"""Sections that pages of runs and of studies share: confusions, diversity, agreement, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jobs.page import charts
+from jobs.page.content import Block, Chart, Examples, ExampleText, Paragraph, Section, Table
+from potstill import draws
+from potstill.scores import Scores
+from potstill.subjectivity import Agreement, AgreementCurve
+
+SHOWN = 8  # examples of a group
+_CELLS = 14  # classes up to which a confusion matrix is a table of numbers
+_CURVE_NOTE = (
+    "A point is the score on the test texts whose annotators agree at least that much; the dashed line is the least-squares "
+    "line through the points. Points share texts, so their line looks surer than it is; the correlation over single texts "
+    "(agreement against right or wrong) does not."
+)
+
+
+def confusion(
+    name: str, counts: Sequence[Sequence[int]], labels: Sequence[str], folded: bool = False
+) -> Table | Chart | Paragraph:
+    """``counts[i][j]``: texts of class i taken for class j. A table of numbers, or a picture for many classes."""
+    caption = f"{name}: rows are the true class, columns what it was taken for; shaded by the share of the row"
+    if len(labels) > _CELLS:
+        return Chart(caption, charts.heat(counts, labels))
+    shares = [[count / (sum(row) or 1) for count in row] for row in counts]
+    rows = [
+        [label, *(f"{count:,}" if count else "·" for count in row)] for label, row in zip(labels, counts, strict=True)
+    ]
+    return Table(caption, ["", *labels], rows, shades=shares, folded=folded)
+
+
+def per_class(scores: Scores, caption: str) -> Table:
+    """Precision, recall and F1 by class."""
+    rows = [
+        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
+        for one in scores.per_class
+    ]
+    return Table(caption, ("class", "precision", "recall", "F1", "test texts"), rows)
+
+
+def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> Section | None:
+    """``sources``: for each its rows ``{label, texts, remote_clique, chamfer}``, label ``None`` for all together."""
+    whole = {
+        titles.get(name, name): row
+        for name, rows in sources.items()
+        for row in rows
+        if row["label"] is None and row["remote_clique"] is not None
+    }
+    if not whole:
+        return None
+    groups = [(name, (row["remote_clique"], row["chamfer"])) for name, row in whole.items()]
+    overall = [
+        (name, f"{row['texts']:,}", _three(row["remote_clique"]), _three(row["chamfer"])) for name, row in whole.items()
+    ]
+    by_class = [
+        (
+            f"{titles.get(name, name)}: {row['label']}",
+            f"{row['texts']:,}",
+            _three(row["remote_clique"]),
+            _three(row["chamfer"]),
+        )
+        for name, rows in sources.items()
+        for row in rows
+        if row["label"] is not None
+    ]
+    columns = ("texts of", "texts", "Remote Clique", "Chamfer")
+    blocks: list[Block] = [
+        Paragraph(
+            "Cosine distances between sentence embeddings: Remote Clique is the mean distance to all other texts of the set, "
+            "Chamfer the mean distance to the nearest one. Higher is more diverse. Chamfer falls as a set grows, so compare "
+            "sets of like size."
+        ),
+        Chart(
+            "Diversity of each set, all classes together",
+            charts.bars(groups, ("Remote Clique", "Chamfer"), "cosine distance"),
+        ),
+        Table("Diversity of each set", columns, overall),
+    ]
+    if by_class:
+        blocks.append(Table("Diversity by class", columns, by_class, folded=True))
+    return Section("diversity", "Diversity", blocks)
+
+
+def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) -> Section | None:
+    """What annotators say of the test texts, and each classifier's accuracy on those that they agree on."""
+    drawn = {name: curve for name, curve in curves.items() if curve.points}
+    if measured is None or not drawn:
+        return None
+    alpha = "not defined, since all votes are for one class" if measured.alpha is None else str(measured.alpha)
+    facts = [
+        ("texts with two votes or more", f"{measured.items:,}"),
+        ("annotators", f"{measured.annotators:,}"),
+        ("mean agreement (95 % interval)", str(measured.mean)),
+        ("Krippendorff's alpha (95 % interval)", alpha),
+    ]
+    series = [
+        charts.Curve(
+            name,
+            [charts.Dot(p.gamma, p.accuracy, f"{name}: {p.accuracy:.3f} on {p.texts} texts") for p in curve.points],
+            None if curve.of_accuracy is None else (curve.of_accuracy.intercept, curve.of_accuracy.slope),
+            joined=False,
+        )
+        for name, curve in drawn.items()
+    ]
+    rows = []
+    for name, curve in drawn.items():
+        line = curve.of_accuracy
+        fit = ("-", "-") if line is None else (f"{line.slope:+.3f}", f"{line.r_squared:.2f}")
+        rho = "-" if curve.rho is None else f"{curve.rho:+.3f} (p = {curve.p_value:.2g})"
+        rows.append((name, *fit, rho))
+    return Section(
+        "agreement",
+        "Accuracy and agreement",
+        [
+            Table("What the annotators say of the test texts", ("", ""), facts),
+            Chart(
+                "Accuracy on texts with at least so much agreement",
+                charts.curves(series, "agreement of at least", "accuracy"),
+            ),
+            Table("How accuracy goes with agreement", ("student", "slope", "R²", "Spearman's rho over texts"), rows),
+            Paragraph(_CURVE_NOTE, muted=True),
+        ],
+    )
+
+
+def examples(groups: Iterable[tuple[str, Sequence[Mapping[str, Any]]]], seed: int = 0) -> Section | None:
+    """Some texts of every group (heading, rows with the columns of the example table), drawn by ``seed``."""
+    blocks: list[Block] = []
+    for heading, rows in groups:
+        if rows:
+            drawn = draws.sample(rows, SHOWN, seed, "shown", heading)
+            blocks.append(Examples(heading, len(rows), [_example(row) for row in drawn], opened=not blocks))
+    return Section("examples", "Examples", blocks) if blocks else None
+
+
+def _example(row: Mapping[str, Any]) -> ExampleText:
+    facts = []
+    if row.get("alpha") is not None:
+        mixed = f" with {row['mix_label']}" if row.get("mix_label") else ""
+        facts.append(f"alpha {row['alpha']:.2f}{mixed}")
+    if row.get("teacher_label"):
+        facts.append(f"teacher says {row['teacher_label']}")
+    if row.get("confidence") is not None:
+        facts.append(f"confidence {row['confidence']:.2f}")
+    if row.get("dropped_because"):
+        facts.append(f"dropped: {row['dropped_because']}")
+    return ExampleText(row["text"], row["label"], row.get("target_label"), facts)
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
