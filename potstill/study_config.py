@@ -79,6 +79,11 @@ class StudyConfig(Section):
     repeats: int = Field(3, ge=1, le=100, description="runs of every cell, each with a data seed of its own")
     seed: int = Field(0, ge=0, description="data seed of the first repeat")
     reference: str = Field("real", description="source that Table 1's differences are to")
+    judgements: str | None = Field(
+        None,
+        description="file of pairwise judgements (judge, task_a, task_b, more_subjective) that order the tasks; default: the "
+        "order of Li et al. 2023",
+    )
     real_per_class: int | None = Field(
         None, ge=1, description="real texts a class of the source real; default: all there are"
     )
