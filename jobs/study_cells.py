@@ -24,7 +24,7 @@ from potstill.study_config import StudyConfig, cell_config, student_config
 from potstill.study_tables import LAYOUT, REGRESSION, TEACHER_ALONE
 from potstill.task import LabelledText, Task, TaskData
 
-_OF_PROCESSES = ("workers", "min_workers", "micro_batch_tokens", "max_failures", "checkpoint_steps")
+_OF_PROCESSES = ("workers", "min_workers", "micro_batch_tokens", "max_failures", "checkpoint_steps", "repeats")
 
 
 @dataclass(frozen=True)

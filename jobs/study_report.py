@@ -39,6 +39,8 @@ def print_start(terminal: Terminal, config: StudyConfig, folder: StudyFolder, ce
     )
     done = f", {cells - left} of them are done" if left < cells else ""
     terminal.say(f"{cells} cells{done}; {folder.run.path}")
+    for edge, cycle in folder.ranking.broken if folder.ranking else ():
+        terminal.warn(f"the judgements go round in a circle ({' < '.join(cycle)}); the weakest gave way: {edge}")
 
 
 def print_cell(cell: Cell) -> None:

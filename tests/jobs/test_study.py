@@ -164,6 +164,21 @@ def test_labels_of_real_texts_reach_nobody_who_annotates(config, world):
     assert all(row.target_label is None for row in cell.job.run.read(Example, "relabelled"))
 
 
+def test_people_order_the_tasks(config, world, tmp_path):
+    file = tmp_path / "judgements.csv"
+    file.write_text("judge,task_a,task_b,more_subjective\nann,mailroom,mood,mailroom\nbob,mood,mailroom,mailroom\n")
+    config = config(repeats=1, judgements=str(file))
+    study(config)
+    tasks = read_study(_folder(config).run.path)[0].tasks
+    assert [(task.name, task.subjectivity, task.order_from) for task in tasks] == [
+        ("mood", 1, "judgements"),
+        ("mailroom", 2, "judgements"),
+    ]
+    file.write_text("judge,task_a,task_b,more_subjective\nann,mailroom,moods,mailroom\n")
+    with pytest.raises(InputError, match="moods"):
+        study(config)
+
+
 def test_two_teachers_share_what_needs_none(config, world):
     teachers = {"one": {"kind": "embedded"}, "two": {"kind": "embedded", "precision": "float32"}}
     config = config(teachers=teachers, repeats=1, tasks=SMALL["tasks"][:1])
@@ -246,6 +261,7 @@ def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
         ),
         ({"tasks": []}, "at least 1 item"),
         ({"repeats": 0}, "repeats = 0"),
+        ({"student": {"repeats": 2}}, "a study has `repeats` of its own"),
         ({"tsks": ["trec6"]}, "tsks: no such field"),
     ],
 )
