@@ -251,7 +251,12 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         terminal.say(f"licence of the task's texts: {escape(job.task.licence)}")
     for remark in remarks(job):
         terminal.warn(remark)
-    identity = identify(job.config.teacher)
+    print_stages(job, stages)
+
+
+def print_stages(job: Job, stages: Sequence[StagePlan]) -> None:
+    """Requests, tokens, cost and time by stage, and of which teacher."""
+    identity, terminal = identify(job.config.teacher), job.terminal
     renderer = choose_renderer(job.config.teacher.renderer, identity)
     terminal.say(f"teacher {identity.model} ({identity.provider}), prompts put as {renderer}")
     terminal.table(
