@@ -2,8 +2,9 @@
 
     potstill search conf/trec6-search.yaml --set search.trials=40
 
-config -> preflight -> plan -> trials (Ray Tune) -> finals -> winner -> the winner's own distill run. Trials share one teacher pool, one limiter and the
-ledger, so a text is paid for once however many trials want it. The same command goes on where it was stopped, and with more trials it grows.
+config -> preflight -> plan -> trials (Ray Tune) -> finals -> winner -> the winner's own distill run. Trials share one
+teacher pool, one limiter and the ledger, so a text is paid for once however many trials want it. The same command
+goes on where it was stopped, and with more trials it grows.
 """
 
 from __future__ import annotations

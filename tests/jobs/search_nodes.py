@@ -2,8 +2,8 @@
 
     python tests/jobs/search_nodes.py FOLDER
 
-A program of its own, since a process has one Ray and that of the tests has one node. The GPUs are logical: students are trained on CPUs, but
-placed as on GPUs.
+A program of its own, since a process has one Ray and that of the tests has one node. The GPUs are logical: students
+are trained on CPUs, but placed as on GPUs.
 """
 
 from __future__ import annotations
