@@ -4,7 +4,8 @@
     pool = SharedPool(workshop, config.teacher, ledger)      # in any process: as a TeacherPool
     ray.get(workshop.train.remote(job.to_json()))            # the next free process does it
 
-The actor holds no texts: teachers are asked by the trials directly. Work for the training processes passes through, as plain data.
+The actor holds no texts: teachers are asked by the trials directly. Work for the training processes passes through,
+as plain data.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from potstill.placement import Placement
 from potstill.teachers import EmbeddedTeacher, TeacherConfig
 
 LATE_S = 60.0  # after the first training process is ready, how long the others are waited for
+MOST_GROWN_MB = 2000.0  # of a training process since its first student
 MAX_LOST = 3  # training processes that may die over one piece of work
 
 
@@ -104,7 +106,7 @@ class Workshop:
         return await self._do("predict", *arguments)
 
     async def claim(self, key: str, owner: str) -> None:
-        """Wait until nobody else works on ``key``, and take it. Two trials may come to the same rung from different points."""
+        """Wait until nobody else works on ``key``, and take it: two points may have a rung in common."""
         while key in self._claims and self._claims[key][0] != owner:
             await self._claims[key][1].wait()
         self._claims.setdefault(key, (owner, asyncio.Event()))
@@ -138,14 +140,31 @@ class Workshop:
                     return Failed(error.cause)
                 raise
             except ray.exceptions.RayActorError:
-                self._benches.remove(one)
-                self._replacing.add(asyncio.create_task(self._ready(self._make(len(self._benches)))))
+                self._replace(one)
                 if last_try:
                     raise
                 continue
-            self._free.put_nowait(one)
+            if what == "train" and await self._has_grown(one):
+                ray.kill(one)
+                self._replace(one)
+            else:
+                self._free.put_nowait(one)
             return result
         raise AssertionError("unreachable")
+
+    def _replace(self, one: Any) -> None:
+        """Another process for one that is gone."""
+        self._benches.remove(one)
+        task = asyncio.create_task(self._ready(self._make(len(self._benches))))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+    async def _has_grown(self, one: Any) -> bool:
+        """Whether a process holds on to too much memory; a new one costs less than a node without any."""
+        try:
+            return bool(await one.grown_mb.remote() > MOST_GROWN_MB)
+        except ray.exceptions.RayActorError:
+            return True
 
 
 def start_workshop(placement: Placement, teacher: TeacherConfig, ledger: Ledger, log_dir: str | None) -> Any:

@@ -3,15 +3,21 @@
     python benchmarks/search.py --data-dir DIR --json search.json
     python benchmarks/search.py --data-dir DIR --json search.json --quick
 
-TREC-6, shots {1, 2} x alpha.low {0.5, 0.7} x per_class {25, 50, 75, 100}, the test endpoint in front of the embedded teacher (its GGUF in llama.cpp's
-server; ``--answers scripted``: answers of the endpoint's own after ``--latency-s``, of which no score means anything). Every part is
-written to the file as it ends and not run again: delete its entry to have it anew.
+TREC-6, shots {1, 2} x alpha.low {0.5, 0.7} x per_class {25, 50, 75, 100}, the test endpoint in front of the embedded
+teacher (its GGUF in llama.cpp's server; ``--answers scripted``: answers of the endpoint's own after ``--latency-s``,
+of which no score means anything). Every part is written to the file as it ends and not run again: delete its entry to
+have it anew.
 
-- ``requests_share``: requests that the trials asked / those of the 16 by themselves; ``..._with_finals`` counts the finals too;
-- ``wall_share``: seconds of the whole search / of the 16 configs one after another with ``distill``, each on an empty ledger;
-- ``regret_points``: test macro-F1 of the grid's winner (validation, three training seeds a cell) less that of the search's, times 100;
-- ``empty_trial_s``: what one more trial costs that generates nothing and trains one tiny epoch: (8 trials - 2 trials) / 6;
-- ``kills``: the search killed at random moments and resumed: tables equal, completed trials lost, requests paid twice beyond those on their way.
+- ``requests_share``: requests that the trials asked / those of the 16 by themselves; ``..._with_finals`` counts the
+  finals too;
+- ``wall_share``: seconds of the whole search / of the 16 configs one after another with ``distill``, each on an empty
+  ledger;
+- ``regret_points``: test macro-F1 of the grid's winner (validation, three training seeds a cell) less that of the
+  search's, times 100;
+- ``empty_trial_s``: what one more trial costs that generates nothing and trains one tiny epoch: (8 trials - 2 trials)
+  / 6;
+- ``kills``: the search killed at random moments and resumed: tables equal, completed trials lost, requests paid twice
+  beyond those on their way.
 """
 
 from __future__ import annotations

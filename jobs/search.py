@@ -2,14 +2,15 @@
 
     potstill search conf/trec6-search.yaml --set search.trials=40
 
-config -> preflight -> plan -> trials (Ray Tune) -> finals -> winner -> the winner's own distill run. Trials share one teacher pool, one limiter and the
-ledger, so a text is paid for once however many trials want it. The same command goes on where it was stopped, and with more trials it grows.
+config -> preflight -> plan -> trials (Ray Tune) -> finals -> winner -> the winner's own distill run. Trials share one
+teacher pool, one limiter and the ledger, so a text is paid for once however many trials want it. The same command
+goes on where it was stopped, and with more trials it grows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 
 from actors.backends.identity import identify
@@ -36,6 +37,7 @@ from potstill.placement import Placement, place
 from potstill.search_budget import Ending
 from potstill.teachers import OpenAITeacher
 
+CLOSING_S = 30.0
 GROWS = {"trials", "concurrency", "budget_usd", "budget_hours", "top_k", "repeats"}
 """Fields that may change between two runs of one search."""
 
@@ -123,9 +125,9 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
             generate.generate(again, pool)
             relabel.relabel(again, pool)
     finally:
-        with ExitStack() as stack:
-            stack.callback(ray.kill, workshop)
-            ray.get(workshop.close.remote())
+        with contextlib.suppress(ray.exceptions.RayError):  # what broke off is told by what is raised
+            ray.get(workshop.close.remote(), timeout=CLOSING_S)
+        ray.kill(workshop)
     own = replace(own, embed=job.embed)
     finetune.finetune(own)
     evaluate.evaluate(own)

@@ -1,4 +1,4 @@
-"""The plots of a search: parallel coordinates, importance of each field, scores against costs. Built as in ``jobs/figures.py``."""
+"""The plots of a search: parallel coordinates, importance of each field, scores against costs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def leading(objective: Sequence[str]) -> str:
 
 
 def parallel_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
-    """A line a trial over one axis a field, the score at the right; the best are drawn last and darkest, stopped ones dashed."""
+    """A line a trial over one axis a field, the score at the right; the best are darkest, stopped ones dashed."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -113,7 +113,8 @@ class _Scale:
 
 
 def importances(trials: Sequence[Trial], search: SearchConfig) -> dict[str, float]:
-    """How much of the differences between finished trials each field explains (fANOVA: Hutter et al., ICML 2014), by Optuna; shares that sum to 1.
+    """How much of the differences between finished trials each field explains (fANOVA: Hutter et al., ICML 2014), by
+    Optuna; shares that sum to 1.
 
     Empty where there are too few trials, or no differences.
     """

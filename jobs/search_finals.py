@@ -1,7 +1,7 @@
 """The finals: the best trials once more with a fresh data seed and several training seeds, before one is named.
 
-Trials share their draws, and so their luck: the best of many is in part the luckiest. What counts in the finals is a score on texts
-that no trial had, averaged over training seeds.
+Trials share their draws, and so their luck: the best of many is in part the luckiest. What counts in the finals is a
+score on texts that no trial had, averaged over training seeds.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def run_finals(scene: Scene, job: Job, table: TrialTable) -> list[Final]:
         if not finals:
             raise StageError("search: no finalist gave a score; the same command tries them again")
         best = name_winner(finals, search.objective)
-        line.summary = f"{len(finals)} trials drawn afresh; trial {best.trial.number} wins with {best.result.scores['macro_f1']:.3f}"
+        line.summary = (
+            f"{len(finals)} trials drawn afresh; "
+            f"trial {best.trial.number} wins with {best.result.scores['macro_f1']:.3f}"
+        )
     return finals
 
 

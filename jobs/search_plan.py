@@ -1,8 +1,8 @@
 """What a search would ask: each trial by itself, and with everything that trials share asked once.
 
-Trials share a request wherever their prompts are the same: texts a class are a prefix of more texts a class, another Beta distribution
-draws from the same grid of alphas. Other shots are other prompts, and so nothing is shared there. What TPE will suggest nobody knows, so
-of it there are bounds.
+Trials share a request wherever their prompts are the same: texts a class are a prefix of more texts a class, another
+Beta distribution draws from the same grid of alphas. Other shots are other prompts, and so nothing is shared there.
+What TPE will suggest nobody knows, so of it there are bounds.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _relabelling(job: Job, terms: Terms, texts: int) -> StagePlan:
 
 
 def _union(job: Job, configs: Sequence[Config], singles: Sequence[StagePlan], terms: Terms) -> StagePlan:
-    """All trials, every request once. Of trials that differ in how many texts they want the largest asks what the others do."""
+    """All trials, every request once. Of trials that differ in their number of texts the largest asks for all."""
     largest: dict[str, Config] = {}
     for config in configs:
         key = _prompts(config)

@@ -41,6 +41,7 @@ class SearchReport:
     finals: tuple[dict[str, Any], ...]
     requests_new: float
     requests_alone: float
+    requests_finals: float
     cost_usd_new: float
 
 
@@ -58,9 +59,9 @@ def finish(
         interval=(tested.low, tested.high),
         scored_on=str(validation),
         finals=tuple(_final(final) for final in finals),
-        requests_new=sum(t.used("requests_new") for t in table.trials)
-        + sum(f.result.usage["requests_new"] for f in finals),
+        requests_new=sum(t.used("requests_new") for t in table.trials),
         requests_alone=sum(t.rungs[-1].usage["requests"] for t in table.trials if t.rungs),
+        requests_finals=sum(f.result.usage["requests_new"] for f in finals),
         cost_usd_new=table.spent_usd + sum(f.result.usage["cost_usd_new"] for f in finals),
     )
     job.run.write_json("search", {name: getattr(report, name) for name in report.__dataclass_fields__})
@@ -147,8 +148,8 @@ def saving(report: SearchReport) -> str:
     """What sharing saved."""
     share = f" ({report.requests_new / report.requests_alone:.0%})" if report.requests_alone else ""
     return (
-        f"{report.requests_new:,.0f} requests were newly asked, finals included{share}; "
-        f"the trials by themselves would have asked {report.requests_alone:,.0f}"
+        f"the trials asked {report.requests_new:,.0f} requests{share} of the {report.requests_alone:,.0f} that they would have "
+        f"asked by themselves; the finals asked {report.requests_finals:,.0f} more"
     )
 
 
@@ -192,6 +193,7 @@ def _log(job: Job, table: TrialTable, report: SearchReport) -> None:
             "validation_minus_test": report.fresh - report.test,
             "requests_new": report.requests_new,
             "requests_alone": report.requests_alone,
+            "requests_finals": report.requests_finals,
             "cost_usd_new": report.cost_usd_new,
         }
     )

@@ -1,7 +1,8 @@
-"""The trials of a search: what was tried, how far each came, what it gave. Kept in the search's folder and read back by the next run.
+"""The trials of a search: what was tried, how far each came, what it gave. Kept in the search's folder and read back
+by the next run.
 
-``trials.json`` is rewritten at every change; what a rung gave is beside it under a digest of its own (``jobs/trial.py``), so a driver
-that dies loses at most the rungs that were running.
+``trials.json`` is rewritten at every change; what a rung gave is beside it under a digest of its own
+(``jobs/trial.py``), so a driver that dies loses at most the rungs that were running.
 """
 
 from __future__ import annotations

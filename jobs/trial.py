@@ -1,8 +1,8 @@
 """One trial of a search, as far as a rung: a distill job without its test.
 
-A rung generates and relabels its texts through the pool that all trials share, trains a student on them and scores it on validation
-texts. What it gave is written under the digest of everything that decides it before anybody hears of it, so that a search that was stopped, or grows, or
-meets the same rung from another point finds it there.
+A rung generates and relabels its texts through the pool that all trials share, trains a student on them and scores it
+on validation texts. What it gave is written under the digest of everything that decides it before anybody hears of
+it, so that a search that was stopped, or grows, or meets the same rung from another point finds it there.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ RESAMPLES = 200  # the intervals of validation scores are for the eye
 class RungResult:
     """What one rung gave, and what it took when it was first computed.
 
-    ``scores`` by metric of ``search.objective`` and more; ``low`` and ``high`` bound macro-F1 (95 %, bootstrap over validation texts); ``by_seed``: macro-F1 of each training
-    seed, where there are several. ``usage`` is of generation and relabelling, ``kept`` counts texts the student saw.
+    ``scores`` by metric of ``search.objective`` and more; ``low`` and ``high`` bound macro-F1 (95 %, bootstrap over
+    validation texts); ``by_seed``: macro-F1 of each training seed, where there are several. ``usage`` is of
+    generation and relabelling, ``kept`` counts texts the student saw.
     """
 
     key: str

@@ -1,8 +1,8 @@
 """Ray Tune over the trials of a search: Optuna's TPE or fixed points, ASHA over rungs, and a table of our own.
 
-Tune decides what is tried next and what stops; it keeps nothing. What came out is in the search's table, and a search that goes on
-tells Tune all of it again: trials that are there already report what is stored, which costs about a second each and no computing. So a search can
-be resumed, and also grow, which Tune's own ``restore`` can't.
+Tune decides what is tried next and what stops; it keeps nothing. What came out is in the search's table, and a search
+that goes on tells Tune all of it again: trials that are there already report what is stored, which costs about a
+second each and no computing. So a search can be resumed, and also grow, which Tune's own ``restore`` can't.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Listener:
 
 
 def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listener) -> None:
-    """Run the search's trials until all are done or ``ending`` has a reason. The table is brought up to date as they go.
+    """Run the search's trials until all are done or ``ending`` has a reason. The table is brought up to date as they
+    go.
 
     What the table holds is not computed again. Needs a connected ``ray``; raises what Tune raises.
     """

@@ -1,8 +1,9 @@
 """Where a search's processes go: teachers, training processes and trials, so that none waits for another for ever.
 
-Pure arithmetic on what the cluster has. A trial itself only plans and waits, so it asks for a hundredth of a CPU. Training is done by processes that
-stay for the whole search (one of them trains a student for whichever trial comes next), unless a student takes several
-workers: then each trial starts a Ray Train fit of its own, and no more trials run than fits have room.
+Pure arithmetic on what the cluster has. A trial itself only plans and waits, so it asks for a hundredth of a CPU.
+Training is done by processes that stay for the whole search (one of them trains a student for whichever trial comes
+next), unless a student takes several workers: then each trial starts a Ray Train fit of its own, and no more trials
+run than fits have room.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ TRIALS_A_BENCH = 2  # while one trains, the other generates
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``benches``: processes that stay for the whole search, each with ``cpus`` and ``gpus``; where ``workers`` is more
-    than 1 there is one, which only embeds and predicts, and trials start fits of so many workers. ``teachers``: embedded
-    teacher processes, with ``teacher_gpus`` each; 0: as the pool finds right. ``concurrency``: trials at a time.
-    ``device`` of the processes that stay: cpu or cuda."""
+    """``benches``: processes that stay for the whole search, each with ``cpus`` and ``gpus``; where ``workers`` is
+    more than 1 there is one, which only embeds and predicts, and trials start fits of so many workers. ``teachers``:
+    embedded teacher processes, with ``teacher_gpus`` each; 0: as the pool finds right. ``concurrency``: trials at a
+    time. ``device`` of the processes that stay: cpu or cuda."""
 
     concurrency: int
     benches: int

@@ -1,7 +1,8 @@
 """Points of a search: a value for each field of the space, and the config that makes of the base config.
 
-Points of a grid are in the order of the space, the last field fastest; random points are keyed draws, so that 50 trials begin with
-the 20 of a shorter search. What TPE suggests comes from Optuna, through ``distributions`` and ``decode``.
+Points of a grid are in the order of the space, the last field fastest; random points are keyed draws, so that 50
+trials begin with the 20 of a shorter search. What TPE suggests comes from Optuna, through ``distributions`` and
+``decode``.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def front(trials: Sequence[Scores], objective: Sequence[str]) -> list[int]:
 def best(trials: Sequence[Scores], objective: Sequence[str], count: int) -> list[int]:
     """Positions of the best ``count`` trials, the best first.
 
-    With several objectives those of the front come first, by the first objective that is a score of validation texts; among equals the earlier trial.
+    With several objectives those of the front come first, by the first objective that is a score of validation texts;
+    among equals the earlier trial.
     """
     leading = next(metric for metric in objective if metric in BETTER_HIGH)
     ahead = set(front(trials, objective)) if len(objective) > 1 else set(range(len(trials)))

@@ -1,8 +1,9 @@
 """What a search scores its trials on: never the test split.
 
-Where the task has real training texts, some of them, the validation split first. Where all there is are the seeds: cross-validation over them (each
-fold's student is trained without its seeds, and without texts whose prompts showed them, if enough are left), and texts that were written for validation alone, with a data
-seed of their own, of which those count that the teacher took for the class they were written for.
+Where the task has real training texts, some of them, the validation split first. Where all there is are the seeds:
+cross-validation over them (each fold's student is trained without its seeds, and without texts whose prompts showed
+them, if enough are left), and texts that were written for validation alone, with a data seed of their own, of which
+those count that the teacher took for the class they were written for.
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ class Validation:
 
 
 def from_real(data: TaskData, most: int, seed: int) -> Validation | None:
-    """At most ``most`` texts of the validation split, filled up with training texts that no student is trained on where it is smaller.
+    """At most ``most`` texts of the validation split, filled up with training texts that no student is trained on
+    where it is smaller; of a rare class that the draw has missed one more.
 
     ``None`` where these are fewer than ``FEWEST``, or miss a class that the seeds have.
     """
-    texts = draws.sample(list(data.validation), most, seed, "search validation")
-    texts += draws.sample(list(data.train), most - len(texts), seed, "search validation")
+    order = draws.shuffle(list(data.validation), seed, "search validation")
+    order += draws.shuffle(list(data.train), seed, "search validation")
+    texts, rest = order[:most], order[most:]
+    for label in {row.label: None for row in data.seeds}:
+        if all(row.label != label for row in texts):
+            texts += [row for row in rest if row.label == label][:1]
     missed = {row.label for row in data.seeds} - {row.label for row in texts}
     return None if missed or len(texts) < FEWEST else Validation(tuple(texts))
 

@@ -2,8 +2,8 @@
 
     python tests/jobs/search_nodes.py FOLDER
 
-A program of its own, since a process has one Ray and that of the tests has one node. The GPUs are logical: students are trained on CPUs, but
-placed as on GPUs.
+A program of its own, since a process has one Ray and that of the tests has one node. The GPUs are logical: students
+are trained on CPUs, but placed as on GPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "actors")]
@@ -41,11 +42,12 @@ def main(folder: Path) -> None:
     from potstill.search_budget import Ending
     from tests.endpoint.client import Endpoint
 
-    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    folder.mkdir(parents=True, exist_ok=True)
+    quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     with socket.socket() as probe:  # other clusters may have the usual one
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
+    head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     keeps = nodes.add_node(num_cpus=1, num_gpus=1)
     goes = nodes.add_node(num_cpus=1, num_gpus=1)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.slow
 def test_trials_go_on_without_the_node_that_went(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/jobs/search_nodes.py"), str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
+    script = Path(__file__).with_name("search_nodes.py")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
+    command = [sys.executable, str(script), str(tmp_path / "work")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "work" / "found.json").read_text())
     assert (found["benches"], found["started"], found["concurrency"]) == (2, 2, 4)
     assert found["finished"] == 6, found
     assert found["alive"] == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from jobs import tuning
 from jobs.runs import Run
 from jobs.search_table import TrialTable
+from jobs.trial import RungResult
 from potstill import search_points
 from potstill.config import Config, parse
+from potstill.search_budget import Ending
 
 pytestmark = pytest.mark.slow  # the imports of Ray Tune and Optuna
 
@@ -99,3 +103,96 @@ def test_optuna_draws_what_the_range_holds(content: dict[str, Any]) -> None:
             assert min(abs(value - other) for other in listed) < 1e-9
         else:
             assert one.ends[0] <= value <= one.ends[1]
+
+
+RUNGS = {"rungs": 2, "searcher": "grid", "scheduler": "asha"}
+
+
+def result(wanted: Config, number: int, macro_f1: float, spent: float = 0.0) -> dict[str, Any]:
+    """What a trial reports of a rung, as it comes through Tune."""
+    scores = {"macro_f1": macro_f1, "accuracy": macro_f1, "cost_usd": spent, "tokens": 1.0, "training_s": 1.0}
+    usage = {"requests": 2.0, "requests_new": 1.0, "cost_usd_new": spent, "tokens_new": 1.0}
+    found = RungResult(f"k{number}", "run", 4, 1, scores, 0.0, 1.0, (macro_f1,), usage, 8, {"train": 1.0}, ())
+    return {"rung": number, "macro_f1": macro_f1, "result": asdict(found)}
+
+
+class Heard:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.listener = tuning.Listener(
+            lambda trial: self.words.append(f"began {trial.number}"),
+            lambda trial: self.words.append(f"rung {trial.number}.{len(trial.rungs)}"),
+            lambda trial: self.words.append(f"ended {trial.number} {trial.status}"),
+        )
+
+
+def watch(wanted: Config, folder: Path, ending: Ending) -> tuple[Any, TrialTable, Heard, list[Any]]:
+    points = search_points.fixed_points(wanted.search)
+    table, heard = TrialTable(Run(str(folder), "t")), Heard()
+    trials = [SimpleNamespace(trial_id=f"t{i}", config={"number": i}) for i in range(len(points or ()))]
+    return tuning._make_watch(wanted, points, table, ending, heard.listener), table, heard, trials
+
+
+def test_the_table_follows_the_trials(tmp_path: Path) -> None:
+    wanted = config(**RUNGS)
+    watching, table, heard, (one, two, *_) = watch(wanted, tmp_path, Ending())
+    for trial in (one, two):
+        watching.on_trial_start(0, [], trial)
+    watching.on_trial_result(0, [], one, result(wanted, 0, 0.5))
+    watching.on_trial_result(0, [], two, result(wanted, 0, 0.4))
+    watching.on_trial_complete(0, [], two)  # ASHA stopped it
+    watching.on_trial_result(0, [], one, result(wanted, 1, 0.6))
+    watching.on_trial_complete(0, [], one)
+    assert heard.words == [
+        "began 1", "began 2", "rung 1.1", "rung 2.1", "ended 2 stopped", "rung 1.2", "ended 1 finished",
+    ]  # fmt: skip
+    assert [trial.status for trial in TrialTable.load(Run(str(tmp_path), "t")).trials] == ["finished", "stopped"]
+    # The same again, as a search that goes on tells it: no news.
+    again, same, silent, (one, *_) = watch(wanted, tmp_path, Ending())
+    same._by_key = table._by_key
+    again.on_trial_start(0, [], one)
+    for number in (0, 1):
+        again.on_trial_result(0, [], one, result(wanted, number, 0.99))
+    again.on_trial_complete(0, [], one)
+    assert silent.words == ["began 1", "ended 1 finished"]
+    assert same.trials[0].scores["macro_f1"] == 0.6
+
+
+def test_three_trials_that_fail_alike_end_it_and_are_tried_again_next_time(tmp_path: Path) -> None:
+    wanted, ending = config(**RUNGS), Ending()
+    watching, table, heard, trials = watch(wanted, tmp_path, ending)
+    for trial in trials[:3]:
+        assert not watching.stopper.stop_all()
+        watching.on_trial_start(0, [], trial)
+        watching.on_trial_result(0, [], trial, {"rung": 0, "macro_f1": float("nan"), "error": "no such model"})
+        watching.on_trial_complete(0, [], trial)
+    assert watching.stopper.stop_all()
+    assert ending.error == "no such model"
+    assert heard.words[-1] == "ended 3 failed"
+    again, same, _, trials = watch(wanted, tmp_path, Ending())
+    same._by_key = table._by_key
+    again.on_trial_start(0, [], trials[0])
+    assert (same.trials[0].status, same.trials[0].error) == ("running", None)
+
+
+def test_what_runs_when_the_money_is_spent_is_no_loser(tmp_path: Path) -> None:
+    wanted, ending = config(**RUNGS), Ending(budget_usd=0.3)
+    watching, table, _, (one, two, *_) = watch(wanted, tmp_path, ending)
+    for trial, spent in ((one, 0.1), (two, 0.25)):
+        watching.on_trial_start(0, [], trial)
+        watching.on_trial_result(0, [], trial, result(wanted, 0, 0.5, spent))
+    assert watching.stopper.stop_all()
+    for trial in (one, two):
+        watching.on_trial_complete(0, [], trial)
+    assert [trial.status for trial in table.trials] == ["running", "running"]  # the next run goes on with them
+    assert "search.budget_usd" in (ending.reason or "")
+
+
+def test_tune_can_write_down_what_it_was_given(tmp_path: Path) -> None:
+    import cloudpickle
+
+    watching, *_ = watch(config(**RUNGS), tmp_path, Ending())
+    cloudpickle.loads(cloudpickle.dumps([watching, watching.stopper]))
+    cloudpickle.loads(cloudpickle.dumps(tuning._optuna(config(), TrialTable(Run(str(tmp_path), "t")))))

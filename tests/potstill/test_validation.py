@@ -26,6 +26,14 @@ def test_a_small_split_is_filled_up_with_training_texts():
     assert len(some.texts) == 20
 
 
+def test_a_rare_class_is_there_too():
+    rare = (*texts(400), LabelledText("rare", "a rare text", "c"))
+    seeds = (*texts(2, "seed"), LabelledText("seed c", "another rare text", "c"))
+    some = from_real(TaskData(seeds, rare, (), texts(20, "test")), 10, seed=0)
+    assert {row.label for row in some.texts} == {"a", "b", "c"}
+    assert len(some.texts) in (10, 11)
+
+
 def test_without_real_texts_or_without_one_class_there_is_none():
     test = texts(20, "test")
     assert from_real(TaskData(texts(4), (), (), test), 10, seed=0) is None
