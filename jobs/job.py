@@ -27,7 +27,7 @@ class Job:
     terminal: Terminal
     tracker: Tracker
     verbose: bool = False
-    embed: Callable[..., list[np.ndarray]] = embedding.embed
+    embed: Callable[..., list[np.ndarray]] = lambda *groups: embedding.embed(*groups)
 
     @property
     def labels(self) -> list[str]:

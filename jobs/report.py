@@ -92,8 +92,7 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
 
         search_report.show(prepare(config, Terminal(), run=run), TrialTable.load(run))
         return
-    anew = annotations is not None or (run is not None and not run.has_file(PAGE))
-    job = prepare(config, Terminal(), run=run) if run is None or anew else _of_run(config, run)
+    job = prepare(config, Terminal(), run=run) if run is None or annotations else _of_run(config, run)
     try:
         result = Report.from_json(job.run.read_json("report"))
     except InputError:
@@ -102,7 +101,7 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
     votes = None
     if annotations is not None:
         votes = read_annotations(read_rows(annotations), job.labels, annotations)
-    if anew or run is None:
+    if votes is not None or not job.run.has_file(PAGE):
         write_page(job, result, votes)
     print_stages(job)
     print_report(job, result)

@@ -41,12 +41,12 @@ def build(job: Job, result: report.Report, votes: Votes | None = None) -> Page:
         parts.examples(fates(job.run.read(Example, "relabelled")), job.config.seed),
     ]
     facts = [
-        ("Task", f"{len(job.labels)} classes, {len(job.data.seeds)} labelled examples"),
+        ("Task", f"{len(job.labels)} classes, {len(job.labels) * job.config.task.seeds_per_class} labelled examples"),
         ("Macro-F1, distilled", f"{distilled:.3f}"),
         ("Gain", f"{gain.value:+.3f}"),
         ("Teacher", job.config.teacher.model),
         ("Student", job.config.student.model),
-        ("Test texts", f"{len(job.data.test):,}"),
+        ("Test texts", f"{result.scores[DISTILLED].texts:,}"),
     ]
     return Page(
         title=job.task.name,

@@ -85,8 +85,9 @@ def test_a_report_needs_no_data(job, monkeypatch, capsys):
     scores = score(rows, job.labels, resamples=100)
     result = report.Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
     job.run.write_json("report", result.as_json())
+    job.run.write_text(report.PAGE, "<p>as evaluation wrote it</p>")
     monkeypatch.setattr(report, "print_stages", lambda job: None)
-    report.show(job.config, job.run)
+    report.show(job.config, job.run, open_it=False)
     assert "mailroom: 12 test texts" in capsys.readouterr().out
 
 
