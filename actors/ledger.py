@@ -134,18 +134,6 @@ class Ledger:
         """``commit`` for coroutines: returns when the answers are durable."""
         await self._awrite("commit", *to_rows(requests, responses))
 
-    async def afetch(self, request_ids: Sequence[str]) -> list[Response]:
-        """``fetch`` for coroutines."""
-        return [to_response(row) for row in await self._acall("read", "fetch_rows", list(request_ids))]
-
-    async def arenew(self, owner: str) -> None:
-        """``renew`` for coroutines."""
-        await self._awrite("renew", owner, self.lease_s)
-
-    async def arelease(self, owner: str) -> None:
-        """``release`` for coroutines."""
-        await self._awrite("release", owner)
-
     def read(self, method: str, *args: Any) -> Any:
         """A method of ``LedgerStore`` that only reads."""
         return self._call("read", method, *args)

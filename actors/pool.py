@@ -27,6 +27,7 @@ from actors.ledger_batches import under_way
 from actors.ledger_tables import to_response_table
 from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
+from potstill.chat import Abilities
 from potstill.errors import PotstillError, TeacherError
 from potstill.rows import Request, to_table
 from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
@@ -38,6 +39,7 @@ CHUNK = 10_000  # requests among which those whose prompts begin alike travel to
 MAX_RESTARTS = 3
 LATE_S = 60.0  # after the first process is ready, how long the others are waited for
 PATIENCE_S = 90.0  # between two words that nothing is ready yet
+INTERRUPTED_S = 1.5  # that an interrupted job waits for what is on its way: half of what it has to end in
 HTTP_BLOCK = 64  # requests of a batch for an endpoint: small, so that the last ones are spread
 _RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*:")
 
@@ -51,7 +53,8 @@ class TeacherPool:
     """All teacher processes of a job.
 
     ``stream`` takes requests and gives answers, table by table. Close it before training starts: the processes
-    hold the CPUs or GPUs that the student needs.
+    hold the CPUs or GPUs that the student needs. Left by an error, it waits for what is on its way to an endpoint,
+    which is paid for; left by Ctrl-C, for ``INTERRUPTED_S`` at most. ``choices``: whether classes will be asked for.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class TeacherPool:
         ledger: Ledger,
         warn: Callable[[str], None] = lambda message: None,
         gpus_each: float = 1.0,
+        choices: bool = True,
     ) -> None:
         """``gpus_each``: of an embedded teacher's process, where there are GPUs."""
         self._gpus_each = gpus_each
         self._config = config
+        self._choices = choices
         self._warn = warn
         self._ledger = ledger
         self._owner = f"job-{uuid.uuid4().hex[:12]}"
@@ -83,14 +88,15 @@ class TeacherPool:
             self._make_http() if isinstance(self._config, OpenAITeacher) else self._make_embedded(self._config)
         )
         count = len(self.actors)
-        first = self.actors[0].ready.remote()
+        http = isinstance(self._config, OpenAITeacher) and self._config.mode == "realtime"
+        first = self.actors[0].ready.remote(*((None, self._choices) if http else ()))
         # What the endpoint takes the first process finds out for all.
-        found = (first,) if isinstance(self._config, OpenAITeacher) else ()
+        found = (first,) if http else ()
         waiting = {first: self.actors[0], **{one.ready.remote(*found): one for one in self.actors[1:]}}
         try:
             there = self._wait_for_room(list(waiting))
             late = ray.wait(list(waiting), num_returns=count, timeout=LATE_S)[1]
-            ray.get([there, *(one for one in waiting if one not in late)])
+            told = ray.get([there, *(one for one in waiting if one not in late)])[0]
         except ray.exceptions.RayError as error:
             self.close()
             raise TeacherError(cause(error)) from error
@@ -100,6 +106,11 @@ class TeacherPool:
         if late:
             self._warn(
                 f"the cluster has room for {len(self.actors)} of {count} teacher processes now; going on with those"
+            )
+        if isinstance(told, Abilities) and not told.usage:
+            self._warn(
+                "the endpoint does not say how many tokens its replies take (usage): what they cost is not known, and "
+                "teacher.budget_usd counts the most that each can cost"
             )
 
     def _make_embedded(self, config: EmbeddedTeacher) -> list[Any]:
@@ -128,7 +139,8 @@ class TeacherPool:
 
     def _make_batcher(self, config: OpenAITeacher, submit: bool = True) -> Any:
         actor = ray.remote(batch_teacher.BatchTeacherActor).options(**batch_teacher.resources(), **_RESTARTED)
-        return actor.remote(config, self._ledger, f"{self._owner}-batches", self._limiter, submit)
+        owner = f"{self._owner}-batches"
+        return actor.remote(config, self._ledger, owner, self._limiter, submit, choices=self._choices)
 
     def _collect_batches(self, config: OpenAITeacher) -> None:
         """What an earlier run has submitted is paid for: its answers are waited for, not bought again."""
@@ -166,13 +178,18 @@ class TeacherPool:
         except TeacherError:
             return None
 
-    def wind_down(self, reason: str) -> None:
-        """Send nothing any more; what is on its way to an endpoint is waited for and kept."""
+    def wind_down(self, reason: str, within_s: float | None = None) -> None:
+        """Send nothing any more; what is on its way to an endpoint is waited for and kept.
+
+        ``within_s``: at most so long; as long as a request may take by default.
+        """
         config = self._config
         if not isinstance(config, OpenAITeacher) or config.mode == "batch" or not self.actors:
             return
         ray.wait(
-            [one.stop.remote(reason) for one in self.actors], num_returns=len(self.actors), timeout=config.timeout_s
+            [one.stop.remote(reason) for one in self.actors],
+            num_returns=len(self.actors),
+            timeout=config.timeout_s if within_s is None else within_s,
         )
 
     def _wait_for_room(self, ready: list[Any]) -> Any:
@@ -207,6 +224,8 @@ class TeacherPool:
                 done += answers.num_rows
                 yield answers
         except ray.exceptions.RayError as error:
+            # What other batches have on its way is paid for.
+            self.wind_down(cause(error))
             raise TeacherError(
                 f"the teacher broke off: {cause(error)}; {done:,} answers are here and what was answered since is in "
                 "the ledger: the same command goes on from there"
@@ -285,8 +304,13 @@ class TeacherPool:
     def __enter__(self) -> TeacherPool:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is not None:
+                interrupted = not issubclass(kind, Exception)
+                self.wind_down("the job ends", INTERRUPTED_S if interrupted else None)
+        finally:
+            self.close()
 
 
 class _Calls:

@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM (``ray job stop``): the job ends within ``DEADLINE_S`` and leaves no process behind.
 
-The first signal raises ``KeyboardInterrupt``, so that stages unwind: claims in the ledger are released, the
-MLflow run is marked as killed. Whatever of that takes longer than ``DEADLINE_S`` is given up; nothing that
-was paid for is lost with it, since every answer was committed when it came. A signal is noticed even while
-a library has put its own handler in place of ours (Ray Train and Tune do).
+The first signal raises ``KeyboardInterrupt``, so that stages unwind: no request is sent any more, those on their way
+to an endpoint are waited for (``actors.pool.INTERRUPTED_S``), claims in the ledger are released, the MLflow run is
+marked as killed. Whatever of that takes longer than ``DEADLINE_S`` is given up. Every answer was committed when it came;
+what is lost are requests that the endpoint needed longer for, which it may charge all the same. A signal is noticed even
+while a library has put its own handler in place of ours (Ray Train and Tune do).
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ def give_up(abilities: Abilities, param: str | None, message: str, prompts: Iter
     if _TOO_LONG.search(message.lower()):
         return None
     for name, change in _NAMED:
-        if name in said and name not in prompt:
+        # As a word: "stopped by our policy" names no setting.
+        if re.search(rf"(?<![a-z_]){name}(?![a-z_])", said) and name not in prompt:
             changed = replace(abilities, **change)
             return changed if changed != abilities else None
     return None

@@ -228,7 +228,7 @@ class OpenAIBackend:
     def explain(self, failure: Failure) -> str:
         """A failure of the trial request, or a fatal one of any, as a line that names the field to mend."""
         config, message = self._config, failure.message
-        if failure.status in (402, 429):
+        if failure.kind == "fatal" and failure.status in (402, 429):
             return f"teacher.api_key_env = {config.api_key_env!r}: the account of its key has no credit at {config.base_url} ({message}); top it up, or raise its limit"
         if failure.status is None and failure.kind == "final":
             return f"teacher.model = {config.model!r}: its answer to a trial request is of no use ({message}); name a chat model that follows instructions"

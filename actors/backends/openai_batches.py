@@ -51,7 +51,7 @@ class BatchApi:
 
     def explain(self, failure: ApiFailure, what: str) -> TeacherError:
         """The failure as one line that names the field to mend."""
-        if failure.status in (401, 403):
+        if failure.failure.kind == "fatal" and failure.status != 404:
             return TeacherError(self._backend.explain(failure.failure))
         return TeacherError(f"teacher.base_url = {self._config.base_url!r}: {what}: {failure.failure.message}")
 

@@ -13,7 +13,7 @@ import pytest
 
 from actors.backends.identity import identify
 from actors.ledger import Ledger
-from actors.pool import TeacherPool
+from actors.pool import HTTP_BLOCK, TeacherPool
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
 from potstill.teachers import OpenAITeacher
@@ -183,6 +183,34 @@ def test_what_was_on_its_way_when_a_stage_stops_is_kept(endpoint: Endpoint, tmp_
         assert connection.execute("select count(*) from claims").fetchone() == (0,)
     assert 0 < len(sent) < 300
     assert set(sent.values()) == {1}
+
+
+@pytest.mark.parametrize("end", ["fatal", "interrupted"])
+def test_what_is_on_its_way_when_a_job_ends_is_kept(
+    endpoint: Endpoint, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """One request gets 402, in one of many batches; or somebody presses Ctrl-C."""
+    monkeypatch.setattr("actors.pool.INTERRUPTED_S", 30.0)  # however busy the machine is
+    config = teacher(endpoint)
+    # The last one of its batch: what is on its way then belongs to others.
+    prompts = sorted(request.messages[0].content for request in requests(config, 400))
+    endpoint.script(latency_s=0.4, poison={prompts[2 * HTTP_BLOCK - 1]: 402} if end == "fatal" else {})
+
+    def work() -> None:
+        with TeacherPool(config, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool:
+            for _ in pool.stream([to_table(requests(config, 400), Request)]):
+                if end == "interrupted":
+                    raise KeyboardInterrupt
+
+    with pytest.raises(TeacherError if end == "fatal" else KeyboardInterrupt):
+        work()
+    sent = [entry for entry in endpoint.book() if entry.prompt.startswith("Write")]
+    assert all(entry.answered or entry.status == 402 for entry in sent)
+    good = sum(entry.answered for entry in sent)
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        assert connection.execute("select count(*) from responses").fetchone() == (good,)
+        assert connection.execute("select count(*) from claims").fetchone() == (0,)
+    assert HTTP_BLOCK < good < 380
 
 
 def test_a_limit_that_holds_everything_back_is_told(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:

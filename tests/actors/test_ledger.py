@@ -97,17 +97,16 @@ def test_many_coroutines_commit_together_and_each_is_told_when_its_answer_is_dur
 
     async def one(request, response, seen):
         await ledger.acommit([request], [response])
-        seen.append((await ledger.afetch([request.request_id]))[0])
+        seen += await asyncio.to_thread(ledger.fetch, [request.request_id])
 
     async def all_of_them():
         taken = await ledger.atake(IDS, "one")
         assert set(taken.mine) == set(IDS)
         assert set((await ledger.atake(IDS, "two")).others) == set(IDS)
-        await ledger.arenew("one")
         seen = []
         await asyncio.gather(*(one(*pair, seen) for pair in zip(REQUESTS, answers(REQUESTS), strict=True)))
         again = await ledger.atake([*IDS, "new"], "two")
-        await ledger.arelease("two")
+        await asyncio.to_thread(ledger.release, "two")
         return seen, again
 
     seen, again = asyncio.run(all_of_them())
@@ -132,7 +131,7 @@ def test_coroutines_survive_the_owners_death_and_a_cancelled_one_harms_nobody(ur
         commits[3].cancel()
         results = await asyncio.gather(*commits, return_exceptions=True)
         assert [result for result in results if result is not None] == [results[3]]
-        return len(await ledger.afetch(IDS))
+        return len(await asyncio.to_thread(ledger.fetch, IDS))
 
     assert asyncio.run(work()) == 20
     assert process_id(ledger) != process

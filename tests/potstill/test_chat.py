@@ -124,6 +124,7 @@ def test_words_of_the_prompt_that_an_error_quotes_are_no_settings():
     assert give_up(ALL, None, message, prompts) is None
     assert give_up(ALL, None, "temperature is not supported", ["Write of the sun."]) == Abilities(temperature=False)
     assert give_up(ALL, "temperature", "is not supported", prompts) == Abilities(temperature=False)
+    assert give_up(ALL, None, "The request was stopped by our policy.", ["Write of the sun."]) is None
     assert give_up(ALL, None, f"{message}: unknown field top_logprobs", prompts) == Abilities(logprobs=False)
 
 
