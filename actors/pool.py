@@ -62,6 +62,7 @@ class TeacherPool:
         config: TeacherConfig,
         ledger: Ledger,
         warn: Callable[[str], None] = lambda message: None,
+        *,
         gpus_each: float = 1.0,
         choices: bool = True,
     ) -> None:

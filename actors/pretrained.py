@@ -136,13 +136,36 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
     without encoder weights, or with a tokenizer that is not its own.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging as chatter
 
     where = f"student.model = {student.model!r}"
     place = encoders.locate(student.model)
     if os.path.isabs(place) and (found := encoders.problems(student.model)):
         raise InputError(found)
+    model, tokenizer = _read(where, place, labels)
+    wanted = student.pooling == "auto" and pooling.was_mean_pooled(place)
+    mean_pooled = wanted and pooling.can_keep(model)
+    if mean_pooled:
+        pooling.add_mean_layer(model)
+    if student.dropout is not None:
+        set_dropout(model, student.dropout)
+    return Encoder(
+        model=model,
+        tokenizer=tokenizer,
+        max_length=min(student.max_length, _longest(model.config, tokenizer)),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        attention=str(getattr(model.config, "_attn_implementation", "eager")),
+        pad_to=8 if torch.cuda.is_available() else 1,
+        mean_pooled=mean_pooled,
+        warnings=(_POOLING_LOST.format(model.config.model_type),) if wanted and not mean_pooled else (),
+    )
+
+
+def _read(where: str, place: str, labels: Sequence[str]) -> tuple[Any, Any]:
+    """Model and tokenizer as they are stored, checked."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging as chatter
+
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     names = dict(enumerate(labels))
@@ -163,24 +186,9 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
         message = " ".join(str(error).split())
         raise InputError([Problem(where, f"can't be loaded: {message[:300]}")]) from error
     _check(where, model, tokenizer, info)
-    wanted = student.pooling == "auto" and pooling.was_mean_pooled(place)
-    mean_pooled = wanted and pooling.can_keep(model)
-    if mean_pooled:
-        pooling.add_mean_layer(model)
-    if student.dropout is not None:
-        set_dropout(model, student.dropout)
     if tokenizer.pad_token_id is None:
         raise InputError([Problem(where, "its tokenizer has no padding token")])
-    return Encoder(
-        model=model,
-        tokenizer=tokenizer,
-        max_length=min(student.max_length, _longest(model.config, tokenizer)),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        attention=str(getattr(model.config, "_attn_implementation", "eager")),
-        pad_to=8 if torch.cuda.is_available() else 1,
-        mean_pooled=mean_pooled,
-        warnings=(_POOLING_LOST.format(model.config.model_type),) if wanted and not mean_pooled else (),
-    )
+    return model, tokenizer
 
 
 def set_dropout(model: Any, share: float) -> None:

@@ -45,7 +45,7 @@ class Workshop:
         if isinstance(teacher, EmbeddedTeacher) and placement.teachers:
             teacher = teacher.model_copy(update={"actors": placement.teachers})
         self._warnings: list[str] = []
-        self._pool = TeacherPool(teacher, ledger, self._warnings.append, placement.teacher_gpus or 1.0)
+        self._pool = TeacherPool(teacher, ledger, self._warnings.append, gpus_each=placement.teacher_gpus or 1.0)
         self._starting = asyncio.Lock()
         self._free: asyncio.Queue[Any] = asyncio.Queue()
         self._benches: list[Any] = []
@@ -199,7 +199,7 @@ class SharedPool(TeacherPool):
         except ray.exceptions.RayError as error:
             raise TeacherError(cause(error)) from error
 
-    def wind_down(self, reason: str) -> None:
+    def wind_down(self, reason: str, within_s: float | None = None) -> None:
         """A trial that fails is not the end of the others."""
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ def _run(job: Job, stages: Sequence[str]) -> None:
     # The pool's processes hold the CPUs or GPUs that training needs, so it is closed before.
     if {"generate", "relabel"} & set(stages):
         choices = job.config.relabel.enabled
-        with TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri), job.terminal.warn, choices) as pool:
+        with TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri), job.terminal.warn, choices=choices) as pool:
             if "generate" in stages:
                 generate.generate(job, pool)
             if "relabel" in stages:

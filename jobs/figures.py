@@ -62,7 +62,23 @@ def confusion_figure(
     # In many small cells without numbers a share of 10 % would vanish: there colour follows the square root.
     scale = PowerNorm(1.0 if size <= _MOST_CELLS_WITH_NUMBERS else 0.5, vmin=0, vmax=1)
     image = axes.imshow(shares, cmap="Blues", norm=scale, aspect="equal")
-    names = [_short(label) for label in labels]
+    _name_classes(axes, [_short(label) for label in labels], font)
+    if size <= _MOST_CELLS_WITH_NUMBERS:
+        for i, j in np.argwhere(matrix > 0):
+            colour = "white" if shares[i, j] > 0.55 else INK
+            axes.text(j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=font, color=colour)
+    bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.02, shrink=min(1.0, 4.0 / side))
+    bar.set_label("share of the true class", color=MUTED, fontsize=9)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8)
+    correct = float(np.trace(matrix) / matrix.sum()) if matrix.sum() else 0.0
+    put_title(axes, title, f"{matrix.sum():.0f} texts, {100 * correct:.1f} % correct")
+    return figure
+
+
+def _name_classes(axes: Axes, names: Sequence[str], font: float) -> None:
+    """The classes along both sides of a confusion matrix, and lines between its cells."""
+    size = len(names)
     axes.set_xticks(
         range(size),
         names,
@@ -82,24 +98,6 @@ def confusion_figure(
         linewidth=1.5 if size <= _MOST_CELLS_WITH_NUMBERS else 0.3,
     )
     axes.tick_params(which="both", length=0)
-    if size <= _MOST_CELLS_WITH_NUMBERS:
-        for i, j in np.argwhere(matrix > 0):
-            axes.text(
-                j,
-                i,
-                f"{matrix[i, j]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=font,
-                color="white" if shares[i, j] > 0.55 else INK,
-            )
-    bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.02, shrink=min(1.0, 4.0 / side))
-    bar.set_label("share of the true class", color=MUTED, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8)
-    correct = float(np.trace(matrix) / matrix.sum()) if matrix.sum() else 0.0
-    put_title(axes, title, f"{matrix.sum():.0f} texts, {100 * correct:.1f} % correct")
-    return figure
 
 
 def alpha_bins(alphas: Sequence[float | None], relabelled: Sequence[bool], most_bins: int = 10) -> list[AlphaBin]:

@@ -165,7 +165,10 @@ def train(
     if missing:
         device = "cuda" if on_gpu else "cpu"
         fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, record=record)
-        with fits.claim(f"{storage}/fits", digest([job.digest for job in missing.values()], size=5)) as name:
+        # By all arms, not only those that are missing: some may have been trained before it broke off.
+        with fits.claim(f"{storage}/fits", digest(sorted({job.digest for job in jobs}), size=5)) as name:
+            if not reuse:
+                fits.clean(f"{storage}/fits/{name}")
             log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
             run_fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}

@@ -94,13 +94,8 @@ def resolve(
     check = check_on_seeds(answers, seed_answers, seed_columns, shares) if relabel.enabled else None
     guard = _guard(relabel, check)
     teacher_used = guard not in (Guard.OFF, Guard.NOT_USED)
-    if guard is Guard.NOT_USED and check is not None:
-        warnings.append(
-            f"the teacher is right on {check.accuracy:.0%} of the labelled seeds, below chance ({check.chance:.0%}) "
-            "by more than luck; its labels are not used"
-        )
-    if relabel.enabled and check is None and len(examples):
-        warnings.append("the teacher gave no answer about the labelled seeds: only changes that are sure are made")
+    if relabel.enabled and len(examples):
+        warnings += _remarks(guard, check)
     found = evidence.weigh(
         answers if teacher_used else answers.silenced(),
         text_embeddings,
@@ -214,6 +209,16 @@ def _guard(relabel: RelabelConfig, check: SeedCheck | None) -> Guard:
     if check.p_worse < _SIGNIFICANT:
         return Guard.NOT_USED
     return Guard.PROVEN if check.p_value < _SIGNIFICANT else Guard.UNPROVEN
+
+
+def _remarks(guard: Guard, check: SeedCheck | None) -> list[str]:
+    """What a user should hear of a teacher that was asked."""
+    if check is None:
+        return ["the teacher gave no answer about the labelled seeds: only changes that are sure are made"]
+    if guard is Guard.NOT_USED:
+        share = f"{check.accuracy:.0%} of the labelled seeds, below chance ({check.chance:.0%}) by more than luck"
+        return [f"the teacher is right on {share}; its labels are not used"]
+    return []
 
 
 @dataclass(frozen=True, slots=True)

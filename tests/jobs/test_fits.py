@@ -14,6 +14,7 @@ import pytest
 
 from actors.student import TrainingJob
 from jobs import fits, training
+from potstill.arms import Arm, TrainingRow
 from potstill.config import StudentConfig
 from potstill.errors import StageError
 
@@ -78,6 +79,36 @@ def test_what_ray_could_not_go_on_from_is_cleared_away(tmp_path: Path, broken: s
 def test_without_locks_every_fit_has_its_own_name() -> None:
     with fits.claim("memory://potstill-fits", "abc") as one, fits.claim("memory://potstill-fits", "abc") as two:
         assert one != two
+
+
+def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One arm has its export when it breaks off in the next; only who wants all anew gets no old checkpoint."""
+    import ray
+
+    seen: list[tuple[str, list[str], list[str]]] = []
+
+    def break_off(fit: TrainingJob, workers: int, storage: str, name: str, *rest: object) -> None:
+        folder = Path(storage, name)
+        seen.append((name, [arm.name for arm in fit.arms], left(folder)))
+        if not left(folder):
+            leave(folder, len(seen))
+        done = Path(fit.arms[0].folder)
+        (done / "model").mkdir(parents=True)
+        (done / "model/config.json").write_text("{}")
+        (done / "complete.json").write_text("{}")
+        raise StageError("a worker was lost")
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(training, "run_fit", break_off)
+    rows = (TrainingRow("she purrs", (1.0, 0.0)), TrainingRow("she barks", (0.0, 1.0)))
+    arms = [Arm("one", rows, seed=1), Arm("two", rows, seed=2)]
+    for reuse in (True, True, False):
+        with pytest.raises(StageError):
+            training.train(arms, StudentConfig(), ["cat", "dog"], str(tmp_path), reuse=reuse)
+    first, second, third = seen
+    assert first[0] == second[0] == third[0]
+    assert [one[1] for one in seen] == [["one", "two"], ["two"], ["one", "two"]]
+    assert [one[2] for one in seen] == [[], ["checkpoint_1", "checkpoint_manager_snapshot.json"], []]
 
 
 @pytest.mark.slow

@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri
+from jobs.mlflow_server import TrackingError
 from jobs.progress import Meter
-from jobs.spool import Entry, Session, Spool, replay, spool_folder
+from jobs.spool import spool_folder
 from jobs.tracking import NullTracker, Tracker, open_tracker, problems
-from jobs.tracking_values import MAX_PARAM_CHARACTERS, flatten, param_value, safe_key
 from potstill.config import Config, TrackingConfig, parse
 from potstill.errors import InputError
 
@@ -199,24 +198,6 @@ def test_without_tracking_nothing_happens(config: Config, start: Callable[..., T
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_values_and_names_fit_mlflow() -> None:
-    from mlflow.utils.validation import _validate_metric_name
-
-    for name in ("f1/what is?", "../../etc", "/a//b/", "a/./b/..", "ü$%", "x" * 400, "", "///"):
-        _validate_metric_name(safe_key(name))
-    assert flatten({"a": {"b": {"c": 1}, "d": {}}}) == {"a.b.c": 1, "a.d": {}}
-    long, other = param_value("x" * 7000), param_value("x" * 6999 + "y")
-    assert len(long) == MAX_PARAM_CHARACTERS
-    assert long != other
-    assert param_value([1, "ä"]) == '[1, "ä"]'
-
-
-def test_relative_sqlite_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert absolute_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
-    assert absolute_uri("http://host:5000") == "http://host:5000"
-
-
 # Preflight
 
 
@@ -304,73 +285,6 @@ def test_preflight_notices_another_kind_of_server() -> None:
         found = complaints(uri=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert "no MLflow server" in found[0]
-
-
-# The spool
-
-
-def entries(count: int) -> list[Entry]:
-    return [Entry("metrics", "run", {"metrics": [["kept", float(number), 0, number]]}) for number in range(count)]
-
-
-def keep(run_dir: Path, count: int) -> Spool:
-    spool = Spool.new(run_dir, Session("http://127.0.0.1:9", "1", {"run": "abc"}))
-    for entry in entries(count):
-        spool.append(entry)
-    return spool
-
-
-def test_entries_are_sent_in_order_and_only_once(tmp_path: Path) -> None:
-    spool, sent = keep(tmp_path, 5), []
-
-    def send(entry: Entry) -> None:
-        if len(sent) == 3:
-            raise TrackingError("down again")
-        sent.append(entry)
-
-    with pytest.raises(TrackingError):
-        list(spool.drain(send))
-    spool.release()
-    later = Spool.load(spool.folder)
-    assert later is not None
-    assert list(later.drain(sent.append)) == []
-    assert sent == entries(5)
-    assert not spool_folder(tmp_path).exists()
-
-
-def test_a_refused_entry_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    spool, sent = keep(tmp_path, 3), []
-
-    def send(entry: Entry) -> None:
-        if entry.values["metrics"][0][1] == 1.0:
-            raise RefusedError("never")
-        sent.append(entry)
-
-    assert [entry for entry, _ in spool.drain(send)] == [entries(3)[1]]
-    assert sent == [entries(3)[0], entries(3)[2]]
-
-
-def test_a_living_jobs_spool_is_left_alone(tmp_path: Path) -> None:
-    spool = keep(tmp_path, 2)
-    assert replay(tmp_path).waiting == 0
-    spool.release()
-    assert replay(tmp_path).waiting == 2
-
-
-def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
-    spool = keep(tmp_path, 2)
-    with (spool.folder / "entries.jsonl").open("a") as lines:
-        lines.write('{"kind": "metr')
-    spool.release()
-    later = Spool.load(spool.folder)
-    assert later is not None
-    assert len(later) == 2
-
-
-def test_a_password_is_not_written_down(tmp_path: Path) -> None:
-    spool = Spool.new(tmp_path, Session("http://me:hush@127.0.0.1:9", "1"))
-    spool.append(entries(1)[0])
-    assert "hush" not in "".join(path.read_text() for path in spool.folder.iterdir())
 
 
 # Outages
