@@ -82,18 +82,18 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
 
 
 def _check(cells: Sequence[Cell]) -> None:
-    """Everything that shows without a cluster, once for each teacher and student. Raises ``InputError`` with all."""
+    """Everything that shows without a cluster, once for each teacher, student and strategy. Raises ``InputError`` with all."""
     found: list[Problem] = []
     seen = set()
     for cell in cells:
         job = cell.job
         if cell.config is not None:
             job = replace(job, config=job.config.model_copy(update={"student": cell.config}))
-        key = (job.config.teacher.model_dump_json(), job.config.student.model)
+        key = (job.config.teacher.model_dump_json(), job.config.student.model, job.config.augment.strategy)
         if key not in seen:
             seen.add(key)
             try:
-                preflight.check(job, STAGES if cell.source.asks else STAGES[2:])
+                preflight.check(job, STAGES)
             except InputError as error:
                 found += error.problems
     if found:

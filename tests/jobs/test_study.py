@@ -15,6 +15,7 @@ from jobs.study import study
 from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
 from jobs.terminal import Terminal
+from potstill import wordnet
 from potstill.errors import InputError, StageError
 from potstill.rows import Example
 from potstill.sources import SOURCES
@@ -281,6 +282,13 @@ def test_tasks_that_are_not_there_are_all_told(config):
     with pytest.raises(InputError) as caught:
         plan_cells(config(tasks=["trek6", "agnews"]), Terminal())
     assert len(caught.value.problems) == 2
+
+
+def test_a_source_that_can_not_work_here_stops_the_study_before_it_starts(config, world, monkeypatch):
+    monkeypatch.setattr(wordnet, "find", lambda: None)
+    with pytest.raises(InputError, match="needs WordNet"):
+        study(config(sources=["real", "promptmix", "eda"], repeats=1))
+    assert not world.asked
 
 
 def test_a_task_without_texts_for_a_source_says_so(config, tmp_path):
