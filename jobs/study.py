@@ -114,7 +114,9 @@ def _run(
                     continue
                 study_report.print_cell(cell)
                 try:
-                    with tracker.stage(_in_words(cell), {"potstill.task": cell.task.name}) as record:
+                    with tracker.stage(
+                        _in_words(cell), {"potstill.task": cell.task.name, "potstill.source": cell.source.name}
+                    ) as record:
                         ask_teacher(cell, pool, record)
                 except StageError as error:
                     cell.job.terminal.warn(f"{_in_words(cell)}: {error}; the study goes on without it")
