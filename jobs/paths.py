@@ -76,6 +76,7 @@ def make_study_absolute(config: StudyConfig, base: Path | None = None) -> StudyC
         update={
             "tasks": tuple(task(one) for one in config.tasks),
             "data_dir": None if config.data_dir is None else _absolute(config.data_dir, base),
+            "judgements": None if config.judgements is None else _absolute(config.judgements, base),
             "teachers": {name: teacher(one) for name, one in config.teachers.items()},
             "students": {name: student(one) for name, one in config.students.items()},
             "storage": like.storage,

@@ -28,7 +28,7 @@ from jobs.terminal import Terminal
 from jobs.tracking import Tracker, open_tracker
 from potstill import baselines, diversity, draws, second_opinion
 from potstill.arms import Arm, from_texts
-from potstill.errors import InputError, Problem
+from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Prediction
 from potstill.scores import score
 from potstill.study_config import StudyConfig
@@ -49,6 +49,7 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
     _check(cells)
     left = [cell for cell in cells if not folder.has(cell)]
     study_report.print_start(terminal, config, folder, len(cells), len(left))
+    failed: dict[str, str] = {}
     if left:
         confirm(left, terminal, yes)
         with cluster.connect(verbose):
@@ -63,14 +64,21 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
                 warn=terminal.warn,
                 content=config.model_dump(mode="json"),
             ) as tracker:
-                _run(config, left, folder, tracker, started)
-                study_report.log(tracker, folder.write_tables(time.monotonic() - started, finished=True))
+                failed = _run(config, left, folder, tracker, started)
+                folder.write_tables(time.monotonic() - started, finished=not failed)
+                study_report.log(tracker, *folder.read())
                 tracker.text("report.html", study_page.write(folder.run))
     else:
         folder.write_tables(folder.read()[0].seconds, finished=True)  # as this version of the code makes them
         study_page.write(folder.run)
     study_report.print_tables(terminal, *folder.read())
     study_report.print_places(terminal, folder)
+    if failed:
+        first = next(iter(failed.values()))
+        raise StageError(
+            f"{len(failed)} sources gave no texts and are missing in the tables ({', '.join(failed)}), the first because: "
+            f"{first}. The same command tries them again"
+        )
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -92,21 +100,30 @@ def _check(cells: Sequence[Cell]) -> None:
         raise InputError(dict.fromkeys(found))
 
 
-def _run(config: StudyConfig, left: Sequence[Cell], folder: StudyFolder, tracker: Tracker, started: float) -> None:
+def _run(
+    config: StudyConfig, left: Sequence[Cell], folder: StudyFolder, tracker: Tracker, started: float
+) -> dict[str, str]:
+    """Make the cells that are left. A source that fails on a task leaves the others to go on: (what, why)."""
+    failed: dict[str, str] = {}
     # The pool's processes hold the CPUs or GPUs that training needs, so all asking comes first.
     for first in _one_a_teacher(left):
         teacher = first.job.config.teacher
         with TeacherPool(teacher, Ledger(config.ledger.uri), first.job.terminal.warn) as pool:
-            for cell in left:
-                if cell.source.kind == "seeds" or cell.job.config.teacher != teacher:
+            for cell in _one_a_source(left):
+                if cell.job.config.teacher != teacher:
                     continue
                 study_report.print_cell(cell)
-                with tracker.stage(_in_words(cell), {"potstill.task": cell.task.name}) as record:
-                    ask_teacher(cell, pool, record)
+                try:
+                    with tracker.stage(_in_words(cell), {"potstill.task": cell.task.name}) as record:
+                        ask_teacher(cell, pool, record)
+                except StageError as error:
+                    cell.job.terminal.warn(f"{_in_words(cell)}: {error}; the study goes on without it")
+                    failed[_in_words(cell)] = str(error)
+                    continue
                 if cell.source.kind == "classifier" and not folder.has(cell):
                     part = "teacher_calibrated" if cell.source.calibrated else "teacher_raw"
                     folder.finish(cell, _finished(cell, cell.job.run.read(Prediction, part)))
-    for group in groups(list(left)):
+    for group in groups([cell for cell in left if _in_words(cell) not in failed]):
         named = f"{group.job.task.name} repeat {group.cells[0].repeat + 1} {group.cells[0].student}"
         group.job.terminal.say(f"[bold]{named}[/]")
         with tracker.stage(named, {"potstill.task": group.job.task.name}) as record:
@@ -114,6 +131,7 @@ def _run(config: StudyConfig, left: Sequence[Cell], folder: StudyFolder, tracker
             regressions = [cell for cell in _regressions(left, group) if not folder.has(cell)]
             _train(config, group, regressions, folder, record)
         folder.write_tables(time.monotonic() - started, finished=False)
+    return failed
 
 
 def _regressions(cells: Sequence[Cell], group: Group) -> list[Cell]:
@@ -231,5 +249,11 @@ def _one_a_teacher(cells: Sequence[Cell]) -> list[Cell]:
     return list(found.values())
 
 
+def _one_a_source(cells: Sequence[Cell]) -> list[Cell]:
+    """A cell of everything that has texts or asks: students share them."""
+    return list({_in_words(cell): cell for cell in reversed(cells) if cell.source.kind != "seeds"}.values())[::-1]
+
+
 def _in_words(cell: Cell) -> str:
-    return f"{cell.task.name} {cell.source.name} repeat {cell.repeat + 1}"
+    teacher = f" {cell.teacher}" if cell.teacher else ""
+    return f"{cell.task.name} {cell.source.name} repeat {cell.repeat + 1}{teacher}"

@@ -24,7 +24,7 @@ from potstill.study_config import StudyConfig, cell_config, student_config
 from potstill.study_tables import LAYOUT, REGRESSION, TEACHER_ALONE
 from potstill.task import LabelledText, Task, TaskData
 
-_OF_PROCESSES = ("workers", "min_workers", "micro_batch_tokens", "max_failures", "checkpoint_steps")
+_OF_PROCESSES = ("workers", "min_workers", "micro_batch_tokens", "max_failures", "checkpoint_steps", "repeats")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _of_students(study: StudyConfig, source: Source, teacher: str, repeat: int, 
     asked = teacher if source.asks else None
     if source.kind == "classifier":
         return [_cell(source, asked, TEACHER_ALONE, repeat, job, None)]
-    cells = [_cell(source, asked, name, repeat, job, student_config(study, name, repeat)) for name in study.students]
+    cells = [_cell(source, asked, name, repeat, job, student_config(study, name)) for name in study.students]
     if source.kind == "seeds":
         cells.append(_cell(source, asked, REGRESSION, repeat, job, None))
     return cells

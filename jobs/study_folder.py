@@ -12,6 +12,7 @@ from jobs.asking import Usage
 from jobs.job import Job
 from jobs.runs import Run, as_json
 from jobs.study_cells import Cell
+from potstill.annotation_files import read_judgements, read_rows
 from potstill.diversity import Diversity
 from potstill.draws import digest
 from potstill.errors import InputError
@@ -30,8 +31,9 @@ from potstill.study_tables import (
     StudyTask,
     read_study,
 )
+from potstill.subjectivity import Ranking, rank
 
-ORDER_OF_PAPER = "Li et al. 2023"
+ORDER_OF_PAPER, JUDGEMENTS = "Li et al. 2023", "judgements"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +54,29 @@ class Finished:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The folder of one study, and the cells it is to hold."""
+    """The folder of one study, and the cells it is to hold. ``ranking``: of the tasks by people's judgements, where
+    the config names some."""
 
     run: Run
     config: StudyConfig
     cells: tuple[Cell, ...]
+    ranking: Ranking | None = None
 
     @classmethod
     def of(cls, config: StudyConfig, cells: Sequence[Cell]) -> StudyFolder:
-        """``<storage>/study-<name>-<digest of its cells>``: the same comparison comes back to the same folder."""
+        """``<storage>/study-<name>-<digest of its cells>``: the same comparison comes back to the same folder.
+
+        Raises ``InputError`` where the file of judgements can't be used.
+        """
         name = (
             f"study-{config.name}-{digest([[cell.name for cell in cells], config.reference, config.examples], size=5)}"
         )
-        return cls(Run(config.storage, name), config, tuple(cells))
+        ranking = None
+        if config.judgements:
+            tasks = list(dict.fromkeys(cell.task.name for cell in cells))
+            rows = read_rows(config.judgements)
+            ranking = rank(read_judgements(rows, tasks, config.judgements), tasks)
+        return cls(Run(config.storage, name), config, tuple(cells), ranking)
 
     def has(self, cell: Cell) -> bool:
         """Whether the cell is finished."""
@@ -183,7 +195,10 @@ class StudyFolder:
         jobs: dict[str, Job] = {}
         for cell in self.cells:
             jobs.setdefault(cell.task.name, cell.job)
-        order = sorted(jobs, key=lambda name: (jobs[name].task.subjectivity is None, jobs[name].task.subjectivity or 0))
+        known = {name: job.task.subjectivity for name, job in jobs.items()}
+        order = sorted(jobs, key=lambda name: (known[name] is None, known[name] or 0))
+        if self.ranking is not None:
+            order = list(self.ranking.tasks)
         tasks = tuple(
             StudyTask(
                 name,
@@ -192,7 +207,7 @@ class StudyFolder:
                 len(jobs[name].data.test),
                 len(jobs[name].data.train),
                 place,
-                "not known" if jobs[name].task.subjectivity is None else ORDER_OF_PAPER,
+                JUDGEMENTS if self.ranking is not None else "not known" if known[name] is None else ORDER_OF_PAPER,
             )
             for place, name in enumerate(order, 1)
         )

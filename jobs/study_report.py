@@ -39,6 +39,8 @@ def print_start(terminal: Terminal, config: StudyConfig, folder: StudyFolder, ce
     )
     done = f", {cells - left} of them are done" if left < cells else ""
     terminal.say(f"{cells} cells{done}; {folder.run.path}")
+    for edge, cycle in folder.ranking.broken if folder.ranking else ():
+        terminal.warn(f"the judgements go round in a circle ({' < '.join(cycle)}); the weakest gave way: {edge}")
 
 
 def print_cell(cell: Cell) -> None:
@@ -53,7 +55,7 @@ def print_tables(terminal: Terminal, study: Study, tables: dict[str, pa.Table]) 
     """All tables, each under its title with a line on what it says."""
     for one in shown(study, tables):
         terminal.say()
-        terminal.table(one.title, one.columns, one.rows)
+        terminal.table(one.title, one.columns, one.rows, left=2)
         if one.note:
             terminal.say(one.note)
 
@@ -65,11 +67,8 @@ def print_places(terminal: Terminal, folder: StudyFolder) -> None:
     terminal.say(f"tables    {folder.run.path}/study/*.parquet (potstill/study_tables.py says what is in them)")
 
 
-def log(tracker: Tracker, study: Study) -> None:
+def log(tracker: Tracker, study: Study, tables: dict[str, pa.Table]) -> None:
     """The study's numbers and tables into the tracked run."""
-    from potstill.study_tables import read_study
-
-    _, tables = read_study(f"{study.config['storage']}/study-{study.name}-{study.digest}")
     for name, table in tables.items():
         tracker.table(name, table)
     tracker.metrics(
@@ -111,7 +110,9 @@ def as_markdown(study: Study, tables: dict[str, pa.Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table_1(study: Study, cells: list[dict], differences: list[dict], student: str, teacher: str) -> Shown:
+def _table_1(
+    study: Study, cells: list[dict[str, Any]], differences: list[dict[str, Any]], student: str, teacher: str
+) -> Shown:
     rows = []
     for task in study.tasks:
         for source in study.sources:
@@ -120,7 +121,11 @@ def _table_1(study: Study, cells: list[dict], differences: list[dict], student: 
                 if own:
                     title = source.title + (", regression" if its == REGRESSION else "")
                     difference = _of(
-                        [one for one in differences if one["reference"] == study.reference],
+                        [
+                            one
+                            for one in differences
+                            if one["reference"] == study.reference and one["reference_student"] != REGRESSION
+                        ],
                         task.name,
                         source.name,
                         its,
@@ -148,7 +153,7 @@ def _table_1_note(study: Study) -> str:
     return f"{repeats}differences with their 95 % bootstrap interval{order}"
 
 
-def _promptmix(study: Study, cells: list[dict], differences: list[dict], teacher: str) -> Shown:
+def _promptmix(study: Study, cells: list[dict[str, Any]], differences: list[dict[str, Any]], teacher: str) -> Shown:
     student = study.students[0]
     rows = []
     for task in study.tasks:
@@ -162,7 +167,7 @@ def _promptmix(study: Study, cells: list[dict], differences: list[dict], teacher
             gain = [
                 one
                 for one in _of(differences, task.name, source.name, its, teacher)
-                if one["reference_student"] == baseline and one["reference"] != study.reference
+                if one["reference_student"] == baseline and one["reference"] in _k_shot(cells)
             ]
             share = f"{statistics.fmean(changed):.0%}" if source.name == _A2 and None not in changed else ""
             texts = f"{statistics.fmean(one['texts'] for one in own):.0f}"
@@ -176,7 +181,12 @@ def _promptmix(study: Study, cells: list[dict], differences: list[dict], teacher
     return Shown(title, columns, tuple(named) if has else (), note)
 
 
-def _stronger(cells: list[dict], task: str, student: str) -> str:
+def _k_shot(cells: list[dict[str, Any]]) -> set[str]:
+    """The sources of seeds alone: they have a regression too."""
+    return {one["source"] for one in cells if one["student"] == REGRESSION}
+
+
+def _stronger(cells: list[dict[str, Any]], task: str, student: str) -> str:
     """Which of the two k-shot baselines has the higher mean macro-F1 on the test split."""
     both = {
         its: [one for one in cells if one["task"] == task and one["student"] == its] for its in (student, REGRESSION)
@@ -184,12 +194,12 @@ def _stronger(cells: list[dict], task: str, student: str) -> str:
     means = {
         its: statistics.fmean(values)
         for its, own in both.items()
-        if (values := [one["macro_f1"] for one in own if one["run"] is None])
+        if (values := [one["macro_f1"] for one in own if one["source"] in _k_shot(cells)])
     }
     return max(means, key=lambda its: means[its]) if means else student
 
 
-def _teachers(study: Study, cells: list[dict]) -> Shown:
+def _teachers(study: Study, cells: list[dict[str, Any]]) -> Shown:
     rows = []
     for task in study.tasks:
         for source in study.sources:
@@ -207,7 +217,7 @@ def _teachers(study: Study, cells: list[dict]) -> Shown:
     return Shown("Teachers", columns, tuple(rows))
 
 
-def _diversity(study: Study, rows: list[dict]) -> Shown:
+def _diversity(study: Study, rows: list[dict[str, Any]]) -> Shown:
     found = []
     for task in study.tasks:
         for source in study.sources:
@@ -222,7 +232,7 @@ def _diversity(study: Study, rows: list[dict]) -> Shown:
     return Shown("Diversity", ("task", "source", "texts", "Remote Clique", "Chamfer"), tuple(named), note)
 
 
-def _of(rows: Sequence[dict], task: str, source: str, student: str, teacher: str) -> list[dict[str, Any]]:
+def _of(rows: Sequence[dict[str, Any]], task: str, source: str, student: str, teacher: str) -> list[dict[str, Any]]:
     """Rows of a source; those of sources that ask no teacher belong to every teacher's table."""
     return [
         one

@@ -7,7 +7,7 @@ never asked again.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from potstill.config import StudentConfig
 from potstill.errors import InputError, StageError
 from potstill.rows import Example
 from potstill.task import LabelledText
+
+_DONE = "done-"  # of a stage, in the run's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,19 @@ class Texts:
 def ask_teacher(cell: Cell, pool: TeacherPool, record: Recorder) -> None:
     """Have the cell's texts written and labelled, where its run's folder does not hold them yet."""
     job = replace(cell.job, tracker=cast(Tracker, record))
-    if cell.source.kind == "classifier":
-        if not _has(cell, classify.PART):
-            classify.classify(job, pool, job.data.test)
-    elif cell.source.kind == "texts":
+
+    def once(stage: str, run: Callable[[], object]) -> None:
         # What was collected cost nothing, and the train split is not in the run's name.
-        if not _has(cell, "generate") or not cell.source.asks:
-            generate.generate(job, pool)
-        if cell.source.labels == "relabelled" and not _has(cell, "relabel"):
-            relabel.relabel(job, pool)
+        if not cell.source.asks or not _is_done(cell, stage):
+            run()
+            job.run.write_json(f"{_DONE}{stage}", {})
+
+    if cell.source.kind == "classifier":
+        once(classify.PART, lambda: classify.classify(job, pool, job.data.test))
+    elif cell.source.kind == "texts":
+        once("generate", lambda: generate.generate(job, pool))
+        if cell.source.labels == "relabelled":
+            once("relabel", lambda: relabel.relabel(job, pool))
 
 
 def read_texts(cell: Cell, config: StudentConfig) -> Texts:
@@ -110,10 +116,10 @@ def _first(examples: Sequence[Example], per_class: int) -> list[Example]:
     return first
 
 
-def _has(cell: Cell, stage: str) -> bool:
-    """Whether a stage of the cell's run came to its end: its JSON file is written last."""
+def _is_done(cell: Cell, stage: str) -> bool:
+    """Whether a stage of the cell's run came to a good end; one that found no texts leaves its tables too."""
     try:
-        cell.job.run.read_json(stage)
+        cell.job.run.read_json(f"{_DONE}{stage}")
     except InputError:
         return False
     return True

@@ -36,13 +36,13 @@ class Terminal:
         """A line that the user should not miss."""
         self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table: the first column to the left, the others to the right."""
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+        """A small table: the first columns (``left`` of them) to the left, the others to the right."""
         table = Table(
             title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
         )
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", header_style="dim")
+            table.add_column(column, justify="left" if number < left else "right", header_style="dim")
         for row in rows:
             table.add_row(*map(escape, row))
         self.console.print(table)

@@ -79,6 +79,11 @@ class StudyConfig(Section):
     repeats: int = Field(3, ge=1, le=100, description="runs of every cell, each with a data seed of its own")
     seed: int = Field(0, ge=0, description="data seed of the first repeat")
     reference: str = Field("real", description="source that Table 1's differences are to")
+    judgements: str | None = Field(
+        None,
+        description="file of pairwise judgements (judge, task_a, task_b, more_subjective) that order the tasks; default: the "
+        "order of Li et al. 2023",
+    )
     real_per_class: int | None = Field(
         None, ge=1, description="real texts a class of the source real; default: all there are"
     )
@@ -121,6 +126,8 @@ class StudyConfig(Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 complaints.append(f"{what}: {', '.join(map(repr, twice))} stands twice")
+        if self.student.repeats != 1 or any(one.get("repeats", 1) != 1 for one in self.students.values()):
+            complaints.append("student.repeats: a study has `repeats` of its own, of data seeds; leave it out")
         reserved = sorted({REGRESSION, TEACHER_ALONE} & set(self.students))
         if reserved:
             complaints.append(
@@ -182,12 +189,11 @@ def parse_study(content: dict[str, Any], where: str = "study") -> StudyConfig:
     return study
 
 
-def student_config(study: StudyConfig, name: str, repeat: int = 0) -> StudentConfig:
-    """A student of the study, its training seed moved on by ``repeat``."""
+def student_config(study: StudyConfig, name: str) -> StudentConfig:
+    """A student of the study. Its training seed is the same in all repeats, as in jobs of several data seeds."""
     content = override(study.student.model_dump(), [])
     content |= study.students[name]
-    student = StudentConfig.model_validate(content)
-    return student.model_copy(update={"seed": student.seed + repeat})
+    return StudentConfig.model_validate(content)
 
 
 def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str, repeat: int, classes: int) -> Config:
@@ -205,7 +211,7 @@ def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str,
         "teacher": study.teachers[teacher].model_dump(),
         "augment": study.augment.model_dump(),
         "relabel": study.relabel.model_dump(),
-        "student": student_config(study, next(iter(study.students)), repeat).model_dump(),
+        "student": student_config(study, next(iter(study.students))).model_dump(),
         "evaluate": study.evaluate.model_dump(),
         "tracking": study.tracking.model_dump(),
     }

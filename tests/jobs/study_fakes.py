@@ -19,12 +19,14 @@ WORDS = ("lamp", "river", "stone", "cloud", "paper", "horse", "green", "early", 
 
 @dataclass
 class World:
-    """What the fakes were asked for; ``break_at``: the fit that breaks off."""
+    """What the fakes were asked for; ``break_at``: the fit that breaks off; ``silent``: the
+    strategy whose requests get empty replies."""
 
     asked: list[Request] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     fits: int = 0
     break_at: int | None = None
+    silent: str | None = None
 
     def install(self, monkeypatch) -> World:
         from jobs import classify, cluster, preflight, relabel, study
@@ -90,7 +92,15 @@ class _Pool:
         for table in tables:
             requests = from_table(table, Request)
             self._world.asked += requests
-            yield to_answer_table([Answer(_respond(request), reused=False) for request in requests])
+            yield to_answer_table(
+                [
+                    Answer(
+                        Response(request.request_id) if request.strategy == self._world.silent else _respond(request),
+                        reused=False,
+                    )
+                    for request in requests
+                ]
+            )
 
 
 def _respond(request: Request) -> Response:

@@ -15,7 +15,7 @@ from jobs.study import study
 from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
 from jobs.terminal import Terminal
-from potstill.errors import InputError
+from potstill.errors import InputError, StageError
 from potstill.rows import Example
 from potstill.sources import SOURCES
 from potstill.study_config import load, parse_study
@@ -115,6 +115,20 @@ def test_a_study_that_was_stopped_goes_on_and_asks_nothing_twice(config, world):
     assert world.fits == 5
 
 
+def test_a_source_that_fails_leaves_the_others_to_go_on(config, world):
+    """It is missing in the tables, the command says so and fails, and tries again the next time."""
+    config = config(repeats=1)
+    world.silent = "zero_shot"
+    with pytest.raises(StageError, match=r"2 sources gave no texts .*mailroom zero_shot.*no usable text"):
+        study(config)
+    assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"]) - {"zero_shot"}
+    assert not read_study(_folder(config).run.path)[0].finished
+    world.silent, world.trained = None, []
+    study(config)
+    assert set(world.trained) == {"zero_shot-embedded"}
+    assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"])
+
+
 def test_one_more_source_leaves_the_others_cells_as_they_are(config, world):
     before = {cell.name for cell in plan_cells(config(), Terminal())}
     more = {cell.name for cell in plan_cells(config(sources=[*SMALL["sources"], "few_shot"]), Terminal())}
@@ -148,6 +162,21 @@ def test_labels_of_real_texts_reach_nobody_who_annotates(config, world):
     cell = next(cell for cell in plan_cells(config, Terminal()) if cell.source.name == "annotate")
     study(config)
     assert all(row.target_label is None for row in cell.job.run.read(Example, "relabelled"))
+
+
+def test_people_order_the_tasks(config, world, tmp_path):
+    file = tmp_path / "judgements.csv"
+    file.write_text("judge,task_a,task_b,more_subjective\nann,mailroom,mood,mailroom\nbob,mood,mailroom,mailroom\n")
+    config = config(repeats=1, judgements=str(file))
+    study(config)
+    tasks = read_study(_folder(config).run.path)[0].tasks
+    assert [(task.name, task.subjectivity, task.order_from) for task in tasks] == [
+        ("mood", 1, "judgements"),
+        ("mailroom", 2, "judgements"),
+    ]
+    file.write_text("judge,task_a,task_b,more_subjective\nann,mailroom,moods,mailroom\n")
+    with pytest.raises(InputError, match="moods"):
+        study(config)
 
 
 def test_two_teachers_share_what_needs_none(config, world):
@@ -191,6 +220,29 @@ def test_the_tables_say_what_the_cells_say(config, world):
     assert study_report.as_markdown(told, tables).count("\n## ") == 3
 
 
+def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
+    """Also where k-shot is what Table 1's differences are to."""
+    config = config(repeats=2, reference="k_shot", sources=["k_shot", "promptmix"], tasks=SMALL["tasks"][:1])
+    study(config)
+    told, tables = read_study(_folder(config).run.path)
+    cells = tables["cells"].to_pylist()
+    means = {
+        student: sum(cell["macro_f1"] for cell in cells if cell["student"] == student and cell["source"] == "k_shot")
+        for student in ("embedded", "regression")
+    }
+    stronger = max(means, key=means.get)
+    (gain,) = [
+        row["macro_f1"]
+        for row in tables["differences"].to_pylist()
+        if row["source"] == "promptmix" and row["reference_student"] == stronger
+    ]
+    assert gain == pytest.approx(
+        (sum(cell["macro_f1"] for cell in cells if cell["source"] == "promptmix") - means[stronger]) / 2
+    )
+    row = next(row for row in study_report.shown(told, tables)[1].rows if row[1] == "PromptMix (A2)")
+    assert row[-1].startswith(f"{gain:+.3f} [")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -209,6 +261,7 @@ def test_the_tables_say_what_the_cells_say(config, world):
         ),
         ({"tasks": []}, "at least 1 item"),
         ({"repeats": 0}, "repeats = 0"),
+        ({"student": {"repeats": 2}}, "a study has `repeats` of its own"),
         ({"tsks": ["trec6"]}, "tsks: no such field"),
     ],
 )
