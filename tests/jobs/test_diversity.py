@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jobs.diversity import nearest, nearest_on_cluster
+from jobs.diversity import MEASURED, as_rows, nearest, nearest_on_cluster
 from potstill.diversity import nearest_distances
 from potstill.errors import InputError
 
@@ -25,3 +25,13 @@ def test_a_small_set_needs_no_cluster():
 def test_nan_is_told_before_anything_is_started():
     with pytest.raises(InputError, match="row 0 holds NaN"):
         nearest_on_cluster(np.full((3, 2), np.nan, dtype=np.float32))
+
+
+def test_a_run_measures_all_its_texts_and_of_very_many_a_sample():
+    rows = np.random.default_rng(2).normal(size=(MEASURED + 5, 2)).astype(np.float32)
+    labels = ["a", "b"] * (len(rows) // 2) + ["a"] * (len(rows) % 2)
+    whole, first, second = as_rows(rows, labels, ["a", "b"])
+    assert whole["label"] is None
+    assert whole["texts"] == first["texts"] + second["texts"] == MEASURED
+    small, *_ = as_rows(rows[:10], labels[:10], ["a", "b"])
+    assert small["texts"] == 10
