@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from actors.nearest import BlockNearest, pair_table
 from jobs.diversity import MEASURED, as_rows, nearest, nearest_on_cluster
 from potstill.diversity import nearest_distances
 from potstill.errors import InputError
@@ -15,6 +16,17 @@ def test_the_cluster_finds_the_same_neighbours(ray_cluster):
     found = nearest_on_cluster(rows, block=512)
     assert found == pytest.approx(nearest_distances(rows), abs=1e-6)
     assert found[[7, 1_400]] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_gpus_way_finds_the_same_maxima():
+    """By torch, on the CPU here: the product and its maxima are the same code there."""
+    rows = np.random.default_rng(7).normal(size=(300, 16)).astype(np.float32)
+    pairs = pair_table(len(rows), 128)
+    with_torch, plain = (BlockNearest(rows, 128, device)(pairs).to_pylist() for device in ("cpu:0", "cpu"))
+    for one, other in zip(with_torch, plain, strict=True):
+        assert one["of_rows"] == pytest.approx(other["of_rows"], abs=1e-6)
+        assert one["of_columns"] == pytest.approx(other["of_columns"], abs=1e-6)
 
 
 def test_a_small_set_needs_no_cluster():
