@@ -41,9 +41,9 @@ def build(job: Job, result: report.Report, votes: Votes | None = None) -> Page:
         parts.examples(fates(job.run.read(Example, "relabelled")), job.config.seed),
     ]
     facts = [
-        ("Task", f"{len(job.labels)} classes, {len(job.data.seeds)} labelled examples"),
+        ("Classes", f"{len(job.labels)}"),
+        ("Labelled examples", f"{len(job.data.seeds):,}"),
         ("Macro-F1, distilled", f"{distilled:.3f}"),
-        ("Gain", f"{gain.value:+.3f}"),
         ("Teacher", job.config.teacher.model),
         ("Student", job.config.student.model),
         ("Test texts", f"{len(job.data.test):,}"),
