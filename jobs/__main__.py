@@ -117,6 +117,14 @@ def report(
 
 
 @app.command()
+def assess(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
+    """Ask the teacher about some texts, and say beforehand what can be known of a task: go, or label by hand."""
+    from jobs.assess import assess as run
+
+    run(_load(config, overrides, ["relabel"]), verbose, yes)
+
+
+@app.command()
 def study(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """Compare sources of training texts on several tasks: the two papers' tables, for your tasks and teachers."""
     from jobs import paths

@@ -199,7 +199,12 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         f"{augment.strategy} {how}: {strategies.texts_wanted(augment)} texts a class to {verb}, "
         f"the {augment.per_class} surest to keep"
     )
-    identity = identify(job.config.teacher)
+    print_stages(job, stages)
+
+
+def print_stages(job: Job, stages: Sequence[StagePlan]) -> None:
+    """Requests, tokens, cost and time by stage, and of which teacher."""
+    identity, terminal = identify(job.config.teacher), job.terminal
     renderer = choose_renderer(job.config.teacher.renderer, identity)
     terminal.say(f"teacher {identity.model} ({identity.provider}), prompts put as {renderer}")
     terminal.table(

@@ -73,11 +73,16 @@ def plan(
 
 
 def plan_seed_check(
-    task: Task, seeds: Sequence[LabelledText], identity: TeacherIdentity, renderer: str, seed: int
+    task: Task,
+    seeds: Sequence[LabelledText],
+    offered: Sequence[Sequence[str]],
+    identity: TeacherIdentity,
+    renderer: str,
+    seed: int,
 ) -> list[Request]:
     """The same about every seed, with it and one of every other class left out of the prompt."""
     return [
-        _vote(task, [seeds[j] for j in without(seeds, i)], asked.text, task.labels, vote, identity, renderer, seed)
+        _vote(task, [seeds[j] for j in without(seeds, i)], asked.text, offered[i], vote, identity, renderer, seed)
         for i, asked in enumerate(seeds)
         for vote in range(VOTES)
     ]
@@ -167,6 +172,9 @@ def _vote(
     phrasing, backwards = divmod(vote, ORDERS)
     shown = _examples(seeds, labels, seed)
     cards = [card(task, label) for label in labels]
+    if phrasing:
+        # List prompts show neither task nor question, so the classes are put in other words too.
+        cards = [ClassCard(one.name, f"fits every entry of which one can say: {one.description}") for one in cards]
     if backwards:
         shown, cards = shown[::-1], cards[::-1]
     names = ", ".join(one.name for one in cards)

@@ -1,0 +1,133 @@
+"""Does the teacher know on which texts people disagree? Declared in docs/measures.md before it was measured.
+
+    python benchmarks/agreement.py --data-dir DIR --json agreement.json
+
+``DIR/md_agreement/{train,test}.parquet`` with columns ``text, label, annotations`` (five votes a tweet). One of three
+estimates is chosen on ``--texts`` tweets of the train split and reported on as many of the test split. The teacher's
+answers go through the ledger of POTSTILL_HOME, so a second run asks nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from actors.backends.identity import identify
+from actors.ledger import Ledger
+from actors.pool import TeacherPool
+from jobs import cluster
+from jobs.asking import ask
+from jobs.job import Job, prepare
+from jobs.progress import Meter
+from jobs.terminal import Terminal
+from potstill import assessment, draws, evidence, subjectivity
+from potstill.annotation_files import read_annotations
+from potstill.config import parse
+from potstill.renderers import choose_renderer
+from potstill.rows import Request
+
+TASK = "md_agreement"
+LABELS = ("not offensive", "offensive")  # of votes 0 and 1
+
+
+def draw(folder: Path, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Some rows of a split."""
+    rows = pq.read_table(folder / TASK / f"{split}.parquet", columns=["text", "annotations"]).to_pylist()
+    return draws.sample(rows, count, seed, "agreement", split)
+
+
+def annotators(rows: list[dict[str, Any]]) -> subjectivity.Agreement | None:
+    """What the people say, through the reader that users' files go through."""
+    votes = [
+        {"item": i, "annotator": who, "label": LABELS[vote]}
+        for i, row in enumerate(rows)
+        for who, vote in enumerate(row["annotations"])
+    ]
+    return subjectivity.measure(read_annotations(votes, LABELS))
+
+
+def estimates(job: Job, pool: TeacherPool, part: str, texts: list[str]) -> dict[str, np.ndarray]:
+    """The three estimates of every text, (texts,) each."""
+    identity = identify(job.config.teacher)
+    renderer = choose_renderer(job.config.teacher.renderer, identity)
+    offered = [job.task.labels] * len(texts)
+    requests: list[Request] = list(
+        assessment.plan(job.task, job.data.seeds, texts, offered, identity, renderer, job.config.seed)
+    )
+    opinions = list(assessment.plan_opinions(job.task, texts, identity, renderer))
+    answered, _ = ask(job, pool, part, requests, len(requests), Meter(lambda values: None))
+    votes = evidence.read_answers(job.task, answered, len(texts)).votes
+    said, _ = ask(job, pool, f"{part}-opinion", opinions, len(opinions), Meter(lambda values: None))
+    raw = np.array([logprobs for (logprobs,) in said.rows("choice_logprobs")], dtype=float)
+    agree = raw[:, 0] - raw[:, 1]
+    return dict(assessment.estimators(assessment.calibrated(votes), 1.0 / (1.0 + np.exp(-agree))))
+
+
+def correlate(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Spearman's rho, its one-sided p-value, and its 95 % bootstrap interval over texts."""
+    if len(np.unique(estimate)) < 2:
+        return {"rho": 0.0, "p_one_sided": 1.0, "low": 0.0, "high": 0.0}
+    found = stats.spearmanr(estimate, truth, alternative="greater")
+    picks = draws.generator(0, "agreement").integers(len(truth), size=(1000, len(truth)))
+    resampled = [stats.spearmanr(estimate[pick], truth[pick]).statistic for pick in picks]
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return {"rho": found.statistic, "p_one_sided": found.pvalue, "low": low, "high": high}
+
+
+def measure(folder: Path, texts: int, seed: int, storage: str | None) -> dict[str, Any]:
+    """All figures."""
+    content: dict[str, Any] = {"task": str(folder / TASK), "seed": seed, "tracking": {"uri": "none"}}
+    job = prepare(parse({**content, **({"storage": storage} if storage else {})}), Terminal())
+    begun, figures = time.monotonic(), {}
+    with cluster.connect(), TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri), job.terminal.warn) as pool:
+        for role, split in (("choose", "train"), ("report", "test")):
+            rows = draw(folder, split, texts, seed)
+            truth = np.array([max(sum(row["annotations"]), 5 - sum(row["annotations"])) / 5 for row in rows])
+            found = estimates(job, pool, f"agreement-{role}", [row["text"] for row in rows])
+            people = annotators(rows)
+            figures[role] = {
+                "split": split,
+                "texts": len(rows),
+                "people": {"mean": str(people and people.mean), "alpha": str(people and people.alpha)},
+                **{name: correlate(values, truth) for name, values in found.items()},
+            }
+    chosen = max(("votes", "confidence", "opinion"), key=lambda name: figures["choose"][name]["rho"])
+    reported = figures["report"][chosen]
+    return {
+        "chosen": chosen,
+        "rho": reported["rho"],
+        "p_one_sided": reported["p_one_sided"],
+        "significant": bool(reported["rho"] > 0 and reported["p_one_sided"] < 0.05),
+        **figures,
+        "seed": seed,
+        "seconds": time.monotonic() - begun,
+    }
+
+
+def main() -> None:
+    """Run it and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="holds md_agreement/")
+    parser.add_argument("--texts", type=int, default=300, help="tweets of each split")
+    parser.add_argument("--seed", type=int, default=0, help="draws tweets and examples")
+    parser.add_argument("--storage", help="where requests and answers are written; default as in a config")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    text = json.dumps(measure(options.data_dir.resolve(), options.texts, options.seed, options.storage), indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

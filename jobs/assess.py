@@ -1,0 +1,278 @@
+"""What can be known of a task before money is spent: the teacher votes on up to 300 texts, and its votes are looked at.
+
+    potstill assess conf/trec6.yaml
+
+The texts are the task's unlabelled ones, else the train split's with their labels put aside, else some that the teacher
+writes first. About each there are four short questions, so 300 texts cost about as much as relabelling 600 with two
+votes. What is said of the future is said only where tasks were studied with the same teacher (``potstill/forecast.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from actors.backends.identity import identify
+from actors.ledger import Ledger
+from actors.pool import TeacherPool
+from jobs import cluster, generate, plan, preflight
+from jobs.asking import Usage, ask
+from jobs.embedding import embed
+from jobs.job import Job
+from jobs.progress import Meter
+from jobs.runs import Run, as_json
+from jobs.terminal import Terminal
+from jobs.tracking import open_tracker
+from potstill import advice, assessment, diversity, draws, evidence, relabelling, repetition
+from potstill.advice import Advice
+from potstill.assessment import Diagnosis
+from potstill.config import Config
+from potstill.errors import InputError, StageError
+from potstill.forecast import PREDICTORS, Forecast, Studied, forecast
+from potstill.renderers import choose_renderer
+from potstill.repetition import Repetition
+from potstill.rows import Example, Request
+from potstill.study_tables import read_study
+
+PART = "assess"
+MOST_CLASSES = 20  # up to which every text may be of every class; beyond, of its nearest ``relabel.neighbours``
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What is asked about. ``labels``: the train split's, used for the learning curve alone; empty where there are none."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What ``assess.json`` holds."""
+
+    task: str
+    teacher: str
+    texts_from: str
+    seeds: int
+    diagnosis: Diagnosis | None
+    seed_accuracy: float
+    remote_clique: float | None
+    chamfer: float | None
+    repetition: Repetition
+    learning_curve: dict[int, float]
+    forecast: Forecast | str
+    advice: Advice
+    usage: Usage
+
+
+def assess(config: Config, verbose: bool = False, yes: bool = False) -> Assessment:
+    """Ask, look at the answers, say what they mean; writes ``<storage>/assess-<run>/``.
+
+    Raises ``InputError`` before anything is asked or started, ``StageError`` where the teacher answered nothing.
+    """
+    terminal = Terminal()
+    job = preflight.prepare(config, ["generate", "relabel"], terminal, verbose)
+    job = replace(job, run=Run(config.storage, f"assess-{job.run.name}"))
+    texts = real_texts(job)
+    _confirm(job, len(texts.texts) if texts else assessment.TEXTS, yes)
+    with cluster.connect(verbose):
+        preflight.check_cluster(job, ["relabel"])
+        with open_tracker(
+            config,
+            command=PART,
+            task_name=job.task.name,
+            run_dir=job.run.path,
+            run_digest=job.run.digest,
+            warn=terminal.warn,
+        ) as tracker:
+            job = replace(job, tracker=tracker)
+            with TeacherPool(config.teacher, Ledger(config.ledger.uri), terminal.warn) as pool:
+                found = _ask(job, pool, texts or _written(job, pool))
+            job.run.write_json(PART, as_json(found))
+            numbers = {**(asdict(found.diagnosis) if found.diagnosis else {}), "seed_accuracy": found.seed_accuracy}
+            tracker.metrics({name: value for name, value in numbers.items() if value is not None})
+            tracker.text("assess.json", json.dumps(as_json(found), indent=2))
+    show(job, found, others(job))
+    return found
+
+
+def real_texts(job: Job) -> Texts | None:
+    """The task's own texts, drawn by the data seed; ``None`` where it has neither unlabelled nor training texts."""
+    seed, most = job.config.seed, assessment.TEXTS
+    if job.data.unlabelled:
+        return Texts(tuple(draws.sample(job.data.unlabelled, most, seed, PART)), (), "the task's unlabelled texts")
+    if job.data.train:
+        rows = draws.sample(job.data.train, most, seed, PART)
+        return Texts(tuple(r.text for r in rows), tuple(r.label for r in rows), "the train split, labels put aside")
+    return None
+
+
+def _written(job: Job, pool: TeacherPool) -> Texts:
+    """Texts that the teacher writes: there are no real ones but the seeds."""
+    per_class = max(1, assessment.TEXTS // len(job.labels) // 2)
+    augment = job.config.augment.model_copy(update={"per_class": per_class, "over_generate": 1.0})
+    examples, _ = generate.generate(replace(job, config=job.config.model_copy(update={"augment": augment})), pool)
+    kept: list[Example] = [one for one in examples if one.kept]
+    drawn = draws.sample(kept, assessment.TEXTS, job.config.seed, PART)
+    return Texts(tuple(one.text for one in drawn), (), "written by the teacher, since the task has no others")
+
+
+def _ask(job: Job, pool: TeacherPool, texts: Texts) -> Assessment:
+    task, seeds, config, labels = job.task, job.data.seeds, job.config, job.labels
+    with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
+        line.note("embedding")
+        vectors, of_seeds, of_classes = embed(texts.texts, [seed.text for seed in seeds], relabelling.class_texts(task))
+        requests, checks = _plan(job, texts, vectors, of_seeds, of_classes)
+        meter = Meter(record.metrics)
+        line.follow(meter.progress)
+        expected = len(checks) + assessment.VOTES * len(texts.texts)
+        answered, usage = ask(job, pool, PART, chain(checks, requests), expected, meter)
+        raw = evidence.read_answers(task, answered.slice(0, len(checks)), len(seeds)).votes
+        votes = evidence.read_answers(task, answered.slice(len(checks)), len(texts.texts)).votes
+        if not np.isfinite(votes).any():
+            raise StageError(f"{PART}: the teacher answered nothing; see {job.run.path}/response")
+        # Calibrated together: seeds are too few to tell a class that the teacher leans to.
+        probs = assessment.calibrated(np.concatenate([raw, votes]))
+        seed_accuracy = assessment.accuracy(probs[: len(seeds)], [labels.index(seed.label) for seed in seeds])
+        diagnosis = assessment.diagnose(probs[len(seeds) :])
+        curve = advice.learning_curve(vectors, texts.labels, labels, config.seed) if texts.labels else {}
+        line.summary = f"{len(texts.texts)} texts, {expected} questions"
+    spread = diversity.by_class(vectors, labels[:1] * len(vectors), labels)[0]
+    numbers = asdict(diagnosis) if diagnosis is not None else {}
+    return Assessment(
+        task.name,
+        identify(config.teacher).model,
+        texts.origin,
+        len(seeds),
+        diagnosis,
+        seed_accuracy,
+        spread.remote_clique,
+        spread.chamfer,
+        repetition.measure(texts.texts, [seed.text for seed in seeds], [row.text for row in job.data.test]),
+        curve,
+        forecast(studied(job), numbers),
+        advice.advise(diagnosis, seed_accuracy, len(seeds), len(labels), curve),
+        usage,
+    )
+
+
+def _plan(
+    job: Job, texts: Texts, vectors: np.ndarray, of_seeds: np.ndarray, of_classes: np.ndarray
+) -> tuple[Any, list[Request]]:
+    task, seeds, identity = job.task, job.data.seeds, identify(job.config.teacher)
+    renderer = choose_renderer(job.config.teacher.renderer, identity)
+    centres = relabelling.class_centres(task, seeds, of_seeds, of_classes)
+    most = len(job.labels) if len(job.labels) <= MOST_CLASSES else job.config.relabel.neighbours
+    offered = relabelling.offer(task, vectors, centres, most)
+    of_seed = relabelling.offer(task, of_seeds, centres, most)
+    requests = assessment.plan(task, seeds, texts.texts, offered, identity, renderer, job.config.seed)
+    return requests, assessment.plan_seed_check(task, seeds, of_seed, identity, renderer, job.config.seed)
+
+
+def _confirm(job: Job, texts: int, yes: bool) -> None:
+    """Say what will be asked; ask first where it may cost more than ``teacher.ask_above_usd``."""
+    identity, task, seeds = identify(job.config.teacher), job.task, job.data.seeds
+    renderer = choose_renderer(job.config.teacher.renderer, identity)
+    labels = job.labels[:MOST_CLASSES]
+    each = list(assessment.plan(task, seeds, [seeds[0].text], [labels], identity, renderer, job.config.seed))
+    stage = plan.plan_stage(PART, each, plan.teacher_terms(job.config.teacher), times=texts + len(seeds))
+    plan.print_stages(job, [stage])
+    plan.ask_first(job, [stage], yes)
+
+
+def others(job: Job) -> list[dict[str, Any]]:
+    """What ``assess.json`` of other tasks holds that were assessed with the same teacher in this storage."""
+    filesystem, root = url_to_fs(job.config.storage)
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(filesystem.glob(f"{root.rstrip('/')}/{PART}-*/{PART}.json")):
+        with filesystem.open(path, "r") as file:
+            one = json.load(file)
+        if one["teacher"] == identify(job.config.teacher).model and one["task"] != job.task.name and one["diagnosis"]:
+            found[one["task"]] = one
+    return list(found.values())
+
+
+def studied(job: Job) -> list[Studied]:
+    """Tasks in this storage that were both studied and assessed with the same teacher: gap and diagnostics."""
+    filesystem, root = url_to_fs(job.config.storage)
+    model = identify(job.config.teacher).model
+    gaps: dict[str, float] = {}
+    for path in sorted(filesystem.glob(f"{root.rstrip('/')}/study-*/study.json")):
+        try:
+            study, tables = read_study(filesystem.unstrip_protocol(path.rsplit("/", 1)[0]))
+        except InputError:
+            continue  # of a newer version
+        names = {name for name, its in zip(study.teachers, study.models, strict=False) if its == model}
+        for row in tables["differences"].to_pylist():
+            same = row["reference"] == study.reference and row["student"] == row["reference_student"]
+            if study.finished and same and row["teacher"] in names and row["macro_f1"] is not None:
+                gaps[row["task"]] = max(gaps.get(row["task"], -1.0), row["macro_f1"])
+    return [
+        Studied(one["task"], gaps[one["task"]], {n: v for n in PREDICTORS if (v := one["diagnosis"][n]) is not None})
+        for one in others(job)
+        if one["task"] in gaps
+    ]
+
+
+def show(job: Job, found: Assessment, before: Sequence[dict[str, Any]]) -> None:
+    """The answer first, then the diagnostics with where other tasks lie on them, then the forecast."""
+    say = job.terminal.say
+    say()
+    say(f"[bold]{found.task} with {found.teacher}: {found.advice.say}[/]")
+    for sentence in found.advice.because:
+        say(sentence)
+    say()
+    job.terminal.table("what was measured", ["", "here", "other tasks, same teacher"], rows(found, before))
+    say(f"on {found.texts_from}")
+    say()
+    say(forecast_in_words(found.forecast))
+    say(f"kept in   {job.run.path}/{PART}.json")
+
+
+NAMES = {
+    "agreement": "votes for the commonest class",
+    "alpha": "alpha among votes",
+    "sampled_agreement": "two samples agree",
+    "entropy": "entropy (1: no idea)",
+    "same_when_reordered": "same with classes reordered",
+    "same_when_rephrased": "same when rephrased",
+    "class_coverage": "coverage of the classes",
+}
+
+
+def rows(found: Assessment, before: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """One row a diagnostic: its name, here, and the lowest and highest of other tasks."""
+    here = asdict(found.diagnosis) if found.diagnosis is not None else {}
+    lines = [(title, here.get(name), [one["diagnosis"][name] for one in before]) for name, title in NAMES.items()]
+    lines.append(("right on the seeds", found.seed_accuracy, [one["seed_accuracy"] for one in before]))
+    lines.append(("Remote Clique of the texts", found.remote_clique, [one["remote_clique"] for one in before]))
+    lines.append(("Chamfer of the texts", found.chamfer, [one["chamfer"] for one in before]))
+    shown = []
+    for title, value, theirs in lines:
+        known = [one for one in theirs if one is not None]
+        span = f"{min(known):.2f} to {max(known):.2f} ({len(known)})" if known else "-"
+        shown.append((title, "-" if value is None else f"{value:.2f}", span))
+    return shown
+
+
+def forecast_in_words(found: Forecast | str) -> str:
+    """What is to be expected of synthetic against real data, or that it can't be known."""
+    if isinstance(found, str):
+        return f"How far synthetic data would fall behind real data can't be known: {found}."
+    how = (
+        f"by {' and '.join(found.predictors)}"
+        if found.useful
+        else "the mean of the studied tasks, since votes tell no more"
+    )
+    rho = "" if found.rank_correlation is None else f", rank correlation {found.rank_correlation:+.2f}"
+    return (
+        f"Forecast of synthetic minus real, macro-F1: {found.gap.value:+.2f} [{found.gap.low:+.2f}, {found.gap.high:+.2f}] ({how}); "
+        f"from {found.tasks} tasks, each left out in turn: mean error {found.error:.3f} (the mean alone: {found.error_of_mean:.3f}){rho}."
+    )

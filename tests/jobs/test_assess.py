@@ -1,0 +1,129 @@
+"""The assessment as a command: with a scripted teacher at every run, with the real one where slow tests run."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from jobs import assess, cluster, preflight
+from potstill import assessment
+from potstill.config import parse
+from potstill.forecast import Forecast
+from potstill.study_tables import TABLES
+from tests.jobs.study_fakes import World, _embed, _Pool
+
+ROOT = Path(__file__).parents[2]
+MAILROOM = str(ROOT / "tests/fixtures/tasks/mailroom")
+
+
+@pytest.fixture
+def world(monkeypatch):
+    found = World()
+    monkeypatch.setattr(assess, "TeacherPool", lambda *_: _Pool(found))
+    monkeypatch.setattr(assess, "Ledger", lambda uri: uri)
+    monkeypatch.setattr(assess, "embed", _embed)
+    monkeypatch.setattr(cluster, "connect", lambda verbose=False: contextlib.nullcontext())
+    monkeypatch.setattr(preflight, "check_cluster", lambda job, stages: None)
+    return found
+
+
+def make_config(tmp_path, **changes):
+    content = {
+        "task": MAILROOM,
+        "storage": str(tmp_path / "runs"),
+        "ledger": {"uri": f"sqlite:///{tmp_path}/ledger.db"},
+        "tracking": {"uri": "none"},
+    }
+    return parse({**content, **changes})
+
+
+def test_it_asks_four_questions_a_text_and_says_what_they_mean(tmp_path, world, capsys):
+    found = assess.assess(make_config(tmp_path))
+    votes = [request for request in world.asked if request.stage == "assess"]
+    assert len(votes) == assessment.VOTES * (found.diagnosis.texts + found.seeds)
+    assert 0.0 <= found.seed_accuracy <= 1.0
+    shown = capsys.readouterr().out
+    assert shown.index("mailroom with") < shown.index("what was measured")
+    assert "can't be known: 0 tasks were both studied and assessed with this teacher; a forecast needs 5" in shown
+    (folder,) = (tmp_path / "runs").glob("assess-mailroom-*")
+    kept = json.loads((folder / "assess.json").read_text())
+    assert kept["diagnosis"]["texts"] == found.diagnosis.texts
+    assert kept["advice"]["say"] == found.advice.say
+
+
+def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_path, world, capsys):
+    first = assess.assess(make_config(tmp_path))
+    (folder,) = (tmp_path / "runs").glob("assess-mailroom-*")
+    kept = json.loads((folder / "assess.json").read_text())
+    study = tmp_path / "runs/study-x-1"
+    (study / "study").mkdir(parents=True)
+    rows = []
+    for number in range(6):
+        name, alpha = f"task{number}", 0.1 + 0.15 * number
+        place = tmp_path / f"runs/assess-{name}-1"
+        place.mkdir()
+        other = {**kept, "task": name, "diagnosis": {**kept["diagnosis"], "alpha": alpha}}
+        (place / "assess.json").write_text(json.dumps(other))
+        for source, gap in (("promptmix", alpha - 1.0), ("zero_shot", alpha - 1.5)):
+            rows.append({"teacher": "t", "task": name, "source": source, "student": "s", "reference": "real",
+                         "reference_student": "s", "macro_f1": gap})  # fmt: skip
+    header = {"name": "x", "digest": "1", "layout": 1, "tasks": [], "sources": [], "students": ["s"], "teachers": ["t"],
+              "models": [first.teacher], "repeats": 1, "reference": "real", "finished": True, "seconds": 1.0, "config": {}}  # fmt: skip
+    (study / "study.json").write_text(json.dumps(header))
+    pa.parquet.write_table(pa.Table.from_pylist(rows, TABLES["differences"]), study / "study/differences.parquet")
+    found = assess.assess(make_config(tmp_path)).forecast
+    assert isinstance(found, Forecast)
+    assert (found.tasks, found.useful, found.predictors) == (6, True, ("alpha",))
+    assert found.gap.value == pytest.approx(first.diagnosis.alpha - 1.0, abs=1e-6)
+    shown = capsys.readouterr().out
+    assert "(6)" in shown
+    assert "Forecast of synthetic minus real, macro-F1" in shown
+
+
+def test_a_task_without_texts_has_them_written_first(tmp_path, world):
+    task = yaml.safe_load("""
+        name: bare
+        description: What a note is about.
+        classes: {food: The note is about food., work: The note is about work.}
+        data: {files: {test: test.csv}}
+        seeds:
+          - {text: buy some bread, label: food}
+          - {text: cook the rice, label: food}
+          - {text: write the report, label: work}
+          - {text: call the boss, label: work}
+    """)
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(task))
+    rows = "\n".join(f"note {i},{'food' if i % 2 else 'work'}" for i in range(12))
+    (tmp_path / "test.csv").write_text(f"text,label\n{rows}\n")
+    found = assess.assess(make_config(tmp_path, task=str(tmp_path / "bare.yaml")))
+    assert "written by the teacher" in found.texts_from
+    assert found.diagnosis.texts > 10
+    assert {request.stage for request in world.asked} == {"generate", "assess"}
+
+
+@pytest.mark.slow
+def test_the_real_teacher_assesses_a_task(potstill_home, tmp_path):
+    place = tmp_path / "config.yaml"
+    place.write_text(yaml.safe_dump({"task": MAILROOM}))
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "assess", str(place)],
+        cwd=ROOT,
+        env={**os.environ, "POTSTILL_HOME": str(potstill_home)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "alpha among votes" in done.stdout
+    (folder,) = (potstill_home / "runs").glob("assess-mailroom-*")
+    kept = json.loads((folder / "assess.json").read_text())
+    assert 0.0 <= kept["seed_accuracy"] <= 1.0
+    assert np.isfinite(kept["diagnosis"]["entropy"])
