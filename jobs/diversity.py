@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 
 from actors.nearest import BLOCK, COLUMN, OF_COLUMNS, OF_ROWS, ROW, BlockNearest, pair_table
-from potstill import diversity
+from potstill import diversity, draws
 from potstill.errors import StageError
 
-LARGE = 100_000  # rows from which on starting a pipeline takes less time than it saves: a minute on two cores
+LARGE = 100_000  # rows from which on a cluster is worth starting a pipeline for: 20 s on two cores
+MEASURED = 20_000  # texts of a run that are measured, at most: under a second, and stages don't wait for it
 
 
-def as_rows(embeddings: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> list[dict[str, Any]]:
-    """Diversity overall (label ``None``) and of each class, as a run's ``diversity.json`` holds it."""
-    return [asdict(one) for one in diversity.by_class(embeddings, labels, order, nearest)]
+def as_rows(embeddings: np.ndarray, labels: Sequence[str], order: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Diversity overall (label ``None``) and of each class, as a run's ``diversity.json`` holds it; of a drawn sample
+    where there are more than 20,000 texts. In this process: a teacher pool may hold every CPU of the cluster."""
+    drawn = draws.sample(range(len(labels)), MEASURED, seed, "diversity")
+    measured = diversity.by_class(embeddings[drawn], [labels[i] for i in drawn], order)
+    return [asdict(one) for one in measured]
 
 
 def nearest(embeddings: np.ndarray) -> np.ndarray:
-    """``nearest_distances``, here or on the connected cluster, whichever is the quicker."""
+    """``nearest_distances``, here or on the connected cluster with its CPUs or GPUs free, whichever is the quicker."""
     if len(embeddings) < LARGE:
         return diversity.nearest_distances(embeddings)
     return nearest_on_cluster(embeddings)

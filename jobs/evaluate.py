@@ -8,6 +8,7 @@ the seeds, and logistic regression on frozen sentence embeddings of the seeds.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from jobs.registry import StudentVersion
 from potstill import baselines
 from potstill.arms import repeats_of
 from potstill.draws import digest
+from potstill.errors import InputError
 from potstill.rows import Example, Prediction, to_table
 from potstill.scores import Scores, compare, mean_and_deviation, score
 
@@ -82,9 +84,11 @@ def measure_real(job: Job) -> None:
     if REAL_EQUAL not in job.config.evaluate.compare or not job.data.train:
         return
     counts = Counter(example.label for example in job.run.read(Example, "relabelled") if example.kept)
-    real = real_texts(job, counts)
+    real, found = real_texts(job, counts), {}
     (vectors,) = embed([row.text for row in real])
-    found = {**job.run.read_json("diversity"), "real": as_rows(vectors, [row.label for row in real], job.labels)}
+    with contextlib.suppress(InputError):  # an older version's relabelling wrote none
+        found = job.run.read_json("diversity")
+    found["real"] = as_rows(vectors, [row.label for row in real], job.labels)
     job.run.write_json("diversity", found)
 
 

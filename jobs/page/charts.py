@@ -6,7 +6,7 @@ Labels may be anything a model or a user wrote: every value goes through ``marku
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -104,11 +104,14 @@ def changes(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], un
     return _drawing(parts, axis, 34 + len(rows) * step, unit)
 
 
-def curves(series: Sequence[Curve], x_unit: str, y_unit: str, height: int = 320) -> Markup:
-    """Points, joined or not, over an x axis; straight lines where a curve has one."""
+def curves(
+    series: Sequence[Curve], x_unit: str, y_unit: str, height: int = 320, names: Mapping[float, str] | None = None
+) -> Markup:
+    """Points, joined or not, over an x axis; straight lines where a curve has one. ``names``: what stands at places of the
+    x axis instead of numbers."""
     dots = [dot for curve in series for dot in curve.dots]
     x_axis = _Axis.over([dot.x for dot in dots], 62, WIDTH - 24)
-    top = 34 if len(series) > 1 else 12
+    top = 34
     y_axis = _Axis.over([dot.y for dot in dots], height - 44, top)
     parts = [_legend([curve.name for curve in series])] if len(series) > 1 else []
     for tick in y_axis.ticks:
@@ -126,8 +129,8 @@ def curves(series: Sequence[Curve], x_unit: str, y_unit: str, height: int = 320)
         for dot in curve.dots:
             shape = Markup('<circle cx="{}" cy="{}" r="5" class="{}"><title>{}</title></circle>')
             parts.append(shape.format(_n(x_axis(dot.x)), _n(y_axis(dot.y)), colour, dot.title))
-    parts.append(_number(y_unit, 8, top - 2 if len(series) == 1 else 26, "start"))
-    return _drawing(parts, x_axis, height - 44, x_unit)
+    parts.append(_number(y_unit, WIDTH - 24, 10))
+    return _drawing(parts, x_axis, height - 44, x_unit, names)
 
 
 def heat(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
@@ -183,10 +186,13 @@ def _ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(step * i, 10) for i in range(first, last + 1)]
 
 
-def _drawing(parts: Sequence[Markup], axis: _Axis, height: float, unit: str) -> Markup:
+def _drawing(
+    parts: Sequence[Markup], axis: _Axis, height: float, unit: str, names: Mapping[float, str] | None = None
+) -> Markup:
     """The parts over a grid of vertical lines, with the axis below."""
-    grid = [_line(axis(tick), 22 if height > 200 else 0, axis(tick), height, "grid") for tick in axis.ticks]
-    numbers = [_number(_short_number(tick), axis(tick), height + 14, "middle") for tick in axis.ticks]
+    marks = names or {tick: _short_number(tick) for tick in axis.ticks}
+    grid = [_line(axis(tick), 22 if height > 200 else 0, axis(tick), height, "grid") for tick in marks]
+    numbers = [_number(_cut(name), axis(tick), height + 14, "middle") for tick, name in marks.items()]
     text = Markup('<text x="{}" y="{}" class="unit" text-anchor="middle">{}</text>')
     middle = (axis(axis.ticks[0]) + axis(axis.ticks[-1])) / 2
     return _svg([*grid, *parts, *numbers, text.format(_n(middle), _n(height + 34), unit)], height + 40)
@@ -213,7 +219,7 @@ def _label(text: str, y: float, strong: bool, small: bool = False) -> Markup:
     return shape.format(_LEFT - 12, _n(y + (3 if small else 4.5)), kind, text, _cut(text))
 
 
-def _number(text: str, x: float, y: float, anchor: str = "end") -> Markup:
+def _number(text: str | Markup, x: float, y: float, anchor: str = "end") -> Markup:
     return Markup('<text x="{}" y="{}" class="number" text-anchor="{}">{}</text>').format(
         _n(x), _n(y + 4.5), anchor, text
     )

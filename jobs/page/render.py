@@ -20,7 +20,10 @@ def render(page: Page) -> str:
 
 
 def _table(block: Table) -> Markup:
-    return Markup(_environment().get_template("table.html").render(block=block))  # noqa: S704 (escaped there)
+    left = [
+        any(cell[:1].isalpha() for cell in column) for column in zip(*block.rows, strict=True)
+    ]  # words, not numbers
+    return Markup(_environment().get_template("table.html").render(block=block, left=left))  # noqa: S704 (escaped there)
 
 
 @cache

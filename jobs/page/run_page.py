@@ -41,9 +41,9 @@ def build(job: Job, result: report.Report, votes: Votes | None = None) -> Page:
         parts.examples(fates(job.run.read(Example, "relabelled")), job.config.seed),
     ]
     facts = [
-        ("Task", f"{len(job.labels)} classes, {len(job.labels) * job.config.task.seeds_per_class} labelled examples"),
+        ("Classes", f"{len(job.labels)}"),
+        ("Labelled examples", f"{len(job.labels) * job.config.task.seeds_per_class:,}"),
         ("Macro-F1, distilled", f"{distilled:.3f}"),
-        ("Gain", f"{gain.value:+.3f}"),
         ("Teacher", job.config.teacher.model),
         ("Student", job.config.student.model),
         ("Test texts", f"{result.scores[DISTILLED].texts:,}"),

@@ -141,7 +141,8 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> Section | None:
     ranked = [task for task in study.tasks if task.name in gaps]
     if len(ranked) < 2:
         return None
-    place = {task.name: task.subjectivity for task in ranked}
+    place = {task.name: i for i, task in enumerate(ranked, 1)}
+    names_at = {float(i): name for name, i in place.items()}
     names = [source.name for source in study.sources if source.name != study.reference]
     series = []
     for name in names:
@@ -155,20 +156,27 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> Section | None:
             series.append(charts.Curve(_title(study, name), sorted(dots, key=lambda dot: dot.x)))
     if not series:
         return None
-    order = ", ".join(f"{task.subjectivity} {task.name}" for task in ranked)
     unknown = [task.name for task in ranked if task.order_from == "not known"]
-    remark = f" The place of {', '.join(unknown)} is not known." if unknown else ""
+    if len(unknown) == len(ranked):
+        axis, said = (
+            "tasks",
+            "Nobody has said which of these tasks is the more subjective one; they stand as in the config.",
+        )
+    else:
+        axis = "from least to most subjective"
+        said = f"From least to most subjective: {', '.join(task.name for task in ranked)}."
+        said += f" The place of {', '.join(unknown)} is not known." if unknown else ""
     charts_of = [
         Chart(
             f"Difference to {_title(study, study.reference)}",
-            charts.curves(series[i : i + _MOST], "place by subjectivity", "macro-F1"),
+            charts.curves(series[i : i + _MOST], axis, "macro-F1", names=names_at),
         )
         for i in range(0, len(series), _MOST)
     ]
     return Section(
         "subjectivity",
         "Gap and subjectivity",
-        [Paragraph(f"From least to most subjective: {order}.{remark}"), *charts_of],
+        [Paragraph(said), *charts_of],
     )
 
 

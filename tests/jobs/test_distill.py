@@ -90,6 +90,18 @@ def test_the_report_holds_up(finished):
     assert "mailroom: 30 test texts" in first.stdout
 
 
+def test_the_page_is_written_and_logged(finished):
+    home, folder, first, _ = finished
+    page = (folder / "report.html").read_text()
+    for heading in ("Scores", "Confusions", "Diversity", "Examples"):
+        assert f">{heading}</h2>" in page
+    assert str(folder / "report.html") in first.stdout
+    assert list((home / "mlartifacts").rglob("report.html"))
+    measured = json.loads((folder / "diversity.json").read_text())
+    assert set(measured) == {"generated", "distilled", "real"}
+    assert all(rows[0]["label"] is None and 0.0 < rows[0]["remote_clique"] < 2.0 for rows in measured.values())
+
+
 def test_the_output_is_short_and_free_of_chatter(finished):
     _, _, first, _ = finished
     assert len(first.stdout.splitlines()) < 45

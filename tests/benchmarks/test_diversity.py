@@ -1,0 +1,21 @@
+"""The benchmark of the diversity measures runs, and finds them equal to scikit-learn and to the definition."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_both_sides_say_the_same(tmp_path):
+    place = tmp_path / "d.json"
+    command = [sys.executable, "benchmarks/diversity.py", "--rows", "900", "--check", "200", "--repeats", "1"]
+    subprocess.run([*command, "--json", str(place)], cwd=ROOT, check=True, capture_output=True, timeout=240)
+    figures = json.loads(place.read_text())
+    assert figures["max_error"] < 1e-5
+    assert 0.0 <= figures["peak_gib"] < 1.0
+    assert {"chamfer_vs_sklearn", "remote_clique_vs_sklearn"} <= set(figures)
