@@ -111,6 +111,11 @@ class Quiet(Terminal):
         self.warnings.append(text)
 
 
+def owners(owner: str) -> tuple[str, str]:
+    """The names under which ``owner`` claims rungs, and students that are being trained."""
+    return owner, f"{owner} trains"
+
+
 def rung_key(scene: Scene, job: Job, repeats: int) -> str:
     """The digest of what decides a rung's scores."""
     return digest([job.run.name, scene.validation.digest, repeats], size=8)
@@ -127,7 +132,8 @@ def stored(scene: Scene, key: str) -> RungResult | None:
 def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep: bool = False) -> RungResult:
     """Compute a rung, or find it. ``keep``: the students stay in the config's storage, where a distill job finds them.
 
-    ``owner`` names whoever asks. Raises the stages' errors.
+    ``owner`` names whoever asks: a trial that is started again, after its node was lost, must come under the same
+    name, since what it had claimed is still its own. Raises the stages' errors.
     """
     job = scene.job(config)
     key = rung_key(scene, job, repeats)
@@ -235,12 +241,13 @@ def _train(scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str
 
     def run(one: dict[str, Any]) -> None:
         # Trials have anchors in common: the first trains it, the others find it.
+        _, trainer = owners(owner)
         try:
             for name in sorted(arm["digest"] for arm in one["arms"]):
-                _ask(scene.workshop.claim.remote(f"student {name}", f"{owner} trains"))
+                _ask(scene.workshop.claim.remote(f"student {name}", trainer))
             _ask(scene.workshop.train.remote(one))
         finally:
-            _ask(scene.workshop.release.remote(f"{owner} trains"))
+            _ask(scene.workshop.release.remote(trainer))
 
     return training.train_with(run, arms, student, labels, storage, scene.placement.device)
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.search_table import Status, Trial, TrialTable
-from jobs.trial import RungResult, Scene, run_rung
+from jobs.trial import RungResult, Scene, owners, run_rung
 from potstill import search_points
 from potstill.config import Config
 from potstill.errors import PotstillError
@@ -65,7 +65,7 @@ def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listen
         return
     os.environ.update(_ENVIRONMENT)
     scratch = tempfile.mkdtemp(prefix="potstill-tune-")
-    watch = _make_watch(scene.config, points, table, ending, listener)
+    watch = _make_watch(scene.config, points, table, ending, _releasing(scene, listener))
     old = {trial.key: (trial.status, len(trial.rungs)) for trial in table.trials}
     trainable = tune.with_resources(
         tune.with_parameters(trial, scene=scene, points=points, known=old), {"CPU": TRIAL_CPUS}
@@ -98,6 +98,17 @@ def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listen
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _releasing(scene: Scene, listener: Listener) -> Listener:
+    """A listener that also gives up what an ended trial had claimed: its process may have died over it."""
+
+    def ended(trial: Trial) -> None:
+        for owner in owners(trial.key):
+            scene.workshop.release.remote(owner)
+        listener.ended(trial)
+
+    return Listener(listener.began, listener.rung, ended)
+
+
 def trial(
     config: Mapping[str, Any],
     scene: Scene,
@@ -111,11 +122,10 @@ def trial(
     point = points[config["number"]] if points is not None else search_points.decode(search, config)
     name = search_points.digest(point)
     status, told = known.get(name, ("running", 0))
-    owner = f"{name}-{time.time_ns()}"
     for number, rung in enumerate(search_points.trial_rungs(scene.config, point)):
         report: dict[str, Any] = {"rung": number, "resource": search.reduction**number, "point": name}
         try:
-            result = run_rung(scene, rung, owner)
+            result = run_rung(scene, rung, owner=name)
         except PotstillError as error:
             # Not raised: what a stage says does not become true by trying again, as for a lost node.
             nothing: dict[str, Any] = dict.fromkeys(search.objective, math.nan)
