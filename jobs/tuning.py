@@ -54,15 +54,26 @@ def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listen
 
     What the table holds is not computed again. Needs a connected ``ray``; raises what Tune raises.
     """
+    search = search_points.search_of(scene.config)
+    for attempt in range(1 + LOST_NODES):
+        # A trial that was to begin on a node that went is lost to Tune, so what is left after it is given to another.
+        points = search_points.fixed_points(search)
+        if points is not None and not search.halving:
+            done = {trial.key for trial in table.trials if trial.status == "finished"}
+            done |= {trial.key for trial in table.of("failed")} if attempt else set()
+            points = [point for point in points if search_points.digest(point) not in done]
+        if ending.reason is not None or not _left(search, points, table, again=attempt == 0):
+            return
+        _run_tune(scene, points, table, ending, listener)
+
+
+def _run_tune(
+    scene: Scene, points: Sequence[Point] | None, table: TrialTable, ending: Ending, listener: Listener
+) -> None:
+    """Tune over ``points``, or what TPE suggests."""
     from ray import tune
 
     search = search_points.search_of(scene.config)
-    points = search_points.fixed_points(search)
-    if points is not None and not search.halving:
-        done = {trial.key for trial in table.trials if trial.status == "finished"}
-        points = [point for point in points if search_points.digest(point) not in done]
-    if not _left(search, points, table):
-        return
     os.environ.update(_ENVIRONMENT)
     scratch = tempfile.mkdtemp(prefix="potstill-tune-")
     watch = _make_watch(scene.config, points, table, ending, _releasing(scene, listener))
@@ -137,12 +148,14 @@ def trial(
             return  # it was stopped here when more was known than is now
 
 
-def _left(search: SearchConfig, points: Sequence[Point] | None, table: TrialTable) -> bool:
-    """Whether there is anything to do."""
-    open_ones = [trial for trial in table.trials if trial.status in ("running", "failed")]
+def _left(search: SearchConfig, points: Sequence[Point] | None, table: TrialTable, again: bool) -> bool:
+    """Whether there is anything to do. ``again``: also what failed, in an earlier run of the search."""
+    if table.of("running") or (again and table.of("failed")):
+        return True
     if points is None:
-        return bool(open_ones) or len(table) < min(search.trials, search_points.size(search) or search.trials)
-    return any(search_points.digest(p) not in {t.key for t in table.trials} for p in points) or bool(open_ones)
+        return len(table) < min(search.trials, search_points.size(search) or search.trials)
+    known = {trial.key for trial in table.trials}
+    return any(search_points.digest(point) not in known for point in points)
 
 
 def _scheduler(search: SearchConfig) -> Any:
@@ -301,7 +314,7 @@ def _make_watch(
             if mine.error is None or mine.status != "failed":
                 if len(mine.rungs) == whole:
                     table.end(mine, "finished")
-                elif ending.reason is None:
+                elif ending.reason is None and search.halving:
                     table.end(mine, "stopped")
             listener.ended(mine)
 
