@@ -37,6 +37,12 @@ def initialise(student: StudentConfig, encoder: Encoder, device: Any, universal:
     except (ValidationError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
         message = " ".join(str(error).split())
         raise InputError([Problem("student.deepspeed", f"DeepSpeed does not take it: {message[:300]}")]) from error
+    except (RuntimeError, AssertionError, AttributeError, ValueError) as error:
+        if student.zero_stage != 3 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = " ".join(str(error).split())
+        advice = f"DeepSpeed can't shard {student.model!r} ({message[:200]}); use zero_stage 2 or lower"
+        raise InputError([Problem("student.zero_stage = 3", advice)]) from error
     return engine
 
 

@@ -87,6 +87,9 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
             "gain_macro_f1": result.difference.macro_f1.value,
         }
     )
+    if job.config.student.repeats > 1:
+        mean, deviation = report.over_repeats(result, DISTILLED)
+        tracker.metrics({"macro_f1_mean": mean, "macro_f1_deviation": deviation})
     examples = job.run.read(Example, "relabelled")
     tracker.dataset(
         f"{job.run.name}/examples",

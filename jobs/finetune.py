@@ -17,7 +17,7 @@ from dataclasses import replace
 from jobs import training
 from jobs.job import Job
 from potstill import draws, second_opinion
-from potstill.arms import Arm, from_examples, from_opinions, from_texts
+from potstill.arms import Arm, from_examples, from_opinions, from_texts, repeat
 from potstill.errors import StageError
 from potstill.rows import Example
 from potstill.task import LabelledText
@@ -107,7 +107,7 @@ def plan_arms(job: Job) -> list[Arm]:
         )
     if REAL_EQUAL in config.evaluate.compare and job.data.train:
         arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(_real(job, counts), labels)]))
-    return arms
+    return repeat(arms, config.student.repeats)
 
 
 def _first(examples: Sequence[Example], per_class: int) -> list[Example]:

@@ -15,8 +15,9 @@ from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
 from potstill import second_opinion
+from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
-from potstill.scores import ClassScores, Difference, Interval, Scores
+from potstill.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
 
 SHOWN_CHANGES = 5  # the commonest changes of label
 ROWS = {
@@ -83,20 +84,38 @@ def show(config: Config, run: Run | None) -> None:
 def print_report(job: Job, result: Report) -> None:
     """The closing table: every student's scores, and what distilling gained."""
     job.terminal.say()
-    job.terminal.table(
-        f"{job.task.name}: {len(job.data.test)} test texts", ["student", "macro-F1", "accuracy"], score_rows(result)
-    )
+    job.terminal.table(f"{job.task.name}: {len(job.data.test)} test texts", score_columns(result), score_rows(result))
     job.terminal.say()
     job.terminal.say(verdict(result))
 
 
-def score_rows(result: Report) -> list[tuple[str, str, str]]:
-    """One row a student: name, macro-F1 with its 95 % interval, accuracy."""
-    return [
-        (label, str(result.scores[name].macro_f1), f"{result.scores[name].accuracy.value:.3f}")
-        for name, label in ROWS.items()
-        if name in result.scores
-    ]
+def score_columns(result: Report) -> list[str]:
+    """The headings of ``score_rows``."""
+    seeds = max(len(repeats_of(name, result.scores)) for name in result.scores)
+    return ["student", "macro-F1", "accuracy", *([f"macro-F1 over {seeds} training seeds"] if seeds > 1 else [])]
+
+
+def score_rows(result: Report) -> list[tuple[str, ...]]:
+    """One row a student: name, macro-F1 with its 95 % interval, accuracy; with repeats, the mean and deviation of theirs."""
+    repeated = len(score_columns(result)) > 3
+    rows = []
+    for name, label in ROWS.items():
+        if name in result.scores:
+            row = [label, str(result.scores[name].macro_f1), f"{result.scores[name].accuracy.value:.3f}"]
+            rows.append((*row, _repeated(result, name)) if repeated else tuple(row))
+    return rows
+
+
+def over_repeats(result: Report, name: str) -> tuple[float, float]:
+    """Mean and sample standard deviation of a student's macro-F1 over its training seeds."""
+    return mean_and_deviation([result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)])
+
+
+def _repeated(result: Report, name: str) -> str:
+    if len(repeats_of(name, result.scores)) == 1:
+        return ""  # the regression has no training seed
+    mean, deviation = over_repeats(result, name)
+    return f"{mean:.3f} ± {deviation:.3f}"
 
 
 def verdict(result: Report) -> str:
@@ -196,7 +215,7 @@ def as_markdown(job: Job, result: Report) -> str:
             [
                 f"# {job.task.name}: run {result.run}",
                 f"{len(job.data.test)} test texts. {verdict(result)}.",
-                table(["student", "macro-F1 (95 % interval)", "accuracy"], score_rows(result)),
+                table(score_columns(result), score_rows(result)),
                 "## Texts and labels",
                 table(["", ""], stage_rows(job)),
                 "## Distilled, by class",

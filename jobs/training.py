@@ -175,7 +175,7 @@ def train(
         fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, record=record)
         name = f"{digest([job.digest for job in missing.values()], size=5)}-{uuid.uuid4().hex[:8]}"
         log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
-        _fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
+        run_fit(fit, workers, f"{storage}/fits", name, log_dir, verbose)
         _delete_checkpoints(f"{storage}/fits/{name}")
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
     return TrainingResult(students, time.monotonic() - started, workers, log_dir)
@@ -227,8 +227,20 @@ def _prepare(
     return jobs
 
 
-def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_dir: str | None, verbose: bool) -> None:
-    """One Ray Train fit. Its name is new each time: the same (storage, name) would silently resume."""
+def run_fit(
+    job: student.TrainingJob,
+    workers: int,
+    storage: str,
+    name: str,
+    log_dir: str | None = None,
+    verbose: bool = False,
+    loop: Callable[[Mapping[str, Any]], dict[str, Any]] = student.run_worker,
+) -> dict[str, Any]:
+    """One Ray Train fit: ``loop`` on every worker, one worker a GPU or CPU. Returns what rank 0's gave.
+
+    ``name`` is new each time: the same (storage, name) would silently resume. Raises ``StageError`` or
+    ``InputError``, as ``train`` does.
+    """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -242,7 +254,7 @@ def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_di
     if not on_gpu:
         variables |= {"OMP_NUM_THREADS": str(job.threads), "DS_ACCELERATOR": "cpu"}
     trainer = Trainer(
-        student.run_worker,
+        loop,
         train_loop_config={"job": job.to_json(), "log_dir": log_dir},
         backend_config=_torch_backend_config(),
         scaling_config=ScalingConfig(
@@ -276,6 +288,7 @@ def _fit(job: student.TrainingJob, workers: int, storage: str, name: str, log_di
         raise InputError(Problem(where, message) for where, message in returned["problems"])
     if "error" in returned:
         raise StageError(returned["error"])
+    return returned
 
 
 def _delete_checkpoints(folder: str) -> None:

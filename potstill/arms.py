@@ -8,6 +8,7 @@ an arm that has one already is not trained again.
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +30,7 @@ _WITHOUT_EFFECT = (
     "max_failures",
     "checkpoint_steps",
     "seed",
+    "repeats",
     "seed_weight",
     "offload_optimizer",
 )
@@ -115,9 +117,34 @@ def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[Tr
     return rows
 
 
-def repeat(arm: Arm, repeats: int) -> list[Arm]:
-    """The same arm under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ..."""
-    return [arm if i == 0 else replace(arm, name=f"{arm.name}-seed{i}", seed=arm.seed + i) for i in range(repeats)]
+def repeat(arms: Sequence[Arm], repeats: int) -> list[Arm]:
+    """All arms under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ...
+
+    A repeat's anchor is the anchor's repeat: everything that training draws is drawn anew.
+    """
+    return [
+        arm
+        if i == 0
+        else replace(
+            arm,
+            name=repeat_name(arm.name, i),
+            seed=arm.seed + i,
+            anchor=repeat_name(arm.anchor, i) if arm.anchor else None,
+        )
+        for i in range(repeats)
+        for arm in arms
+    ]
+
+
+def repeat_name(name: str, number: int) -> str:
+    """What the ``number``-th repeat of an arm is called; the arm itself is number 0."""
+    return f"{name}-seed{number}" if number else name
+
+
+def repeats_of(name: str, names: Iterable[str]) -> list[str]:
+    """The arm ``name`` and its repeats, as far as they are among ``names``."""
+    known = set(names)
+    return [name, *itertools.takewhile(known.__contains__, (repeat_name(name, i) for i in itertools.count(1)))]
 
 
 def to_table(rows: Sequence[TrainingRow]) -> pa.Table:

@@ -159,6 +159,12 @@ class StudentConfig(Section):
         "auto", description="auto: bfloat16 where the processor or GPU computes in it, else float32"
     )
     seed: int = Field(0, ge=0, description="training seed: order, dropout and the new head's weights")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="train every student under so many training seeds (seed, seed + 1, ...) and report mean and deviation; the first one is registered",
+    )
     pooling: Literal["auto", "native"] = Field(
         "auto",
         description="auto: sentence encoders keep their mean pooling and start from a regression on it; native: the architecture's own head, untrained",

@@ -104,9 +104,9 @@ class InstantBackend:
 class InstantActor(http_teacher.HttpTeacherActor):
     """The process of the pool as it is, but for its backend."""
 
-    def __init__(self, *settings: Any) -> None:
-        http_teacher.OpenAIBackend = InstantBackend  # type: ignore[assignment,misc]
-        super().__init__(*settings)
+    def __init__(self, config: OpenAITeacher, *others: Any) -> None:
+        super().__init__(config, *others)
+        self._backend = InstantBackend(config)  # type: ignore[assignment]
 
 
 def ask_instant(told: dict[str, Any], ledger: Ledger) -> None:

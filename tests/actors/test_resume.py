@@ -24,7 +24,7 @@ from potstill.errors import StageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS, EVERY, STOP = 20, 4, 8
-GENTLE = {"min_steps": STEPS, "weight_decay": 0.3, "learning_rate": 2e-3}
+GENTLE = {"min_steps": STEPS, "weight_decay": 1.0, "learning_rate": 2e-3}
 """Decay strong enough to show on a bias that comes back with some; steps small enough not to blow up rounding."""
 
 
@@ -92,7 +92,8 @@ def test_another_number_of_workers_goes_on_in_every_stage(tiny: str, uninterrupt
         assert report["workers"] == (1 if number >= 4 else 2)
         assert report["resumed"] == [STOP]
         assert report["examples"] == uninterrupted.examples
-        np.testing.assert_allclose(report["losses"], uninterrupted.losses, rtol=1e-4, err_msg=where)
+        # Closer than the bar: weight decay on biases, or a step counted twice, shows at this distance.
+        np.testing.assert_allclose(report["losses"], uninterrupted.losses, rtol=3e-5, err_msg=where)
         check_coverage(job, computed_twice=set())
 
 

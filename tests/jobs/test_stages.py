@@ -96,6 +96,15 @@ def test_arms_differ_only_in_what_they_are_compared_by(job):
     assert {row.text for row in arms["real_equal"].rows} <= real
 
 
+def test_repeats_train_every_student_again(job):
+    job.run.write(Example, "relabelled", relabelled(job))
+    job.run.write(Example, "generated", relabelled(job))
+    student = job.config.student.model_copy(update={"repeats": 2})
+    again = replace(job, config=job.config.model_copy(update={"student": student}))
+    once, twice = finetune.plan_arms(job), finetune.plan_arms(again)
+    assert [arm.name for arm in twice] == [arm.name for arm in once] + [f"{arm.name}-seed1" for arm in once]
+
+
 def test_no_real_text_beyond_the_seeds_reaches_the_distilled_student(job):
     job.run.write(Example, "relabelled", relabelled(job))
     job.run.write(Example, "generated", relabelled(job))
@@ -254,6 +263,19 @@ def test_a_report_survives_its_file(job):
     result = report.Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
     assert report.Report.from_json(result.as_json()) == result
     assert from_table(to_table(rows, Prediction), Prediction) == rows
+
+
+def test_a_report_of_repeats_has_their_mean_and_deviation(job):
+    right = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[i % 3]) for i in range(30)]
+    wrong = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(30)]
+    good, bad = (score(rows, job.labels, resamples=100) for rows in (right, wrong))
+    scores = {"distilled": good, "distilled-seed1": bad, "seeds_only": bad, "seeds_only-seed1": bad}
+    result = report.Report("r", {**scores, "seeds_regression": bad}, "seeds_only", difference(0.02))
+    assert report.score_columns(result)[-1] == "macro-F1 over 2 training seeds"
+    rows = {row[0]: row[-1] for row in report.score_rows(result)}
+    assert rows["distilled"] == f"{(1 + 1 / 6) / 2:.3f} ± {(1 - 1 / 6) / 2**0.5:.3f}"
+    assert rows["seeds only, fine-tuned"] == "0.167 ± 0.000"
+    assert rows["seeds only, regression on embeddings"] == ""
 
 
 def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:

@@ -19,6 +19,7 @@ from potstill.arms import (
     from_texts,
     problems,
     repeat,
+    repeats_of,
     to_table,
 )
 from potstill.config import StudentConfig
@@ -132,8 +133,19 @@ def test_the_digest_follows_what_matters_only() -> None:
 
 
 def test_repeats_vary_the_training_seed() -> None:
-    repeats = repeat(Arm("d", tuple(ROWS), seed=4), 3)
-    assert [(arm.name, arm.seed) for arm in repeats] == [("d", 4), ("d-seed1", 5), ("d-seed2", 6)]
+    arms = [Arm("s", tuple(ROWS), seed=4), Arm("d", tuple(ROWS), seed=4, anchor="s")]
+    found = repeat(arms, 3)
+    assert [(arm.name, arm.seed, arm.anchor) for arm in found] == [
+        ("s", 4, None),
+        ("d", 4, "s"),
+        ("s-seed1", 5, None),
+        ("d-seed1", 5, "s-seed1"),
+        ("s-seed2", 6, None),
+        ("d-seed2", 6, "s-seed2"),
+    ]
+    assert not problems(found, LABELS)
+    assert repeats_of("d", [arm.name for arm in found]) == ["d", "d-seed1", "d-seed2"]
+    assert repeats_of("regression", []) == ["regression"]
 
 
 def test_problems_are_told_together() -> None:
