@@ -9,7 +9,7 @@ of which no score means anything). Every part is written to the file as it ends 
 have it anew.
 
 - ``requests_share``: requests that the trials asked / those of the 16 by themselves; ``..._with_finals`` counts the
-  finals too;
+  finals too, ``..._by_plan`` divides by what ``plan`` says of the 16, which needs no run of them;
 - ``wall_share``: seconds of the whole search / of the 16 configs one after another with ``distill``, each on an empty
   ledger;
 - ``regret_points``: test macro-F1 of the grid's winner (validation, three training seeds a cell) less that of the
@@ -152,8 +152,17 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
     """The figures that the parts at hand give."""
     one, other = result.get("search"), result.get("alone")
     found: dict[str, float | None] = dict.fromkeys(
-        ("requests_share", "requests_share_with_finals", "wall_share", "regret_points", "empty_trial_s")
+        (
+            "requests_share",
+            "requests_share_by_plan",
+            "requests_share_with_finals",
+            "wall_share",
+            "regret_points",
+            "empty_trial_s",
+        )
     )
+    if one:
+        found["requests_share_by_plan"] = one["trials_asked"] / one["planned_alone"]
     if one and other:
         found["requests_share"] = one["trials_asked"] / other["requests"]
         found["requests_share_with_finals"] = one["asked"] / other["requests"]
@@ -167,8 +176,15 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
 
 def search(bench: Bench) -> dict[str, Any]:
     """The whole search on an empty ledger."""
+    from jobs.job import prepare
+    from jobs.search_plan import plan_search
+    from jobs.terminal import Terminal
+    from potstill.config import load
+
     since = len(bench.endpoint.book())
-    seconds = bench.run("search", "search", bench.config("search", {"searcher": "grid", "top_k": 2, "repeats": SEEDS}))
+    path = bench.config("search", {"searcher": "grid", "top_k": 2, "repeats": SEEDS})
+    naive = plan_search(prepare(load(path), Terminal())).naive.requests
+    seconds = bench.run("search", "search", path)
     run = bench.found("search")
     assert run is not None
     trials = json.loads((run / "trials.json").read_text())
@@ -177,6 +193,7 @@ def search(bench: Bench) -> dict[str, Any]:
         "seconds": seconds,
         "asked": bench.asked(since),
         "trials_asked": asked,
+        "planned_alone": naive,
         "rungs": [len(trial["rungs"]) for trial in trials],
         "outcome": json.loads((run / "search.json").read_text()),
     }

@@ -320,12 +320,15 @@ def _sqlite_problem(uri: str) -> str | None:
 
 
 def _foreign_database(path: Path) -> str | None:
-    """Notices another program's file before MLflow adds some fifty tables to it."""
+    """Notices another program's file before MLflow adds some fifty tables to it.
+
+    Opened to be written: what a killed job left half done has to be rolled back before it can be read.
+    """
     import sqlite3
 
     try:
         with closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=PREFLIGHT_TIMEOUT_S)
+            sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=PREFLIGHT_TIMEOUT_S)
         ) as connection:
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as error:

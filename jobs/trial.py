@@ -27,7 +27,7 @@ from jobs.job import Job
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
-from potstill.arms import Arm, repeat
+from potstill.arms import Arm
 from potstill.baselines import as_predictions
 from potstill.config import Config
 from potstill.draws import digest
@@ -111,9 +111,14 @@ class Quiet(Terminal):
         self.warnings.append(text)
 
 
-def rung_key(scene: Scene, job: Job, repeats: int) -> str:
+def owners(owner: str) -> tuple[str, str]:
+    """The names under which ``owner`` claims rungs, and students that are being trained."""
+    return owner, f"{owner} trains"
+
+
+def rung_key(scene: Scene, job: Job) -> str:
     """The digest of what decides a rung's scores."""
-    return digest([job.run.name, scene.validation.digest, repeats], size=8)
+    return digest([job.run.name, scene.validation.digest, job.config.student.repeats], size=8)
 
 
 def stored(scene: Scene, key: str) -> RungResult | None:
@@ -127,24 +132,25 @@ def stored(scene: Scene, key: str) -> RungResult | None:
 def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep: bool = False) -> RungResult:
     """Compute a rung, or find it. ``keep``: the students stay in the config's storage, where a distill job finds them.
 
-    ``owner`` names whoever asks. Raises the stages' errors.
+    ``owner`` names whoever asks: a trial that is started again, after its node was lost, must come under the same
+    name, since what it had claimed is still its own. Raises the stages' errors.
     """
-    job = scene.job(config)
-    key = rung_key(scene, job, repeats)
+    job = scene.job(config.model_copy(update={"student": config.student.model_copy(update={"repeats": repeats})}))
+    key = rung_key(scene, job)
     if (found := stored(scene, key)) is not None:
         return found
     _ask(scene.workshop.claim.remote(key, owner))
     try:
         if (found := stored(scene, key)) is not None:
             return found
-        result = _compute(scene, job, key, owner, repeats, keep)
+        result = _compute(scene, job, owner, key, keep)
         scene.run.write_json(f"rungs/{key}", asdict(result))
         return result
     finally:
         _ask(scene.workshop.release.remote(owner))
 
 
-def _compute(scene: Scene, job: Job, key: str, owner: str, repeats: int, keep: bool) -> RungResult:
+def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungResult:
     started = time.monotonic()
     with scene.pool() as pool:
         _, generated = generate.generate(job, pool)
@@ -152,7 +158,7 @@ def _compute(scene: Scene, job: Job, key: str, owner: str, repeats: int, keep: b
         relabel.relabel(job, pool)
     usage = generated.usage + Usage(**job.run.read_json("relabel")["usage"])
     asked = time.monotonic()
-    arms = _arms(scene, job, repeats)
+    arms = _arms(scene, job)
     storage = job.config.storage if keep else scene.run.path
     result = _train(scene, job, arms, storage, owner)
     job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
@@ -195,15 +201,16 @@ def _compute(scene: Scene, job: Job, key: str, owner: str, repeats: int, keep: b
     )
 
 
-def _arms(scene: Scene, job: Job, repeats: int) -> list[Arm]:
+def _arms(scene: Scene, job: Job) -> list[Arm]:
     """The students of a rung: the distilled one under each training seed, and one a fold where seeds are held out."""
-    once = job.config.model_copy(update={"student": job.config.student.model_copy(update={"repeats": 1})})
-    *anchors, distilled = finetune.plan_arms(replace(job, config=once))
     held = {normalise(text.text) for text in scene.validation.texts}
-    rows = tuple(row for row in distilled.rows if normalise(row.text) not in held)
-    if len(rows) != len(distilled.rows):
-        distilled = replace(distilled, rows=rows)
-    arms = repeat([*anchors, distilled], repeats)
+    arms = [
+        replace(arm, rows=tuple(row for row in arm.rows if normalise(row.text) not in held))
+        if arm.name.startswith(finetune.DISTILLED)
+        else arm
+        for arm in finetune.plan_arms(job)
+    ]
+    distilled = next(arm for arm in arms if arm.name == finetune.DISTILLED)
     seen = _seeds_seen(job) if scene.validation.folds else {}
     for number, fold in enumerate(scene.validation.folds):
         out = {normalise(seed.text): seed.example_id for seed in fold}
@@ -236,19 +243,20 @@ def _train(scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str
 
     def run(one: dict[str, Any]) -> None:
         # Trials have anchors in common: the first trains it, the others find it.
+        _, trainer = owners(owner)
         try:
             for name in sorted(arm["digest"] for arm in one["arms"]):
-                _ask(scene.workshop.claim.remote(f"student {name}", f"{owner} trains"))
+                _ask(scene.workshop.claim.remote(f"student {name}", trainer))
             _ask(scene.workshop.train.remote(one))
         finally:
-            _ask(scene.workshop.release.remote(f"{owner} trains"))
+            _ask(scene.workshop.release.remote(trainer))
 
     return training.train_with(run, arms, student, labels, storage, scene.placement.device)
 
 
 def _predict(scene: Scene, job: Job, result: training.TrainingResult) -> dict[str, list[Prediction]]:
     """Every student's answers on what it is to be scored on: the validation texts, or the seeds of its fold."""
-    folders = {n: one.export for n, one in result.students.items() if n != finetune.SEEDS_ONLY}
+    folders = {n: one.export for n, one in result.students.items() if not n.startswith(finetune.SEEDS_ONLY)}
     folds = {f"fold{number}": fold for number, fold in enumerate(scene.validation.folds)}
     texts = list(scene.validation.texts) + [seed for fold in folds.values() for seed in fold]
     device, length = scene.placement.device, job.config.student.max_length

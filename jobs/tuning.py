@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.search_table import Status, Trial, TrialTable
-from jobs.trial import RungResult, Scene, run_rung
+from jobs.trial import RungResult, Scene, owners, run_rung
 from potstill import search_points
 from potstill.config import Config
 from potstill.errors import PotstillError
@@ -54,18 +54,29 @@ def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listen
 
     What the table holds is not computed again. Needs a connected ``ray``; raises what Tune raises.
     """
+    search = search_points.search_of(scene.config)
+    for attempt in range(1 + LOST_NODES):
+        # A trial that was to begin on a node that went is lost to Tune, so what is left after it is given to another.
+        points = search_points.fixed_points(search)
+        if points is not None and not search.halving:
+            done = {trial.key for trial in table.trials if trial.status == "finished"}
+            done |= {trial.key for trial in table.of("failed")} if attempt else set()
+            points = [point for point in points if search_points.digest(point) not in done]
+        if ending.reason is not None or not _left(search, points, table, again=attempt == 0):
+            return
+        _run_tune(scene, points, table, ending, listener)
+
+
+def _run_tune(
+    scene: Scene, points: Sequence[Point] | None, table: TrialTable, ending: Ending, listener: Listener
+) -> None:
+    """Tune over ``points``, or what TPE suggests."""
     from ray import tune
 
     search = search_points.search_of(scene.config)
-    points = search_points.fixed_points(search)
-    if points is not None and not search.halving:
-        done = {trial.key for trial in table.trials if trial.status == "finished"}
-        points = [point for point in points if search_points.digest(point) not in done]
-    if not _left(search, points, table):
-        return
     os.environ.update(_ENVIRONMENT)
     scratch = tempfile.mkdtemp(prefix="potstill-tune-")
-    watch = _make_watch(scene.config, points, table, ending, listener)
+    watch = _make_watch(scene.config, points, table, ending, _releasing(scene, listener))
     old = {trial.key: (trial.status, len(trial.rungs)) for trial in table.trials}
     trainable = tune.with_resources(
         tune.with_parameters(trial, scene=scene, points=points, known=old), {"CPU": TRIAL_CPUS}
@@ -98,6 +109,17 @@ def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listen
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _releasing(scene: Scene, listener: Listener) -> Listener:
+    """A listener that also gives up what an ended trial had claimed: its process may have died over it."""
+
+    def ended(trial: Trial) -> None:
+        for owner in owners(trial.key):
+            scene.workshop.release.remote(owner)
+        listener.ended(trial)
+
+    return Listener(listener.began, listener.rung, ended)
+
+
 def trial(
     config: Mapping[str, Any],
     scene: Scene,
@@ -111,11 +133,10 @@ def trial(
     point = points[config["number"]] if points is not None else search_points.decode(search, config)
     name = search_points.digest(point)
     status, told = known.get(name, ("running", 0))
-    owner = f"{name}-{time.time_ns()}"
     for number, rung in enumerate(search_points.trial_rungs(scene.config, point)):
         report: dict[str, Any] = {"rung": number, "resource": search.reduction**number, "point": name}
         try:
-            result = run_rung(scene, rung, owner)
+            result = run_rung(scene, rung, owner=name)
         except PotstillError as error:
             # Not raised: what a stage says does not become true by trying again, as for a lost node.
             nothing: dict[str, Any] = dict.fromkeys(search.objective, math.nan)
@@ -127,12 +148,14 @@ def trial(
             return  # it was stopped here when more was known than is now
 
 
-def _left(search: SearchConfig, points: Sequence[Point] | None, table: TrialTable) -> bool:
-    """Whether there is anything to do."""
-    open_ones = [trial for trial in table.trials if trial.status in ("running", "failed")]
+def _left(search: SearchConfig, points: Sequence[Point] | None, table: TrialTable, again: bool) -> bool:
+    """Whether there is anything to do. ``again``: also what failed, in an earlier run of the search."""
+    if table.of("running") or (again and table.of("failed")):
+        return True
     if points is None:
-        return bool(open_ones) or len(table) < min(search.trials, search_points.size(search) or search.trials)
-    return any(search_points.digest(p) not in {t.key for t in table.trials} for p in points) or bool(open_ones)
+        return len(table) < min(search.trials, search_points.size(search) or search.trials)
+    known = {trial.key for trial in table.trials}
+    return any(search_points.digest(point) not in known for point in points)
 
 
 def _scheduler(search: SearchConfig) -> Any:
@@ -291,7 +314,7 @@ def _make_watch(
             if mine.error is None or mine.status != "failed":
                 if len(mine.rungs) == whole:
                     table.end(mine, "finished")
-                elif ending.reason is None:
+                elif ending.reason is None and search.halving:
                     table.end(mine, "stopped")
             listener.ended(mine)
 

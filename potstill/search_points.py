@@ -31,6 +31,7 @@ Point = Mapping[str, Value]
 SECTIONS = ("augment", "relabel", "student")
 SEARCHED_OTHERWISE = {
     "student.seed": "training seeds are repeated by search.repeats",
+    "student.repeats": "training seeds are repeated by search.repeats",
     "student.workers": "it changes no score",
     "student.min_workers": "it changes no score",
     "student.max_failures": "it changes no score",
