@@ -65,9 +65,9 @@ def estimates(job: Job, pool: TeacherPool, part: str, texts: list[str]) -> dict[
         assessment.plan(job.task, job.data.seeds, texts, offered, identity, renderer, job.config.seed)
     )
     opinions = list(assessment.plan_opinions(job.task, texts, identity, renderer))
-    answered, _ = ask(job, pool, part, requests, len(requests), Meter(lambda values: None))
+    answered, _ = ask(job, pool, part, requests, len(requests), Meter(lambda values, step: None))
     votes = evidence.read_answers(job.task, answered, len(texts)).votes
-    said, _ = ask(job, pool, f"{part}-opinion", opinions, len(opinions), Meter(lambda values: None))
+    said, _ = ask(job, pool, f"{part}-opinion", opinions, len(opinions), Meter(lambda values, step: None))
     raw = np.array([logprobs for (logprobs,) in said.rows("choice_logprobs")], dtype=float)
     agree = raw[:, 0] - raw[:, 1]
     return dict(assessment.estimators(assessment.calibrated(votes), 1.0 / (1.0 + np.exp(-agree))))

@@ -334,9 +334,11 @@ def _torch_backend_config() -> BackendConfig:
             return LateTorchBackend
 
     def config() -> Any:
+        import torch.distributed as dist
         from ray.train.torch import TorchConfig
 
-        return TorchConfig()
+        # A torch without NCCL sees no GPU either, and the worker says so; Ray would only say that NCCL is missing.
+        return TorchConfig(backend=None if dist.is_nccl_available() else "gloo")
 
     def ours() -> Any:
         return config().backend_cls()
