@@ -132,12 +132,12 @@ def _table_1(
                         teacher,
                     )
                     rows.append((task.name, title, *_scores(own), _interval(difference)))
-    title = "Table 1: synthetic against real data, tasks from least to most subjective"
+    reference = next(source.title for source in study.sources if source.name == study.reference)
+    title = f"Table 1: every source against {reference}, tasks from least to most subjective"
     if len(study.students) > 1 or len(study.teachers) > 1:
         title += f" (student {student}, teacher {teacher})"
     # The task is named once.
     named = [("" if i and rows[i - 1][0] == row[0] else row[0], *row[1:]) for i, row in enumerate(rows)]
-    reference = next(source.title for source in study.sources if source.name == study.reference)
     return Shown(
         title,
         ("task", "source", "macro-F1", "accuracy", f"macro-F1 minus {reference}"),

@@ -311,7 +311,8 @@ def test_a_jobs_config_is_no_study(tmp_path):
         load(path)
 
 
-def test_the_shipped_study_is_valid():
-    shipped = load(Path(study_job.__file__).parents[1] / "conf/study-small.yaml")
+@pytest.mark.parametrize(("name", "reference"), [("study-small", "real"), ("promptmix-bar", "k_shot")])
+def test_the_shipped_studies_are_valid(name, reference):
+    shipped = load(Path(study_job.__file__).parents[1] / f"conf/{name}.yaml")
     assert len(shipped.tasks) == 4
-    assert shipped.reference == "real"
+    assert shipped.reference == reference
