@@ -307,7 +307,7 @@ def main() -> None:
             Path(options.json).write_text(json.dumps(result, indent=2))
 
     if "speed" in options.parts:
-        rows = 200 if options.quick else ROWS
+        rows = 64 if options.quick else ROWS
         data = read(folder / "trec6", "train", rows) if folder else made_up(rows)
         found = measure_speed(data, "embedded", cores, BATCHES[:1] if options.quick else BATCHES)
         result |= speed_ratios(found)

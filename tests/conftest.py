@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,40 @@ settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
 
+LONGEST = (
+    "test_search.py",
+    "test_distill.py",
+    "test_submit.py",
+    "test_search_nodes.py",
+    "test_study_whole.py",
+    "test_interrupt.py",
+    "test_through_endpoint.py",
+    "test_tracking.py",
+    "test_assess.py",
+    "test_lost_node.py",
+    "test_llama_cpp.py",
+    "test_training.py",
+    "test_kill.py",
+)
+"""Files that take a minute or so: first, so that no process is left with one of them when the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the rest as they were."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the teacher's dequantised weights are: the user's place, where it is filled, since that takes 25 s."""
     mine = home() / "models"
-    return mine if mine.is_dir() else tmp_path_factory.mktemp("models")
+    if mine.is_dir():
+        return mine
+    # The folder above is that of all processes of pytest-xdist: the first to need the weights makes them for all.
+    shared = tmp_path_factory.getbasetemp().parent / f"models-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    shared.mkdir(exist_ok=True)
+    return shared
 
 
 @pytest.fixture

@@ -1,20 +1,14 @@
-"""The arithmetic of benchmarks/finetune.py, and one run of it that is as short as can be."""
+"""The arithmetic of benchmarks/finetune.py."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import finetune
 from finetune import Speed
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_ratios_are_best_against_best() -> None:
@@ -39,18 +33,3 @@ def test_made_up_texts_have_the_lengths_of_questions() -> None:
     assert 3 <= min(words) <= max(words) <= 33
     assert 9 < sum(words) / len(words) < 11
     assert set(data.labels) == set(range(6))
-
-
-@pytest.mark.slow
-def test_all_sides_train_on_the_same_texts(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "benchmarks/finetune.py", "--quick", "--parts", "speed", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads(file.read_text())
-    assert figures["vs_promptmix_recipe"] > 0
-    examples_of_tokens = {
-        side: figures["tokens_per_s"][side] / figures["examples_per_s"][side] for side in figures["tokens_per_s"]
-    }
-    # The released recipe cuts at 50 tokens; the rest train on the same ones.
-    assert len({round(value, 6) for side, value in examples_of_tokens.items() if side != "promptmix"}) == 1

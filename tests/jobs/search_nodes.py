@@ -111,6 +111,9 @@ def main(folder: Path) -> None:
         quiet = Listener(lambda trial: None, lambda trial: None, lambda trial: None)
         run_trials(scene, table, Ending(), quiet)
         thread.join()
+        deadline = time.monotonic() + 60
+        while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < deadline:
+            time.sleep(0.2)  # the trials may have ended before the node is known to be gone
         found = {
             "benches": placement.benches,
             "concurrency": placement.concurrency,

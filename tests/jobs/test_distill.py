@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 CONFIG = {
     "task": str(ROOT / "tests/fixtures/tasks/mailroom"),
-    "augment": {"per_class": 3, "over_generate": 1.5, "max_tokens": 60},
+    "augment": {"per_class": 3, "over_generate": 1.5, "max_tokens": 40},
+    "relabel": {"votes": 1},
     "student": {"min_steps": 4, "epochs": 1},
 }
 
@@ -30,9 +31,11 @@ def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, models):
     """A distill job run twice with the same config."""
     place = tmp_path_factory.mktemp("distill")
+    (place / "home").mkdir()
+    (place / "home/models").symlink_to(models)
     (place / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     first = run("distill", str(place / "config.yaml"), home=place / "home")
     assert first.returncode == 0, first.stdout + first.stderr
