@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from actors import checkpoints, snapshot
 from actors.checkpoints import Checkpoints
 from actors.coverage import Coverage
+from actors.engine import exchange_gradients
 from actors.pretrained import Encoder
 from actors.snapshot import Progress
 from actors.world import World
@@ -88,7 +89,7 @@ class Loop:
         automatic = 65_536 if on_gpu else 4096
         self.budget = student.micro_batch_tokens if student.micro_batch_tokens != "auto" else automatic
         # What one more forward and backward pass costs, in tokens: launches on a GPU, Python on a CPU.
-        self.overhead = 8192 if on_gpu else 32
+        self.overhead = 8192 if on_gpu else 64
         self.progress = Progress()
         self.best_state: dict[str, Any] | None = None
         self._pending: list[Any] = []
@@ -159,6 +160,8 @@ class Loop:
             loss = self._loss_sum(part, rows[positions]) * scale
             engine.backward(loss, scale_wrt_gas=False)
             local = local + loss.detach()
+        if self.student.zero_stage == 0:
+            exchange_gradients(engine, self.world.size)
         engine.step()
         self._pending.append(local / self.world.size)
 

@@ -127,6 +127,9 @@ def problems(config: StudentConfig, cluster_resources: Mapping[str, float]) -> l
     if workers > have:
         message = f"needs {workers} {kind}s and the cluster has {have}; lower it, or 0 takes what is there"
         found.append(Problem(f"student.workers = {config.workers}", message))
+    elif not on_gpu and workers * config.threads > have:
+        message = f"times {workers} workers needs {workers * config.threads} CPUs and the cluster has {have}; lower it or student.workers"
+        found.append(Problem(f"student.threads = {config.threads}", message))
     if config.precision == "bfloat16" and config.zero_stage == 3 and not on_gpu:
         found.append(Problem("student.precision = 'bfloat16'", "with zero_stage 3 needs GPUs; use float32 on CPU"))
     return found
@@ -164,7 +167,9 @@ def train(
     log_dir = None
     if missing:
         device = "cuda" if on_gpu else "cpu"
-        fit = student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, record=record)
+        fit = student.TrainingJob(
+            tuple(labels), config, tuple(missing.values()), device, threads=config.threads, record=record
+        )
         # By all arms, not only those that are missing: some may have been trained before it broke off.
         with fits.claim(f"{storage}/fits", digest(sorted({job.digest for job in jobs}), size=5)) as name:
             if not reuse:
@@ -255,6 +260,7 @@ def run_fit(
         scaling_config=ScalingConfig(
             num_workers=(fewest, workers) if fewest < workers else workers,
             use_gpu=on_gpu,
+            resources_per_worker=None if on_gpu else {"CPU": job.threads},
             elastic_resize_monitor_interval_s=REGROW_SECONDS,
         ),
         run_config=RunConfig(

@@ -163,6 +163,12 @@ class StudentConfig(Section):
     max_length: int = Field(128, ge=8, le=8192, description="longest text, in tokens")
     seed_weight: float = Field(5.0, gt=0.0, le=1000.0, description="weight of a real seed against one synthetic text")
     workers: int = Field(0, ge=0, le=1024, description="training processes; 0 = one a GPU, or 2 on CPU")
+    threads: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="CPU threads (and CPUs) of a training process; one process with all cores spares the exchange of gradients on one machine",
+    )
     zero_stage: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor or GPU computes in it, else float32"
@@ -342,6 +348,7 @@ class Config(Section):
 _SHOWING_SEEDS = ("promptmix", "few_shot", "sahu2022", "gpt3mix")
 STUDENT_WITHOUT_EFFECT = (
     "workers",
+    "threads",
     "min_workers",
     "micro_batch_tokens",
     "max_failures",
