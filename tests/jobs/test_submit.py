@@ -141,7 +141,7 @@ def count_generated(potstill_home):
 
 
 def test_a_job_finds_the_same_ledger_after_an_edit(head, tree, potstill_home):
-    first = submit(head, tree, "generate", "tiny.yaml")
+    first = submit(head, tree, "distill", "tiny.yaml")
     assert first.returncode == 0, first.stdout + first.stderr
     usage, answers = generated(potstill_home), count_generated(potstill_home)
     assert usage["new_requests"] == usage["requests"] == answers > 0
@@ -149,7 +149,7 @@ def test_a_job_finds_the_same_ledger_after_an_edit(head, tree, potstill_home):
     # Another content is another package, in another folder on the node.
     with (tree / "jobs/__init__.py").open("a") as file:
         file.write("\n# edited\n")
-    second = submit(head, tree, "distill", "tiny.yaml")
+    second = submit(head, tree, "generate", "tiny.yaml")
     assert second.returncode == 0, second.stdout + second.stderr
     usage = generated(potstill_home)
     assert usage["requests"] == answers
