@@ -101,7 +101,9 @@ def plan_arms(job: Job) -> list[Arm]:
                 [
                     *seeds,
                     *from_examples(
-                        _first(job.run.read(Example, "generated"), config.augment.per_class), labels, soft=False
+                        first_of_each_class(job.run.read(Example, "generated"), config.augment.per_class),
+                        labels,
+                        soft=False,
                     ),
                 ],
             )
@@ -111,7 +113,7 @@ def plan_arms(job: Job) -> list[Arm]:
     return repeat(arms, config.student.repeats)
 
 
-def _first(examples: Sequence[Example], per_class: int) -> list[Example]:
+def first_of_each_class(examples: Sequence[Example], per_class: int) -> list[Example]:
     """The first texts of every class that the filters let through, in the order of the plan."""
     taken: collections.Counter[str] = collections.Counter()
     first = []

@@ -14,6 +14,7 @@ from typing import Any, cast
 from actors.pool import TeacherPool
 from jobs import classify, generate, relabel
 from jobs.asking import Usage
+from jobs.finetune import first_of_each_class
 from jobs.recorder import Recorder
 from jobs.study_cells import Cell
 from jobs.tracking import Tracker
@@ -65,7 +66,7 @@ def read_texts(cell: Cell, config: StudentConfig) -> Texts:
         kept = [example for example in examples if example.kept]
         rows = from_examples(kept, labels, soft=job.config.relabel.soft)
     else:
-        kept = _first(examples, job.config.augment.per_class)
+        kept = first_of_each_class(examples, job.config.augment.per_class)
         rows = from_examples(kept, labels, soft=False)
     if not kept:
         raise StageError(f"{job.task.name}, {cell.source.name}: no text was kept; see {job.run.path}/example")
@@ -103,17 +104,6 @@ def pick_examples(texts: Texts, labels: Sequence[str], each: int) -> list[Exampl
             taken[key] += 1
             picked.append(example)
     return picked
-
-
-def _first(examples: Sequence[Example], per_class: int) -> list[Example]:
-    """The first texts of every class that the filters let through, in the order of the plan."""
-    taken: collections.Counter[str] = collections.Counter()
-    first = []
-    for example in examples:
-        if example.kept and taken[example.label] < per_class:
-            taken[example.label] += 1
-            first.append(example)
-    return first
 
 
 def _is_done(cell: Cell, stage: str) -> bool:
