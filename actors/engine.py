@@ -11,9 +11,6 @@ from actors.pretrained import Encoder
 from potstill.config import StudentConfig
 from potstill.errors import InputError, Problem, StageError
 
-EXCHANGED_TOGETHER = 4_000_000
-"""Gradients in one buffer: 16 MB, which the allocator keeps for the next."""
-
 
 def initialise(student: StudentConfig, encoder: Encoder, device: Any, universal: bool = False) -> Any:
     """The DeepSpeed engine around the model, with AdamW and no decay on biases and norms.
@@ -47,18 +44,8 @@ def initialise(student: StudentConfig, encoder: Encoder, device: Any, universal:
         advice = f"DeepSpeed can't shard {student.model!r} ({message[:200]}); use zero_stage 2 or lower"
         raise InputError([Problem("student.zero_stage = 3", advice)]) from error
     if student.zero_stage == 0:
-        engine.enable_backward_allreduce = False  # the loop calls ``exchange_gradients``
+        engine.enable_backward_allreduce = False  # the loop exchanges them (``actors/exchange.py``)
     return engine
-
-
-def exchange_gradients(engine: Any, workers: int) -> None:
-    """Average the gradients over the workers, for ZeRO stage 0; the other stages do it as they go.
-
-    DeepSpeed would copy all gradients into one new buffer and back each step, with one worker too: on a CPU a
-    third of a small student's step, most of it the kernel's handing out fresh pages. Small buffers are used again.
-    """
-    if workers > 1:
-        engine.buffered_allreduce_fallback(elements_per_buffer=EXCHANGED_TOGETHER)
 
 
 def deepspeed_config(student: StudentConfig, device: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from actors import checkpoints, snapshot
 from actors.checkpoints import Checkpoints
 from actors.coverage import Coverage
-from actors.engine import exchange_gradients
+from actors.engine import computing_precision
 from actors.pretrained import Encoder
 from actors.snapshot import Progress
 from actors.world import World
@@ -90,6 +90,12 @@ class Loop:
         self.budget = student.micro_batch_tokens if student.micro_batch_tokens != "auto" else automatic
         # What one more forward and backward pass costs, in tokens: launches on a GPU, Python on a CPU.
         self.overhead = 8192 if on_gpu else 64
+        self._exchange: Any = None
+        if student.zero_stage == 0:  # the other stages exchange gradients as they go
+            from actors.exchange import Exchange
+
+            precision = computing_precision(student, world.device.type)
+            self._exchange = Exchange(engine.module.parameters(), world.size, precision)
         self.progress = Progress()
         self.best_state: dict[str, Any] | None = None
         self._pending: list[Any] = []
@@ -113,14 +119,14 @@ class Loop:
         for number in range(now.step, len(plan)):
             step, last = plan[number], number + 1 == len(plan)
             lengths = part.lengths[step.rows]
-            shards = batches.shard(lengths, self.world.size, self.budget, self.overhead)
+            shards = self._shard(lengths)
             rate = objective.learning_rate(number, len(plan), peak, student.warmup_ratio, student.schedule)
             self._step(number + 1, step.rows, shards[self.world.rank], rate)
             now.step = number + 1
             now.learning_rates.append(rate)
             now.examples += len(step.rows)
             now.tokens += int(lengths.sum())
-            now.padded_tokens += sum(batches.padded_tokens(lengths, shard) for shard in shards)
+            now.padded_tokens += self._computed(lengths, shards)
             by_count = student.checkpoint_steps not in (0, "auto") and now.step % int(student.checkpoint_steps) == 0
             if not (last or step.ends_epoch or by_count or len(self._pending) >= LOSS_WINDOW):
                 continue
@@ -160,10 +166,22 @@ class Loop:
             loss = self._loss_sum(part, rows[positions]) * scale
             engine.backward(loss, scale_wrt_gas=False)
             local = local + loss.detach()
-        if self.student.zero_stage == 0:
-            exchange_gradients(engine, self.world.size)
+        if self._exchange is not None:
+            self._exchange()
         engine.step()
         self._pending.append(local / self.world.size)
+
+    def _shard(self, lengths: NDArray[np.int64]) -> list[list[list[int]]]:
+        """The micro-batches of a global batch, by worker."""
+        if self.encoder.packed:
+            return batches.share(lengths, self.world.size, self.budget)
+        return batches.shard(lengths, self.world.size, self.budget, self.overhead)
+
+    def _computed(self, lengths: NDArray[np.int64], shards: list[list[list[int]]]) -> int:
+        """Tokens of a step, padding included."""
+        if self.encoder.packed:
+            return int(lengths.sum())
+        return sum(batches.padded_tokens(lengths, shard) for shard in shards)
 
     def _loss_sum(self, part: Part, chosen: NDArray[np.int64]) -> Any:
         """Sum over the rows of weight times cross-entropy. An empty micro-batch computes one row at no weight:
@@ -250,7 +268,7 @@ class Loop:
         """Mean loss and accuracy on held-out rows; every rank computes its share."""
         import torch
 
-        mine = batches.shard(part.lengths, self.world.size, self.budget)[self.world.rank]
+        mine = self._shard(part.lengths)[self.world.rank]
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         self.engine.eval()
         with torch.no_grad():

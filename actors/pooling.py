@@ -58,7 +58,8 @@ def add_mean_layer(model: Any) -> None:
     import torch
 
     layers = model.bert.encoder.layer
-    layer = copy.deepcopy(layers[-1])
+    # One config for all layers: what is set in it later (the kind of attention) is meant for this one too.
+    layer = copy.deepcopy(layers[-1], {id(model.config): model.config})
     identity = torch.eye(model.config.hidden_size)
     attention, output = layer.attention.self, layer.attention.output
     with torch.no_grad():

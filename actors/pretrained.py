@@ -60,6 +60,7 @@ class Encoder:
     attention: str
     pad_to: int = 1
     mean_pooled: bool = False
+    packed: bool = False
     warnings: tuple[str, ...] = ()
     _renumber: Any = field(default=None, repr=False)
 
@@ -112,8 +113,14 @@ class Encoder:
         return Vocabulary(name, index, full)
 
     def collate(self, ids: Sequence[Sequence[int]], device: Any) -> dict[str, Any]:
-        """``input_ids`` and ``attention_mask`` ``[rows, longest]`` on ``device``, padded on the right."""
+        """What the model takes for these token ids, on ``device``: packed (``actors/packing.py``), or ``input_ids`` and
+        ``attention_mask`` ``[rows, longest]`` padded on the right."""
         import torch
+
+        if self.packed:
+            from actors import packing
+
+            return packing.inputs(self.model, ids, device, self._renumber)
 
         longest = -(-max(len(row) for row in ids) // self.pad_to) * self.pad_to
         tokens = np.full((len(ids), longest), self.tokenizer.pad_token_id, dtype=np.int64)
@@ -137,6 +144,8 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
     """
     import torch
 
+    from actors import dropout, packing
+
     where = f"student.model = {student.model!r}"
     place = encoders.locate(student.model)
     if os.path.isabs(place) and (found := encoders.problems(student.model)):
@@ -148,14 +157,18 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
         pooling.add_mean_layer(model)
     if student.dropout is not None:
         set_dropout(model, student.dropout)
+    dropout.replace(model)
+    if packed := packing.can_pack(model):
+        packing.pack(model)
     return Encoder(
         model=model,
         tokenizer=tokenizer,
         max_length=min(student.max_length, _longest(model.config, tokenizer)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        attention=str(getattr(model.config, "_attn_implementation", "eager")),
+        attention="without padding" if packed else str(getattr(model.config, "_attn_implementation", "eager")),
         pad_to=8 if torch.cuda.is_available() else 1,
         mean_pooled=mean_pooled,
+        packed=packed,
         warnings=(_POOLING_LOST.format(model.config.model_type),) if wanted and not mean_pooled else (),
     )
 

@@ -46,7 +46,7 @@ from potstill.config import StudentConfig
 SIDES = Path(__file__).resolve().parent / "sides"
 ROWS = 3000
 PROMPTMIX_ROWS = 1000
-BATCHES = (32, 64)
+BATCHES = (32, 64, 128)
 PEAK_TFLOPS = 989.0
 """Dense bfloat16 of an H100 or H200 (NVIDIA's data sheet)."""
 ACCURACY: Mapping[str, Mapping[str, Any]] = {

@@ -75,6 +75,34 @@ def shard(
     return best[1]
 
 
+def share(lengths: Sequence[int] | NDArray[np.int64], workers: int, budget: int) -> list[list[list[int]]]:
+    """As ``shard``, for models that need no padding: every worker gets as many real tokens as the others, in as few
+    micro-batches of at most ``budget`` real tokens as there can be, longest texts first."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    hands: list[list[int]] = [[] for _ in range(workers)]
+    load = [0] * workers
+    for position in np.argsort(-lengths, kind="stable").tolist():
+        worker = load.index(min(load))
+        hands[worker].append(position)
+        load[worker] += int(lengths[position])
+    cuts = [_fill(hand, lengths, budget) for hand in hands]
+    each = max(1, *map(len, cuts))
+    return [chunks + [[] for _ in range(each - len(chunks))] for chunks in cuts]
+
+
+def _fill(hand: list[int], lengths: NDArray[np.int64], budget: int) -> list[list[int]]:
+    """Cut into micro-batches of at most ``budget`` tokens (or one row)."""
+    chunks: list[list[int]] = []
+    room = 0
+    for position in hand:
+        if not chunks or lengths[position] > room:
+            chunks.append([])
+            room = budget
+        chunks[-1].append(position)
+        room -= int(lengths[position])
+    return chunks
+
+
 def _cut(descending: list[int], budget: int) -> list[int]:
     """Where greedy chunks of at most ``budget`` padded tokens start. The first row of a chunk is its longest."""
     starts, start = [], 0

@@ -14,7 +14,8 @@ import pytest
 from tiny_jobs import ROWS, STEPS, prepare, settings, train, two_workers, weights
 from tiny_student import LABELS, make_rows, make_student
 
-from actors import export, student
+from actors import export, packing, student
+from actors.pretrained import Encoder
 from actors.student import ArmReport
 from potstill.arms import Arm
 from potstill.encoders import problems
@@ -50,25 +51,47 @@ def test_zero_stages_give_the_same_losses(tiny: str, reference: ArmReport, tmp_p
     np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
 
 
-def test_accumulation_gives_the_same_losses(tiny: str, reference: ArmReport, tmp_path: Path) -> None:
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of rows of each micro-batch."""
+    seen: list[int] = []
+    collate = Encoder.collate
+
+    def counting(encoder: Encoder, ids: Any, device: Any) -> Any:
+        seen.append(len(ids))
+        return collate(encoder, ids, device)
+
+    monkeypatch.setattr(Encoder, "collate", counting)
+    return seen
+
+
+def test_accumulation_gives_the_same_losses(tiny: str, reference: ArmReport, tmp_path: Path, passes: list[int]) -> None:
     report = train(tmp_path, settings(tiny, micro_batch_tokens=64))[0]
-    assert report.padded_tokens < reference.padded_tokens
+    assert len(passes) >= 3 * STEPS
+    assert sum(passes) == report.examples
+    np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
+
+
+def test_architectures_that_are_padded_give_the_same_losses(
+    tiny: str, reference: ArmReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "can_pack", lambda model: False)
+    report = train(tmp_path, settings(tiny))[0]
+    assert report.tokens == reference.tokens == reference.padded_tokens < report.padded_tokens
     np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
 
 
 def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmReport) -> None:
     """One padded batch a step, torch's AdamW without decay on biases and norms, clipping, linear schedule."""
     import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from actors.pretrained import TokenCache, load_encoder
     from potstill.batches import plan_steps
 
-    config = settings(tiny)
     torch.manual_seed(0)
-    encoder = load_encoder(config, LABELS)
-    tokens = TokenCache()
-    encoder.tokenise([row.text for row in ROWS], tokens)
-    named = dict(encoder.model.named_parameters())
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=len(LABELS))
+    named = dict(model.named_parameters())
     decayed = [p for name, p in named.items() if not name.endswith("bias") and "LayerNorm" not in name]
     others = [p for name, p in named.items() if name.endswith("bias") or "LayerNorm" in name]
     assert len(others) > len(decayed) > 0
@@ -76,7 +99,7 @@ def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmRe
     losses, clipped = [], 0
     for number, step in enumerate(plan_steps(len(ROWS), 16, 1, STEPS, 0)):
         rows = [ROWS[row] for row in step.rows]
-        logits = encoder.model(**encoder.collate([tokens.ids[row.text] for row in rows], "cpu")).logits
+        logits = model(**tokenizer([row.text for row in rows], padding=True, return_tensors="pt")).logits
         weight = torch.tensor([row.weight for row in rows])
         each = torch.nn.functional.cross_entropy(
             logits, torch.tensor([row.label_probs for row in rows]), reduction="none"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.batches import length_sorted, padded_tokens, plan_steps, shard
+from potstill.batches import length_sorted, padded_tokens, plan_steps, shard, share
 
 LENGTHS = st.lists(st.integers(2, 200), min_size=1, max_size=80)
 
@@ -108,6 +108,25 @@ def test_padding_shrinks_where_passes_are_cheap() -> None:
     cheap, dear = shard(lengths, 1, 4096, overhead=10)[0], shard(lengths, 1, 4096, overhead=100_000)[0]
     assert len(dear) == 1
     assert padded_tokens(lengths, cheap) < padded_tokens(lengths, dear) / 5
+
+
+@given(lengths=LENGTHS, workers=st.integers(1, 9), budget=st.integers(1, 2000))
+def test_shares_without_padding_cover_the_batch_within_the_budget(
+    lengths: list[int], workers: int, budget: int
+) -> None:
+    shares = share(lengths, workers, budget)
+    assert len(shares) == workers
+    assert len({len(hand) for hand in shares}) == 1, "every worker takes part in every exchange of gradients"
+    assert Counter(row for hand in shares for rows in hand for row in rows) == Counter(range(len(lengths)))
+    for rows in (rows for hand in shares for rows in hand):
+        assert len(rows) <= 1 or sum(lengths[row] for row in rows) <= budget
+        assert [lengths[row] for row in rows] == sorted((lengths[row] for row in rows), reverse=True)
+
+
+@given(lengths=LENGTHS, workers=st.integers(2, 5))
+def test_shares_without_padding_are_alike(lengths: list[int], workers: int) -> None:
+    loads = [sum(lengths[row] for rows in hand for row in rows) for hand in share(lengths, workers, 10**6)]
+    assert max(loads) - min(loads) <= max(lengths)
 
 
 def test_length_sorted_covers_everything() -> None:
