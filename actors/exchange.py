@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 
 class Exchange:
-    """Averages the gradients of ``parameters`` over all workers, in one buffer that is kept from step to step.
+    """Sums the gradients of ``parameters`` over all workers, in one buffer that is kept from step to step.
 
     DeepSpeed would make a new buffer each step: on a CPU a third of a small student's step, most of it the kernel's
     handing out fresh pages. ``precision``: of what travels; bfloat16 halves the bytes, and what it rounds were sums of
@@ -36,6 +36,5 @@ class Exchange:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._parameters]
         torch._foreach_copy_(self._views, gradients)
-        self._buffer.div_(self._workers)
         dist.all_reduce(self._buffer)
         torch._foreach_copy_(gradients, self._views)

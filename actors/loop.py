@@ -90,12 +90,13 @@ class Loop:
         self.budget = student.micro_batch_tokens if student.micro_batch_tokens != "auto" else automatic
         # What one more forward and backward pass costs, in tokens: launches on a GPU, Python on a CPU.
         self.overhead = 8192 if on_gpu else 64
-        self._exchange: Any = None
+        # DeepSpeed divides by the number of workers; times that number it is a sum again.
+        self._exchange, self._summed = None, world.size
         if student.zero_stage == 0:  # the other stages exchange gradients as they go
             from actors.exchange import Exchange
 
             precision = computing_precision(student, world.device.type)
-            self._exchange = Exchange(engine.module.parameters(), world.size, precision)
+            self._exchange, self._summed = Exchange(engine.module.parameters(), world.size, precision), 1
         self.progress = Progress()
         self.best_state: dict[str, Any] | None = None
         self._pending: list[Any] = []
@@ -158,8 +159,7 @@ class Loop:
             self.coverage.note(number, [row for positions in micro_batches for row in rows[positions]])
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        # DeepSpeed divides by the number of workers; times that number it is a sum again.
-        scale = self.world.size / float(part.weights[rows].sum(dtype=np.float64))
+        scale = self._summed / float(part.weights[rows].sum(dtype=np.float64))
         local = 0.0
         for index, positions in enumerate(micro_batches):
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -169,7 +169,7 @@ class Loop:
         if self._exchange is not None:
             self._exchange()
         engine.step()
-        self._pending.append(local / self.world.size)
+        self._pending.append(local / self._summed)
 
     def _shard(self, lengths: NDArray[np.int64]) -> list[list[list[int]]]:
         """The micro-batches of a global batch, by worker."""

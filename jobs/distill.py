@@ -57,7 +57,7 @@ def run_stages(
         plan.ask_first(job, planned, yes)
     with cluster.connect(verbose):
         preflight.check_cluster(job, stages)
-        job.run.write_config(config)
+        job.describe()
         with open_tracker(
             config,
             command=command or "+".join(stages),

@@ -34,6 +34,11 @@ class Job:
         """Class names in label order."""
         return list(self.task.labels)
 
+    def describe(self) -> None:
+        """Write config and task into the run's folder, which is to be understood without what they were read from."""
+        self.run.write_config(self.config)
+        self.run.write_json("task", self.task.model_dump(mode="json"))
+
 
 def prepare(config: Config, terminal: Terminal, verbose: bool = False, run: Run | None = None) -> Job:
     """Read task and data. Starts nothing; raises ``InputError`` with all problems.

@@ -28,7 +28,7 @@ from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
 from potstill.errors import InputError, Problem
 from potstill.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
-from potstill.task import TaskData, find, read
+from potstill.task import Task, TaskData, find, read
 
 PAGE = "report.html"
 SHOWN_CHANGES = 5  # the commonest changes of label
@@ -158,8 +158,10 @@ def open_page(path: str) -> None:
 
 
 def _of_run(config: Config, run: Run) -> Job:
-    """The job of a run as far as its report needs it: the data may be gone, or the hub where it is down."""
-    return Job(config, read(find(config.task.preset)), TaskData((), (), (), ()), run, Terminal(), NullTracker())
+    """The job of a run as far as its report needs it. The data may be gone, or the hub where it is down; so may the
+    task's file, with the working folder of a submitted job, but the run has a copy."""
+    task = Task.model_validate(run.read_json("task")) if run.has_file("task.json") else read(find(config.task.preset))
+    return Job(config, task, TaskData((), (), (), ()), run, Terminal(), NullTracker())
 
 
 def print_report(job: Job, result: Report) -> None:

@@ -138,8 +138,9 @@ def _winners_job(job: Job, winner: Final, scene: Scene) -> Job:
     """The winner as the distill job that ``best.yaml`` makes: tested, reported, registered."""
     weights = identify(winner.config.teacher).weights_digest
     run = Run(job.config.storage, name_run(winner.config, job.task, job.data, weights))
-    run.write_config(winner.config)
-    return replace(job, config=winner.config, run=run, embed=scene.embed)
+    found = replace(job, config=winner.config, run=run, embed=scene.embed)
+    found.describe()
+    return found
 
 
 def _within_budget(config: Config, table: TrialTable) -> Config:

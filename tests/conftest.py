@@ -20,7 +20,6 @@ settings.load_profile("shared machine")
 LONGEST = (
     "test_search.py",
     "test_distill.py",
-    "test_submit.py",
     "test_search_nodes.py",
     "test_study_whole.py",
     "test_interrupt.py",

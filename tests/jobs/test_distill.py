@@ -1,48 +1,74 @@
-"""The whole job on a tiny invented task: real Ray, embedded teacher, DeepSpeed, MLflow on SQLite."""
+"""The whole job on a tiny invented task, by `ray job submit`: real Ray, embedded teacher, DeepSpeed, MLflow on SQLite."""
 
 import json
-import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from command_line import ROOT, command, environment, write_config
+from head_node import copy_of_repository, head_node, submit
 
 from potstill.rows import Example, Prediction, Request, Response, from_table
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CONFIG = {
-    "task": str(ROOT / "tests/fixtures/tasks/mailroom"),
+    "task": "mailroom",
     "augment": {"per_class": 3, "over_generate": 1.5, "max_tokens": 40},
     "relabel": {"votes": 1},
     "student": {"min_steps": 4, "epochs": 1},
+    "teacher": {"actors": 1},
 }
 
 
-def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "POTSTILL_HOME": str(home)}
-    command = [sys.executable, "-m", "jobs", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+class Finished(NamedTuple):
+    """A home with one run in it, what two jobs printed, and a third that was refused."""
+
+    home: Path
+    folder: Path
+    first: str
+    second: str
+    refused: subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, models):
-    """A distill job run twice with the same config."""
+    """A distill job submitted twice with the same config, the second time after an edit to the code."""
     place = tmp_path_factory.mktemp("distill")
-    (place / "home").mkdir()
-    (place / "home/models").symlink_to(models)
-    (place / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    first = run("distill", str(place / "config.yaml"), home=place / "home")
-    assert first.returncode == 0, first.stdout + first.stderr
-    second = run("distill", str(place / "config.yaml"), home=place / "home")
-    assert second.returncode == 0, second.stdout + second.stderr
-    (folder,) = (place / "home/runs").glob("mailroom-*")
-    return place / "home", folder, first, second
+    home = place / "home"
+    home.mkdir()
+    (home / "models").symlink_to(models)
+    tree = copy_of_repository(place / "tree")
+    write_config(tree / "tiny.yaml", CONFIG)
+    with head_node(home, place) as head:
+        first = submit(head, tree, "distill", "tiny.yaml")
+        assert first.returncode == 0, first.stdout + first.stderr
+        # Another content is another package, in another folder on the node.
+        with (tree / "jobs/__init__.py").open("a") as file:
+            file.write("\n# edited\n")
+        second = submit(head, tree, "distill", "tiny.yaml")
+        assert second.returncode == 0, second.stdout + second.stderr
+        refused = submit(head, tree, "generate", "tiny.yaml", "--set", "storage=runs")
+    (folder,) = (home / "runs").glob("mailroom-*")
+    return Finished(home, folder, first.stdout, second.stdout, refused)
+
+
+def count_generated(home):
+    with sqlite3.connect(f"file:{home}/ledger.db?mode=ro", uri=True) as connection:
+        return connection.execute("select count(*) from responses where stage = 'generate'").fetchone()[0]
+
+
+def job_said(printed):
+    """What the job printed, without what ``ray job submit`` says around it."""
+    lines = printed.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("mailroom: 3 classes"))
+    end = next(number for number, line in enumerate(lines) if line.startswith("next "))
+    return lines[begin : end + 1]
 
 
 def read(folder, kind, part):
@@ -50,7 +76,7 @@ def read(folder, kind, part):
 
 
 def test_every_row_traces_back_to_its_request(finished):
-    _, folder, _, _ = finished
+    folder = finished.folder
     requests = {
         row.request_id: row
         for part in sorted((folder / "request").glob("generate-*"))
@@ -74,31 +100,39 @@ def test_every_row_traces_back_to_its_request(finished):
 
 
 def test_the_second_run_asks_nothing_and_trains_nothing(finished):
-    home, folder, first, second = finished
-    assert re.search(r"new requests: [1-9]", first.stdout)
-    assert "new requests: 0" in second.stdout
-    assert "of the same digest reused" in second.stdout
-    assert "registered before" in second.stdout
-    assert [path.name for path in (home / "runs").glob("mailroom-*")] == [folder.name]
+    assert re.search(r"new requests: [1-9]", finished.first)
+    assert "new requests: 0" in finished.second
+    assert "of the same digest reused" in finished.second
+    assert "registered before" in finished.second
+    assert [path.name for path in (finished.home / "runs").glob("mailroom-*")] == [finished.folder.name]
+    usage = json.loads((finished.folder / "generate.json").read_text())["usage"]
+    assert usage["requests"] == count_generated(finished.home) > usage["new_requests"] == 0
+
+
+def test_a_folder_that_the_next_edit_takes_away_is_refused(finished):
+    assert finished.refused.returncode != 0
+    assert (
+        "is inside this submitted job's copy of the repository and lost after the next edit" in finished.refused.stdout
+    )
 
 
 def test_the_report_holds_up(finished):
-    _, folder, first, _ = finished
+    folder, first = finished.folder, finished.first
     report = json.loads((folder / "report.json").read_text())
     predictions = read(folder, Prediction, "distilled")
     accuracy = sum(row.label == row.predicted for row in predictions) / len(predictions)
     assert report["scores"]["distilled"]["accuracy"]["value"] == pytest.approx(accuracy)
     assert len(predictions) == 30
     assert {"distilled", "seeds_only", "seeds_regression", "real_equal"} == set(report["scores"])
-    assert "mailroom: 30 test texts" in first.stdout
+    assert "mailroom: 30 test texts" in first
 
 
 def test_the_page_is_written_and_logged(finished):
-    home, folder, first, _ = finished
+    home, folder, first = finished.home, finished.folder, finished.first
     page = (folder / "report.html").read_text()
     for heading in ("Scores", "Confusions", "Diversity", "Examples"):
         assert f">{heading}</h2>" in page
-    assert str(folder / "report.html") in first.stdout
+    assert str(folder / "report.html") in first
     assert list((home / "mlartifacts").rglob("report.html"))
     measured = json.loads((folder / "diversity.json").read_text())
     assert set(measured) == {"generated", "distilled", "real"}
@@ -106,22 +140,29 @@ def test_the_page_is_written_and_logged(finished):
 
 
 def test_the_output_is_short_and_free_of_chatter(finished):
-    _, _, first, _ = finished
-    assert len(first.stdout.splitlines()) < 45
+    said = job_said(finished.first)
+    assert 20 < len(said) < 45
     for noise in ("Traceback", "INFO", "DeprecationWarning", "(pid=", "core_worker"):
-        assert noise not in first.stdout + first.stderr
+        assert noise not in "\n".join(said)
 
 
 def test_report_prints_a_finished_run(finished):
-    home, folder, _, _ = finished
-    shown = run("report", folder.name, home=home)
+    shown = subprocess.run(
+        command("report", finished.folder.name),
+        cwd=ROOT,
+        env=environment(finished.home),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert shown.returncode == 0, shown.stderr
     assert "as many real texts" in shown.stdout
     assert "distilled, by class" in shown.stdout
 
 
 def test_another_process_loads_the_registered_student(finished, tmp_path):
-    home, _, _, _ = finished
+    home = finished.home
     script = (
         "import sys, mlflow; mlflow.set_tracking_uri(sys.argv[1]);"
         "model = mlflow.pyfunc.load_model('models:/mailroom-student@challenger');"

@@ -17,6 +17,8 @@ def test_training_goes_on_with_the_workers_that_are_left(tmp_path: Path, stage: 
     script = Path(__file__).with_name("two_nodes.py")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
+    # Until the loss of the node is noticed Ray starts workers there in vain, a minute long unless told otherwise.
+    environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "25"
     command = [sys.executable, str(script), str(tmp_path / "work"), str(stage)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,25 +1,20 @@
-"""`ray job submit` against a real `ray start --head`: the job runs, and an edit to the code loses no paid answer."""
+"""A real head node as `ray start --head` makes it, and `ray job submit` to it."""
 
-import json
 import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
-from command_line import MAILROOM, ROOT, environment, write_config
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from command_line import MAILROOM, ROOT, environment
 
 RAY = Path(sys.executable).with_name("ray")
 START_S = 90
@@ -33,11 +28,11 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
-@pytest.fixture
-def head(potstill_home, tmp_path):
+@contextmanager
+def head_node(home, scratch):
     """A head node with its own ports, folder and token: (address for `ray job submit`, environment)."""
-    (tmp_path / "token").write_text("0123456789abcdef" * 4)
-    variables = environment(potstill_home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    (scratch / "token").write_text("0123456789abcdef" * 4)
+    variables = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(scratch / "token"))
     port, dashboard, agent, agent_grpc, client, metrics = free_ports(6)
     # Ray's sockets lie in its folder, and a socket's path may not exceed 107 characters: pytest's folders are too deep.
     folder = tempfile.mkdtemp(prefix="potstill-ray-")
@@ -47,13 +42,13 @@ def head(potstill_home, tmp_path):
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
         f"--metrics-export-port={metrics}",
     ]
-    log = (tmp_path / "head.log").open("w")
+    log = (scratch / "head.log").open("w")
     process = subprocess.Popen(
-        [RAY, "start", *arguments], env=variables, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+        [RAY, "start", *arguments], env=variables, stdout=log, stderr=log, cwd=scratch, start_new_session=True
     )
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        wait_for(address, process, tmp_path / "head.log")
+        wait_for(address, process, scratch / "head.log")
         yield address, variables
     finally:
         family = [process, *psutil.Process(process.pid).children(recursive=True)]
@@ -88,26 +83,15 @@ def wait_for(address, process, log):
             time.sleep(0.3)
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of the repository that may be edited, with a task and a config of its own."""
-    copy = tmp_path / "tree"
-    copy.mkdir()
+def copy_of_repository(folder):
+    """A copy of what a job is submitted with, that may be edited, and the invented task beside it."""
+    folder.mkdir()
     for name in ("jobs", "actors", "potstill", "tasks"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", ".gitignore", ".rayignore"):
-        shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(MAILROOM, copy / "mailroom")
-    write_config(
-        copy / "tiny.yaml",
-        {
-            "task": "mailroom",
-            "augment": {"per_class": 3, "over_generate": 1.5},
-            "student": {"epochs": 1, "min_steps": 2, "workers": 1},
-            "teacher": {"actors": 1},
-        },
-    )
-    return copy
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(MAILROOM, folder / "mailroom")
+    return folder
 
 
 def submit(head, tree, *arguments):
@@ -128,34 +112,3 @@ def submit(head, tree, *arguments):
         if "No available agent to submit job" not in done.stderr + done.stdout or time.monotonic() > deadline:
             return done
         time.sleep(2)
-
-
-def generated(potstill_home):
-    (report,) = (potstill_home / "runs").glob("*/generate.json")
-    return json.loads(report.read_text())["usage"]
-
-
-def count_generated(potstill_home):
-    with sqlite3.connect(f"file:{potstill_home}/ledger.db?mode=ro", uri=True) as connection:
-        return connection.execute("select count(*) from responses where stage = 'generate'").fetchone()[0]
-
-
-def test_a_job_finds_the_same_ledger_after_an_edit(head, tree, potstill_home):
-    first = submit(head, tree, "distill", "tiny.yaml")
-    assert first.returncode == 0, first.stdout + first.stderr
-    usage, answers = generated(potstill_home), count_generated(potstill_home)
-    assert usage["new_requests"] == usage["requests"] == answers > 0
-
-    # Another content is another package, in another folder on the node.
-    with (tree / "jobs/__init__.py").open("a") as file:
-        file.write("\n# edited\n")
-    second = submit(head, tree, "generate", "tiny.yaml")
-    assert second.returncode == 0, second.stdout + second.stderr
-    usage = generated(potstill_home)
-    assert usage["requests"] == answers
-    assert usage["new_requests"] == 0
-    assert count_generated(potstill_home) == answers
-
-    refused = submit(head, tree, "generate", "tiny.yaml", "--set", "storage=runs")
-    assert refused.returncode != 0
-    assert "is inside this submitted job's copy of the repository and lost after the next edit" in refused.stdout
