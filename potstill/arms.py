@@ -20,7 +20,7 @@ from potstill.errors import InputError, Problem
 from potstill.rows import Example
 from potstill.task import LabelledText
 
-RECIPE = 3
+RECIPE = 4
 """Raised when the training loop changes what the same rows and config become."""
 
 # What else an arm says itself: its seed, the weights of its rows, its validation texts.

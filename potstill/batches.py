@@ -1,9 +1,10 @@
 """Batch planning: which texts form which optimiser step, and who computes which part of it.
 
 Global batches are planned first, by keyed draws: the same plan for the same seed at any worker count, every
-text exactly once an epoch. Each batch is then cut by length into micro-batches, the same number for every
-worker (empty ones where rows run out), so that little is padded and nobody waits. On 3,000 questions of
-TREC in batches of 32, 48 % of the tokens of one padded batch are padding; cut in three by length, 15 %.
+text exactly once an epoch. Each batch is then dealt out in micro-batches, the same number for every worker (empty
+ones where rows run out): of real tokens where the model needs no padding (``share``), else cut by length, so that
+little is padded and nobody waits (``shard``). On 3,000 questions of TREC in batches of 32, 48 % of the tokens of one
+padded batch are padding; cut in three by length, 15 %.
 """
 
 from __future__ import annotations

@@ -205,7 +205,8 @@ class StudentConfig(Section):
         "none", description="balanced: every class weighs the same in the loss"
     )
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
-        "auto", description="padded tokens a process computes at once, at least 8; auto: 4096 on CPU, 65536 on GPU"
+        "auto",
+        description="tokens a process computes at once (padding included, where a model needs it), at least 8; auto: 4096 on CPU, 65536 on GPU",
     )
     second_opinion: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
         "auto",

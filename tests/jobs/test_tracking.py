@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -316,6 +317,9 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
                     break
             assert server.poll() is None, (folder / "server.log").read_text()
             time.sleep(0.25)
+        # It takes connections before its application is loaded, and on a busy machine its first answer takes long.
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=120) as answer:
+            assert answer.status == 200
         yield server
     finally:
         os.killpg(server.pid, signal.SIGKILL)
