@@ -52,7 +52,7 @@ PEAK_TFLOPS = 989.0
 ACCURACY: Mapping[str, Mapping[str, Any]] = {
     "trec6": {"epochs": 5},
     "subj": {"epochs": 3},
-    "banking77": {"epochs": 15},
+    "banking77": {"epochs": 10, "batch_size": 64},
 }
 
 
@@ -260,7 +260,7 @@ def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Seque
     for seed in seeds:
         with tempfile.TemporaryDirectory() as scratch:
             student = StudentConfig(seed=seed, **ACCURACY[task])
-            report = potstill_side(train, student, cores, Path(scratch))
+            report = potstill_side(train, student, [",".join(cores)], Path(scratch))
             predictor = Predictor({"one": f"{report['folder']}/model"}, train.classes, threads=len(cores))
             predicted = predictor.predict(test.texts)["one"].argmax(1)
         scores.append(float((predicted == np.array(test.labels)).mean()))
