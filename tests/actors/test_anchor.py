@@ -12,7 +12,7 @@ from tiny_student import LABELS, make_rows, make_student
 
 from actors import export, student
 from actors.student import ArmJob, TrainingJob
-from potstill.config import StudentConfig
+from potstill.student_config import StudentConfig
 
 pytestmark = pytest.mark.slow
 SEEDS = make_rows(75, seed=3)

@@ -6,7 +6,7 @@ from tiny_student import make_student
 
 from actors import pooling
 from actors.pretrained import TokenCache, load_encoder
-from potstill.config import StudentConfig
+from potstill.student_config import StudentConfig
 
 pytestmark = pytest.mark.slow
 

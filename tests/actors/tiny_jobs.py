@@ -17,8 +17,8 @@ from actors import export, student
 from actors.checkpoints import FolderCheckpoints
 from actors.student import ArmJob, ArmReport, TrainingJob
 from potstill.arms import Arm, arm_digest
-from potstill.config import StudentConfig
 from potstill.encoders import weights_digest
+from potstill.student_config import StudentConfig
 
 STEPS = 50
 ROWS = make_rows(75)

@@ -29,8 +29,8 @@ def main(folder: Path) -> None:
 
     from actors.student import TrainingJob
     from jobs import training
-    from potstill.config import StudentConfig
     from potstill.errors import InputError
+    from potstill.student_config import StudentConfig
 
     def loop(config: Mapping[str, Any]) -> dict[str, Any]:
         context = ray.get_runtime_context()

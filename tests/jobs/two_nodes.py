@@ -28,7 +28,7 @@ def main(folder: Path, stage: int) -> None:
     from jobs import training
     from jobs.training import Arm
     from potstill.batches import plan_steps
-    from potstill.config import StudentConfig
+    from potstill.student_config import StudentConfig
 
     config = StudentConfig(
         model=make_student(folder / "bert"),
