@@ -114,10 +114,9 @@ def cut(lengths: NDArray[np.int64], overhead: int) -> list[int]:
 
 def can_pack(model: Any) -> bool:
     """Whether ``pack`` knows the architecture."""
-    return model.config.model_type in _FIRST_POSITION and getattr(model.config, "position_embedding_type", None) in (
-        None,
-        "absolute",
-    )
+    config = model.config
+    plain = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    return config.model_type in _FIRST_POSITION and plain and not getattr(config, "is_decoder", False)
 
 
 def pack(model: Any) -> None:
