@@ -96,7 +96,7 @@ class Loop:
             from actors.exchange import Exchange
 
             precision = computing_precision(student, world.device.type)
-            self._exchange, self._summed = Exchange(engine.module.parameters(), world.size, precision), 1
+            self._exchange, self._summed = Exchange(engine.module.parameters(), world, precision), 1
         self.progress = Progress()
         self.best_state: dict[str, Any] | None = None
         self._pending: list[Any] = []
