@@ -189,7 +189,9 @@ def resample(outcomes: Ints, seed: int, resamples: int) -> tuple[Ints, Ints]:
 
 
 def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> float:
-    """Mean over texts of |accuracy - confidence| of their bin (Guo et al. 2017, eq. 3): ``bins`` of equal width."""
+    """Mean over texts of |accuracy - confidence| of their bin (Guo et al. 2017, eq. 3): ``bins`` of equal width.
+
+    Here and not by torchmetrics, which needs torch: the driver does without."""
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
     gap = np.bincount(which, weights=correct.astype(float), minlength=bins) - np.bincount(
