@@ -25,12 +25,12 @@ def embed(*groups: Sequence[str]) -> list[np.ndarray]:
     import ray
 
     job = ray.get_runtime_context().get_job_id()
-    known = job in _kept
+    known = _kept.pop(job, None)
     try:
-        embedder, stays = (_kept.pop(job), True) if known else _start()
+        embedder, stays = (known, True) if known is not None else _start()
         found = [ray.get(embedder.embed.remote(list(texts))) for texts in groups]
     except ray.exceptions.RayError as error:
-        if known and isinstance(error, ray.exceptions.RayActorError):
+        if known is not None and isinstance(error, ray.exceptions.RayActorError):
             return embed(*groups)
         raise StageError(f"the texts could not be embedded: {cause(error)}") from error
     if stays:
