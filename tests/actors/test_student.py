@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_jobs import ROWS, STEPS, prepare, settings, train, two_workers, weights
+from tiny_jobs import RATE, ROWS, STEPS, prepare, settings, train, two_workers, weights
 from tiny_student import LABELS, make_rows, make_student
 
 from actors import export, packing, student
@@ -109,7 +109,7 @@ def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmRe
         optimizer.zero_grad()
         loss.backward()
         clipped += float(torch.nn.utils.clip_grad_norm_(named.values(), 1.0)) > 1.0
-        rate = 5e-3 * ((number + 1) / 5 if number < 5 else (STEPS - number) / (STEPS - 5))
+        rate = RATE * ((number + 1) / 5 if number < 5 else (STEPS - number) / (STEPS - 5))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

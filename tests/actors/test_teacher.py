@@ -80,7 +80,7 @@ def test_a_teacher_that_dies_in_mid_ask_costs_only_what_it_had_not_committed(pat
     wanted = requests(16, start=100, max_tokens=40)
     done_before = set()
 
-    with TeacherPool(CONFIG, Ledger(f"sqlite:///{path}")) as pool:
+    with TeacherPool(CONFIG, Ledger(f"sqlite:///{path}", lease_s=600.0)) as pool:
         pool.start()
         process = ray.get(pool.actors[0].__ray_call__.remote(lambda actor: os.getpid()))
 
@@ -102,8 +102,8 @@ def test_a_teacher_that_dies_in_mid_ask_costs_only_what_it_had_not_committed(pat
     with sqlite3.connect(path) as connection:
         assert connection.execute("select count(*) from responses").fetchone() == (len(wanted),)
         assert connection.execute("select count(*) from claims").fetchone() == (0,)
-    # A lease of somebody else would have held it up for a minute.
-    assert seconds < 55
+    # A lease of somebody else would have held it up for ten minutes.
+    assert seconds < 500
 
 
 def test_a_model_that_is_not_there_is_named_in_one_line(path):
