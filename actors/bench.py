@@ -1,4 +1,4 @@
-"""A process that stays for a whole search and does what needs torch: embeds, trains and predicts.
+"""A process that stays for a whole job or search and does what needs torch: embeds, predicts and, in a search, trains.
 
 Starting a Ray Train fit takes 15-27 s on two cores, importing torch, DeepSpeed and the encoder most of it; here that
 is paid once, and a student of a few texts takes as long as its steps. For students of one worker; those of several
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +30,7 @@ ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 class Bench:
-    """One of a search's training processes. Errors are raised as the functions behind it raise them."""
+    """A job's own process, or one of a search's. Errors are raised as the functions behind it raise them."""
 
     def __init__(self, log_dir: str | None = None) -> None:
         self._log_dir = log_dir
@@ -70,6 +70,11 @@ class Bench:
 
         with chatter_to(self._log_dir, log):
             return Predictor(students, labels, device=device, max_length=max_length).predict(texts)
+
+    def call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """``function(**arguments)``, for what imports as much as the rest of this."""
+        with chatter_to(self._log_dir, log):
+            return function(**arguments)
 
 
 def _resident_mb() -> float:

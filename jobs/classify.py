@@ -12,7 +12,7 @@ import numpy as np
 from actors.backends.identity import identify
 from actors.pool import TeacherPool
 from jobs.asking import Usage, ask
-from jobs.embedding import embed
+from jobs.bench import embed
 from jobs.generate import usage_metrics
 from jobs.job import Job
 from jobs.progress import Meter

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jobs import evaluation, figures, registry, report
+from jobs import bench, evaluation, figures, registry, report
+from jobs.bench import embed
 from jobs.diversity import as_rows
-from jobs.embedding import embed
 from jobs.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
 from jobs.job import Job
 from jobs.mlflow_server import TrackingError, one_line
@@ -146,18 +146,12 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
     tracker.text("report.html", report.write_page(job, result))
 
 
-def in_a_task(register: Callable[..., StudentVersion], **arguments: object) -> StudentVersion:
-    """``register(**arguments)`` in a Ray task, with its own errors; ``TrackingError`` where the task itself is lost.
-
-    On the driver's node, where tracking and artifact places of this machine mean what they say.
-    """
+def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -> StudentVersion:
+    """``register(**arguments)`` in another process, with its own errors; ``TrackingError`` where that process is lost."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(register).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
     try:
-        version: StudentVersion = ray.get(task.remote(**arguments))
+        version: StudentVersion = bench.call_here(register, **arguments)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:  # killed for memory, most likely: what was trained and scored stands
@@ -166,10 +160,10 @@ def in_a_task(register: Callable[..., StudentVersion], **arguments: object) -> S
 
 
 def _register(job: Job, result: report.Report, student: Mapping[str, str]) -> StudentVersion | None:
-    """Register the distilled student, in a Ray task: the driver imports no torch."""
+    """Register the distilled student, in another process: the driver imports no torch."""
     distilled = result.scores[DISTILLED]
     return job.tracker.register(
-        partial(in_a_task, registry.register_student),
+        partial(on_this_node, registry.register_student),
         name=job.config.tracking.register_as or f"{job.task.name}-student",
         folder=student["export"],
         run_digest=job.run.digest,

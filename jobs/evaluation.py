@@ -3,7 +3,8 @@
     predictions = evaluation.predict({"distilled": folder}, data.test, task.labels)
     scores.score(predictions["distilled"], task.labels)
 
-All students answer in one pass over the texts. What the predictions are worth is ``potstill/scores.py``.
+All students answer in one pass over the texts; a small split on a cluster without GPUs is the job's own process's
+(``jobs/bench.py``), which spares 15 CPU seconds of imports. What the predictions are worth is ``potstill/scores.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from actors.predictor import PREFIX, Predictor
+from jobs import bench
 from potstill.errors import StageError
 from potstill.rows import Prediction
 from potstill.task import LabelledText
@@ -36,8 +38,7 @@ def predict(
 ) -> dict[str, list[Prediction]]:
     """Every student's predictions, in the order of ``texts``.
 
-    ``students`` maps names to exported folders (any fsspec path). One actor a GPU, else up to two on CPU; a
-    small test split is asked of fewer. Of many students (repeats), some at a time. Raises ``StageError`` where a folder can't be loaded.
+    ``students`` maps names to exported folders (any fsspec path). Of many students (repeats), some at a time. Raises ``StageError`` where a folder can't be loaded.
     """
     import ray
 
@@ -55,7 +56,7 @@ def predict(
     arguments = {"students": dict(students), "labels": list(labels), "max_length": max_length}
     for last_try in (False, True):
         try:
-            answered = _ask(texts, arguments, batch_size, verbose)
+            probs = _ask([row.text for row in texts], arguments, batch_size, verbose)
             break
         except ray.exceptions.RayError as error:
             # A lost node, most likely. The pass is short and changes nothing, so it is simply asked again.
@@ -63,16 +64,34 @@ def predict(
                 reason = [line.strip() for line in str(error).splitlines() if line.strip()]
                 raise StageError(f"prediction broke off: {reason[-1] if reason else type(error).__name__}") from error
     return {
-        name: [_prediction(text, row[PREFIX + name], labels) for text, row in zip(texts, answered, strict=True)]
+        name: [_prediction(text, row, labels) for text, row in zip(texts, probs[name], strict=True)]
         for name in students
     }
 
 
 def _ask(
-    texts: Sequence[LabelledText], arguments: dict[str, Any], batch_size: int, verbose: bool
-) -> list[dict[str, Any]]:
-    """One pass over the texts: a row for each, in their order."""
+    texts: Sequence[str], arguments: dict[str, Any], batch_size: int, verbose: bool
+) -> Mapping[str, Sequence[Sequence[float]]]:
+    """By student, class probabilities in the order of the texts: from the job's own process, or one actor a GPU, else
+    up to two on CPU."""
     import ray
+
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    actors = max(1, min(gpus or CPU_ACTORS, gpus or cpus, len(texts) // batch_size))
+    if gpus or actors > 1:
+        return _ask_actors(texts, arguments, batch_size, actors, bool(gpus), verbose)
+    found: Mapping[str, Sequence[Sequence[float]]] = bench.ask(
+        "predict", arguments["students"], texts, arguments["labels"], arguments["max_length"], "cpu"
+    )
+    return found
+
+
+def _ask_actors(
+    texts: Sequence[str], arguments: dict[str, Any], batch_size: int, actors: int, on_gpu: bool, verbose: bool
+) -> dict[str, list[Sequence[float]]]:
+    """The same by one pass of Ray Data."""
+    import ray.data
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.annotations import RayDeprecationWarning
 
@@ -80,15 +99,11 @@ def _ask(
     before = context.enable_progress_bars, context.print_on_execution_start
     context.enable_progress_bars = context.print_on_execution_start = verbose
     try:
-        resources = ray.cluster_resources()
-        on_gpu = resources.get("GPU", 0) >= 1
-        most = int(resources["GPU"]) if on_gpu else min(CPU_ACTORS, max(1, int(resources.get("CPU", 1))))
-        actors = max(1, min(most, len(texts) // batch_size))
         options: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
         if not on_gpu:
             options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
         # Order is not kept by the pool: the position travels with the text.
-        table = pa.table({"position": range(len(texts)), "text": [row.text for row in texts]})
+        table = pa.table({"position": range(len(texts)), "text": list(texts)})
         # Cut here: a repartition would need a CPU of its own, and the pool may hold all there are.
         blocks = [table.slice(start, batch_size) for start in range(0, len(texts), batch_size)]
         with warnings.catch_warnings():
@@ -107,7 +122,8 @@ def _ask(
         answered: list[dict[str, Any]] = asked.take_all()
     finally:
         context.enable_progress_bars, context.print_on_execution_start = before
-    return sorted(answered, key=lambda row: row["position"])
+    rows = sorted(answered, key=lambda row: row["position"])
+    return {name: [row[PREFIX + name] for row in rows] for name in arguments["students"]}
 
 
 def _check(name: str, folder: str, labels: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.backends.identity import identify
-from jobs import embedding, loading
+from jobs import bench, loading
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker, Tracker
@@ -18,7 +18,7 @@ from potstill.task import Task, TaskData
 
 @dataclass(frozen=True)
 class Job:
-    """The context of a running job. ``embed``: groups of texts to arrays (``jobs/embedding.py``)."""
+    """The context of a running job. ``embed``: groups of texts to arrays (``jobs/bench.py``)."""
 
     config: Config
     task: Task
@@ -27,7 +27,7 @@ class Job:
     terminal: Terminal
     tracker: Tracker
     verbose: bool = False
-    embed: Callable[..., list[np.ndarray]] = lambda *groups: embedding.embed(*groups)
+    embed: Callable[..., list[np.ndarray]] = lambda *groups: bench.embed(*groups)
 
     @property
     def labels(self) -> list[str]:

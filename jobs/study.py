@@ -17,7 +17,7 @@ from typing import Any
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster, evaluation, preflight, study_report, training
-from jobs.embedding import embed
+from jobs.bench import embed
 from jobs.finetune import remarks
 from jobs.page import study_page
 from jobs.study_cells import Cell, Group, groups, plan_cells

@@ -90,7 +90,7 @@ class Scene:
         return Job(config, self.task, self.data, run, Quiet(), NullTracker(), embed=self.embed)
 
     def embed(self, *groups: Sequence[str]) -> list[np.ndarray]:
-        """As ``jobs.embedding.embed``, in a process that stays."""
+        """As ``jobs.bench.embed``, in a process that stays."""
         found: list[np.ndarray] = _ask(self.workshop.embed.remote([list(group) for group in groups]))
         return found
 

@@ -29,7 +29,7 @@ class World:
     silent: str | None = None
 
     def install(self, monkeypatch) -> World:
-        from jobs import classify, cluster, embedding, preflight, study
+        from jobs import bench, classify, cluster, preflight, study
 
         monkeypatch.setattr(study, "TeacherPool", lambda *_: _Pool(self))
         monkeypatch.setattr(study, "Ledger", lambda uri: uri)
@@ -37,7 +37,7 @@ class World:
         monkeypatch.setattr(study.evaluation, "predict", _predict)
         monkeypatch.setattr(cluster, "connect", lambda verbose=False: contextlib.nullcontext())
         monkeypatch.setattr(preflight, "check_cluster", lambda job, stages: None)
-        for module in (study, embedding, classify):
+        for module in (study, bench, classify):
             monkeypatch.setattr(module, "embed", _embed)
         return self
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jobs import evaluation, loading, report
-from jobs.evaluate import in_a_task, stronger
+from jobs.evaluate import on_this_node, stronger
 from jobs.mlflow_server import TrackingError
 from potstill.errors import InputError, StageError
 from potstill.rows import Prediction, from_table, to_table
@@ -64,7 +64,7 @@ def test_many_students_are_not_loaded_at_once(job, monkeypatch):
 
     def asked(texts, arguments, batch_size, verbose):
         passes.append(len(arguments["students"]))
-        return [{f"probs:{name}": [0.2, 0.5, 0.3] for name in arguments["students"]} for _ in texts]
+        return {name: [[0.2, 0.5, 0.3]] * len(texts) for name in arguments["students"]}
 
     monkeypatch.setattr(evaluation, "_ask", asked)
     monkeypatch.setattr(evaluation, "_check", lambda *_: None)
@@ -115,6 +115,6 @@ def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
         raise StageError("no student in there")
 
     with pytest.raises(TrackingError, match="its process was lost"):
-        in_a_task(die, name="mailroom-student")
+        on_this_node(die, name="mailroom-student")
     with pytest.raises(StageError, match="no student in there"):
-        in_a_task(refuse, name="mailroom-student")
+        on_this_node(refuse, name="mailroom-student")

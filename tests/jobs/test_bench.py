@@ -1,0 +1,28 @@
+"""One process does a job's small work with torch; one that was lost is started again."""
+
+import os
+
+import numpy as np
+import pytest
+
+from jobs import bench
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_process_serves_the_job_and_a_lost_one_is_replaced(ray_cluster):
+    (first,) = bench.embed(["a b", "c"])
+    assert first.shape == (2, 384)
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1.0, atol=1e-5)
+    (kept,) = bench._kept.values()
+    one, other = bench.embed(["c"], [])
+    np.testing.assert_allclose(one[0], first[1], atol=1e-5)
+    assert other.shape == (0, 384)
+    pid = bench.call_here(os.getpid)
+    assert pid != os.getpid()
+    assert bench.call_here(os.getpid) == pid == bench.ask("call", os.getpid, {})
+    assert list(bench._kept.values()) == [kept]
+    ray_cluster.kill(kept.process)
+    (again,) = bench.embed(["a b", "c"])
+    np.testing.assert_allclose(again, first, atol=1e-5)
+    assert bench.call_here(os.getpid) != pid
