@@ -23,7 +23,7 @@ from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster, generate, plan, preflight
 from jobs.asking import Usage, ask
-from jobs.embedding import embed
+from jobs.bench import embed
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import Run, as_json
