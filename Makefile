@@ -9,8 +9,6 @@ STAMP := $(VENV)/.installed
 PYTHON ?= python3
 # A file of tests stays in one process, so that its tests share a cluster.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# Slow tests wait now and then, for processes to come up: one more of them than there are cores.
-PARALLEL_SLOW := $(subst -n auto,-n $(shell echo $$(($$(nproc) + 1))),$(PARALLEL))
 export TOKENIZERS_PARALLELISM := false
 
 help:
@@ -43,7 +41,7 @@ check: lint
 test: lint
 	@echo "== all tests (fast ones first, then Ray, DeepSpeed, MLflow and the embedded teacher for real)"
 	@$(BIN)/pytest -m "not slow" $(PARALLEL)
-	@$(BIN)/pytest -m slow $(PARALLEL_SLOW) --durations=10
+	@$(BIN)/pytest -m slow $(PARALLEL) --durations=10
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache
