@@ -28,7 +28,8 @@ LARGEST_SHARE = 0.25
 class Exchange:
     """Sums the gradients of ``parameters`` over all workers.
 
-    ``precision``: of what travels; bfloat16 halves the bytes, and what it rounds were sums of bfloat16 products before.
+    ``precision``: of what travels. bfloat16 halves the bytes and rounds each worker's sum to 8 bits; at other ZeRO stages
+    DeepSpeed sends float32.
     """
 
     def __init__(self, parameters: Iterable[Any], world: World, precision: str) -> None:

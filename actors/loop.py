@@ -1,8 +1,9 @@
 """The optimiser steps of one arm on one worker.
 
 Every step is a global batch planned by ``potstill.batches``. A worker computes its micro-batches of it, each
-scaled so that DeepSpeed's mean over workers becomes the sum over the batch divided by the *global* sum of
-example weights; so the loss curve is the same at any number of workers, ZeRO stage or micro-batch size.
+scaled so that what is exchanged (by ``actors.exchange`` at ZeRO stage 0, else by DeepSpeed) becomes the sum over the batch
+divided by the *global* sum of example weights; so, but for rounding, the loss curve is the same at any number of workers,
+ZeRO stage or micro-batch size.
 """
 
 from __future__ import annotations

@@ -83,6 +83,13 @@ def resources() -> dict[str, float]:
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
+def node_cpus() -> list[float]:
+    """CPUs of each node that is up."""
+    import ray
+
+    return [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+
+
 def upper_bound() -> dict[str, float] | None:
     """The most that a cluster started by ``connect`` could have; ``None`` where that can't be told beforehand."""
     if os.environ.get("RAY_ADDRESS") or any(Path("/dev").glob("nvidia[0-9]*")):

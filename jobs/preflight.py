@@ -66,7 +66,7 @@ def problems(config: Config, stages: Sequence[str]) -> list[Problem]:
 
 def check_cluster(job: Job, stages: Sequence[str]) -> None:
     """What the cluster must have. Asking for what is not there would wait for ever. Raises ``InputError``."""
-    found = [*_resources(job.config, stages, cluster.resources()), *_unshared(job.config.storage)]
+    found = [*_resources(job.config, stages, cluster.resources(), cluster.node_cpus()), *_unshared(job.config.storage)]
     if found:
         raise InputError(found)
 
@@ -113,7 +113,9 @@ def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
     return found + (encoders.problems(config.student.model) if "finetune" in stages else [])
 
 
-def _resources(config: Config, stages: Sequence[str], resources: dict[str, float]) -> list[Problem]:
+def _resources(
+    config: Config, stages: Sequence[str], resources: dict[str, float], node_cpus: Sequence[float] = ()
+) -> list[Problem]:
     found: list[Problem] = []
     if {"generate", "relabel"} & set(stages) and isinstance(config.teacher, EmbeddedTeacher):
         actors = config.teacher.actors
@@ -123,7 +125,7 @@ def _resources(config: Config, stages: Sequence[str], resources: dict[str, float
             message = f"the cluster has {have} {kind}s; set it to 0 (one each) or at most {have}"
             found.append(Problem(f"teacher.actors = {actors}", message))
     if "finetune" in stages:
-        found += training.problems(config.student, resources)
+        found += training.problems(config.student, resources, node_cpus)
     return found
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors import export, hub, student
-from jobs import fits
+from jobs import cluster, fits
 from potstill import arms as arms_
 from potstill import encoders
 from potstill.arms import Arm, TrainingRow, from_examples, from_texts, repeat
@@ -111,15 +111,20 @@ class TrainingResult:
 
 def choose_workers(config: StudentConfig, cluster_resources: Mapping[str, float]) -> tuple[int, bool]:
     """How many training processes, and whether on GPUs: as configured, else one a GPU, else two on CPU
-    where the cluster has two."""
+    where the cluster has the threads for two."""
     gpus, cpus = int(cluster_resources.get("GPU", 0)), int(cluster_resources.get("CPU", 0))
     if config.workers == 0:
-        return (gpus, True) if gpus else (max(1, min(CPU_WORKERS, cpus)), False)
+        return (gpus, True) if gpus else (max(1, min(CPU_WORKERS, cpus // config.threads)), False)
     return config.workers, gpus > 0
 
 
-def problems(config: StudentConfig, cluster_resources: Mapping[str, float]) -> list[Problem]:
-    """What would make a fit fail or wait for ever, before it starts: too few CPUs or GPUs, an unusable model."""
+def problems(
+    config: StudentConfig, cluster_resources: Mapping[str, float], node_cpus: Sequence[float] = ()
+) -> list[Problem]:
+    """What would make a fit fail or wait for ever, before it starts: too few CPUs or GPUs, an unusable model.
+
+    ``node_cpus``: of each node; a worker's threads must have room on one.
+    """
     found = encoders.problems(config.model)
     workers, on_gpu = choose_workers(config, cluster_resources)
     kind = "GPU" if on_gpu else "CPU"
@@ -129,6 +134,9 @@ def problems(config: StudentConfig, cluster_resources: Mapping[str, float]) -> l
         found.append(Problem(f"student.workers = {config.workers}", message))
     elif not on_gpu and workers * config.threads > have:
         message = f"times {workers} workers needs {workers * config.threads} CPUs and the cluster has {have}; lower it or student.workers"
+        found.append(Problem(f"student.threads = {config.threads}", message))
+    elif not on_gpu and node_cpus and (room := sum(int(cpus // config.threads) for cpus in node_cpus)) < workers:
+        message = f"{workers} workers with so many each don't fit: the nodes' CPUs have room for {room}; lower it or student.workers"
         found.append(Problem(f"student.threads = {config.threads}", message))
     if config.precision == "bfloat16" and config.zero_stage == 3 and not on_gpu:
         found.append(Problem("student.precision = 'bfloat16'", "with zero_stage 3 needs GPUs; use float32 on CPU"))
@@ -158,7 +166,7 @@ def train(
     started = time.monotonic()
     storage = storage.rstrip("/") if "://" in storage else os.path.abspath(storage)
     resources = ray.cluster_resources()
-    found = arms_.problems(arms, labels) + problems(config, resources)
+    found = arms_.problems(arms, labels) + problems(config, resources, cluster.node_cpus())
     if found:
         raise InputError(found)
     jobs = _prepare(arms, config, labels, storage, reuse)

@@ -30,7 +30,7 @@ OURS = {
 """DeepSpeed's setting -> the field of ``student`` that decides it."""
 
 
-def conflicts(passed: Mapping[str, Any]) -> list[str]:
+def conflicts(passed: Mapping[str, Any], zero_stage: int) -> list[str]:
     """What is wrong with settings to be passed through, a sentence each."""
     found = [
         f"{name} must be a mapping, not {passed[name]!r}"
@@ -42,4 +42,9 @@ def conflicts(passed: Mapping[str, Any]) -> list[str]:
         place = passed.get(section, {}) if section else passed
         if isinstance(place, Mapping) and key in place:
             found.append(f"{name} is decided by student's own {field}; take it out of deepspeed")
+    if zero_stage == 0 and "communication_data_type" in passed:
+        found.append(
+            "communication_data_type has no say at zero_stage 0, where gradients travel in student's own precision; "
+            "take it out, or use zero_stage 1"
+        )
     return found

@@ -118,6 +118,6 @@ class StudentConfig(Section):
             raise ValueError("offload_optimizer needs zero_stage of 1 or more")
         if self.workers and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must not be above workers ({self.workers})")
-        if found := conflicts(self.deepspeed):
+        if found := conflicts(self.deepspeed, self.zero_stage):
             raise ValueError("deepspeed: " + "; ".join(found))
         return self

@@ -33,6 +33,7 @@ def test_worker_counts_follow_the_cluster() -> None:
     assert choose_workers(auto, {"CPU": 16, "GPU": 3}) == (3, True)
     assert choose_workers(auto, {"CPU": 16}) == (2, False)
     assert choose_workers(auto, {"CPU": 1}) == (1, False)
+    assert choose_workers(StudentConfig(threads=4), {"CPU": 6}) == (1, False)
     assert choose_workers(four, {"CPU": 2, "GPU": 8}) == (4, True)
 
 
@@ -42,6 +43,10 @@ def test_more_than_the_cluster_has_is_a_problem_not_a_wait() -> None:
     assert str(problem).startswith("student.workers = 3: needs 3 CPUs and the cluster has 2")
     (problem,) = problems(StudentConfig(workers=5), {"CPU": 64.0, "GPU": 4.0})
     assert "needs 5 GPUs" in str(problem)
+    wide = StudentConfig(workers=2, threads=8)
+    assert problems(wide, {"CPU": 16.0}, [8.0, 8.0]) == []
+    (problem,) = problems(wide, {"CPU": 16.0}, [4.0] * 4)
+    assert "the nodes' CPUs have room for 0" in str(problem)
     assert "no such folder" in str(problems(StudentConfig(model="/nowhere"), {"CPU": 2.0})[0])
 
 
