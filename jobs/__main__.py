@@ -135,11 +135,21 @@ def report(
 
 
 @app.command()
-def assess(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
+def assess(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    texts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="texts that the teacher is asked about at most, 10 to 10,000; default: 300"),
+    ] = None,
+    yes: Yes = False,
+    verbose: Verbose = False,
+) -> None:
     """Ask the teacher about some texts, and say beforehand what can be known of a task: go, or label by hand."""
     from jobs.assess import assess as run
+    from potstill.assessment import TEXTS
 
-    run(_load(config, overrides, ["relabel"]), verbose, yes)
+    run(_load(config, overrides, ["relabel"]), verbose, yes, TEXTS if texts is None else texts)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """What can be known of a task before money is spent: the teacher votes on up to 300 texts, and its votes are looked at.
 
-    potstill assess conf/trec6.yaml
+    potstill assess conf/trec6.yaml --texts 100
 
 The texts are the task's unlabelled ones, else the train split's with their labels put aside, else some that the teacher
 writes first. About each there are four short questions, so 300 texts cost about as much as relabelling 600 with two
@@ -33,14 +33,16 @@ from potstill import advice, assessment, diversity, draws, evidence, relabelling
 from potstill.advice import Advice
 from potstill.assessment import Diagnosis
 from potstill.config import Config
-from potstill.errors import InputError, StageError
+from potstill.errors import InputError, Problem, StageError
 from potstill.forecast import PREDICTORS, Forecast, Studied, forecast
 from potstill.renderers import choose_renderer
 from potstill.repetition import Repetition
 from potstill.rows import Example, Request
-from potstill.study_tables import read_study
+from potstill.study_config import SourceRef
+from potstill.study_tables import Study, read_study
 
 PART = "assess"
+STAGES = ("generate", "relabel")  # whose needs an assessment has: the teacher may have to write
 MOST_CLASSES = 20  # up to which every text may be of every class; beyond, of its nearest ``relabel.neighbours``
 
 
@@ -72,16 +74,17 @@ class Assessment:
     usage: Usage
 
 
-def assess(config: Config, verbose: bool = False, yes: bool = False) -> Assessment:
-    """Ask, look at the answers, say what they mean; writes ``<storage>/assess-<run>/``.
+def assess(config: Config, verbose: bool = False, yes: bool = False, most_texts: int = assessment.TEXTS) -> Assessment:
+    """Ask about ``most_texts`` at most, look at the answers, say what they mean; writes ``<storage>/assess-<run>/``.
 
     Raises ``InputError`` before anything is asked or started, ``StageError`` where the teacher answered nothing.
     """
     terminal = Terminal()
-    job = preflight.prepare(config, ["generate", "relabel"], terminal, verbose)
+    _check(config, most_texts)
+    job = preflight.prepare(config, STAGES, terminal, verbose)
     job = replace(job, run=Run(config.storage, f"assess-{job.run.name}"))
-    texts = real_texts(job)
-    _confirm(job, len(texts.texts) if texts else assessment.TEXTS, yes)
+    texts = real_texts(job, most_texts)
+    _confirm(job, texts, most_texts, yes)
     with cluster.connect(verbose):
         preflight.check_cluster(job, ["relabel"])
         with open_tracker(
@@ -94,18 +97,27 @@ def assess(config: Config, verbose: bool = False, yes: bool = False) -> Assessme
         ) as tracker:
             job = replace(job, tracker=tracker)
             with TeacherPool(config.teacher, Ledger(config.ledger.uri), terminal.warn) as pool:
-                found = _ask(job, pool, texts or _written(job, pool))
+                found = _ask(job, pool, texts or _written(job, pool, most_texts))
             job.run.write_json(PART, as_json(found))
             numbers = {**(asdict(found.diagnosis) if found.diagnosis else {}), "seed_accuracy": found.seed_accuracy}
             tracker.metrics({name: value for name, value in numbers.items() if value is not None})
             tracker.text("assess.json", json.dumps(as_json(found), indent=2))
-    show(job, found, others(job))
+    show(job, found, others(config, job.task.name))
     return found
 
 
-def real_texts(job: Job) -> Texts | None:
-    """The task's own texts, drawn by the data seed; ``None`` where it has neither unlabelled nor training texts."""
-    seed, most = job.config.seed, assessment.TEXTS
+def _check(config: Config, most_texts: int) -> None:
+    """Raises ``InputError`` for a number of texts that can't be, with all that is wrong with the config as well."""
+    fewest, most = assessment.FEWEST_TEXTS, assessment.MOST_TEXTS
+    if not fewest <= most_texts <= most:
+        wrong = Problem(f"--texts = {most_texts}", f"must be from {fewest} to {most:,}")
+        raise InputError([wrong, *preflight.problems(config, STAGES)])
+
+
+def real_texts(job: Job, most: int) -> Texts | None:
+    """Up to ``most`` of the task's own texts, drawn by the data seed; ``None`` where it has neither unlabelled nor
+    training texts."""
+    seed = job.config.seed
     if job.data.unlabelled:
         return Texts(tuple(draws.sample(job.data.unlabelled, most, seed, PART)), (), "the task's unlabelled texts")
     if job.data.train:
@@ -114,14 +126,19 @@ def real_texts(job: Job) -> Texts | None:
     return None
 
 
-def _written(job: Job, pool: TeacherPool) -> Texts:
-    """Texts that the teacher writes: there are no real ones but the seeds."""
-    per_class = max(1, assessment.TEXTS // len(job.labels) // 2)
-    augment = job.config.augment.model_copy(update={"per_class": per_class, "over_generate": 1.0})
-    examples, _ = generate.generate(replace(job, config=job.config.model_copy(update={"augment": augment})), pool)
+def _written(job: Job, pool: TeacherPool, most: int) -> Texts:
+    """Up to ``most`` texts that the teacher writes: there are no real ones but the seeds."""
+    examples, _ = generate.generate(_writing(job, most), pool)
     kept: list[Example] = [one for one in examples if one.kept]
-    drawn = draws.sample(kept, assessment.TEXTS, job.config.seed, PART)
+    drawn = draws.sample(kept, most, job.config.seed, PART)
     return Texts(tuple(one.text for one in drawn), (), "written by the teacher, since the task has no others")
+
+
+def _writing(job: Job, most: int) -> Job:
+    """The job that has some ``most`` texts written."""
+    per_class = max(1, most // len(job.labels) // 2)
+    augment = job.config.augment.model_copy(update={"per_class": per_class, "over_generate": 1.0})
+    return replace(job, config=job.config.model_copy(update={"augment": augment}))
 
 
 def _ask(job: Job, pool: TeacherPool, texts: Texts) -> Assessment:
@@ -157,7 +174,7 @@ def _ask(job: Job, pool: TeacherPool, texts: Texts) -> Assessment:
         spread.chamfer,
         repetition.measure(texts.texts, [seed.text for seed in seeds], [row.text for row in job.data.test]),
         curve,
-        forecast(studied(job), numbers),
+        forecast(studied(job.config, task.name), numbers),
         advice.advise(diagnosis, seed_accuracy, len(seeds), len(labels), curve),
         usage,
     )
@@ -176,48 +193,67 @@ def _plan(
     return requests, assessment.plan_seed_check(task, seeds, of_seed, identity, renderer, job.config.seed)
 
 
-def _confirm(job: Job, texts: int, yes: bool) -> None:
+def _confirm(job: Job, texts: Texts | None, most: int, yes: bool) -> None:
     """Say what will be asked; ask first where it may cost more than ``teacher.ask_above_usd``."""
+    stages = [] if texts else plan.plan(_writing(job, most), ["generate"])
+    count = len(texts.texts) if texts else most
     identity, task, seeds = identify(job.config.teacher), job.task, job.data.seeds
     renderer = choose_renderer(job.config.teacher.renderer, identity)
     labels = job.labels[:MOST_CLASSES]
     each = list(assessment.plan(task, seeds, [seeds[0].text], [labels], identity, renderer, job.config.seed))
-    stage = plan.plan_stage(PART, each, plan.teacher_terms(job.config.teacher), times=texts + len(seeds))
-    plan.print_stages(job, [stage])
-    plan.ask_first(job, [stage], yes)
+    stages.append(plan.plan_stage(PART, each, plan.teacher_terms(job.config.teacher), times=count + len(seeds)))
+    plan.print_stages(job, stages)
+    plan.ask_first(job, stages, yes)
 
 
-def others(job: Job) -> list[dict[str, Any]]:
-    """What ``assess.json`` of other tasks holds that were assessed with the same teacher in this storage."""
-    filesystem, root = url_to_fs(job.config.storage)
+def others(config: Config, but: str = "") -> list[dict[str, Any]]:
+    """What ``assess.json`` of all tasks ``but`` one holds that were assessed with the same teacher in this storage."""
+    filesystem, root = url_to_fs(config.storage)
+    model = identify(config.teacher).model
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(filesystem.glob(f"{root.rstrip('/')}/{PART}-*/{PART}.json")):
         with filesystem.open(path, "r") as file:
             one = json.load(file)
-        if one["teacher"] == identify(job.config.teacher).model and one["task"] != job.task.name and one["diagnosis"]:
+        if one["teacher"] == model and one["task"] != but and one["diagnosis"]:
             found[one["task"]] = one
     return list(found.values())
 
 
-def studied(job: Job) -> list[Studied]:
-    """Tasks in this storage that were both studied and assessed with the same teacher: gap and diagnostics."""
-    filesystem, root = url_to_fs(job.config.storage)
-    model = identify(job.config.teacher).model
+def studied(config: Config, but: str = "") -> list[Studied]:
+    """Tasks in this storage, all ``but`` one, that were both studied and assessed with the same teacher: gap and
+    diagnostics."""
+    filesystem, root = url_to_fs(config.storage)
+    model = identify(config.teacher).model
     gaps: dict[str, float] = {}
     for path in sorted(filesystem.glob(f"{root.rstrip('/')}/study-*/study.json")):
         try:
             study, tables = read_study(filesystem.unstrip_protocol(path.rsplit("/", 1)[0]))
+            found = _gaps(study, tables["differences"].to_pylist(), model)
         except InputError:
-            continue  # of a newer version
-        names = {name for name, its in zip(study.teachers, study.models, strict=False) if its == model}
-        for row in tables["differences"].to_pylist():
-            same = row["reference"] == study.reference and row["student"] == row["reference_student"]
-            if study.finished and same and row["teacher"] in names and row["macro_f1"] is not None:
-                gaps[row["task"]] = max(gaps.get(row["task"], -1.0), row["macro_f1"])
+            continue  # of another version
+        for task, gap in found:
+            gaps[task] = max(gaps.get(task, gap), gap)
     return [
         Studied(one["task"], gaps[one["task"]], {n: v for n in PREDICTORS if (v := one["diagnosis"][n]) is not None})
-        for one in others(job)
+        for one in others(config, but)
         if one["task"] in gaps
+    ]
+
+
+def _gaps(study: Study, differences: Sequence[dict[str, Any]], model: str) -> list[tuple[str, float]]:
+    """Task and macro-F1 minus real data's of each synthetic source, where the study was held against real data."""
+    sources = {ref.name: ref.source for ref in map(SourceRef.model_validate, study.config["sources"])}
+    teachers = {name for name, its in zip(study.teachers, study.models, strict=False) if its == model}
+    if not study.finished or sources[study.reference].strategy != "real":
+        return []
+    return [
+        (row["task"], row["macro_f1"])
+        for row in differences
+        if row["reference"] == study.reference
+        and row["student"] == row["reference_student"]
+        and row["teacher"] in teachers
+        and row["macro_f1"] is not None
+        and sources[row["source"]].synthetic
     ]
 
 

@@ -28,7 +28,8 @@ from potstill.teacher import TeacherIdentity
 
 Floats = NDArray[np.float64]
 
-TEXTS = 300  # asked about at most
+TEXTS = 300  # asked about at most, unless another number is said
+FEWEST_TEXTS, MOST_TEXTS = 10, 10_000  # that may be said: fewer tell nothing, more are no look beforehand
 PHRASINGS, ORDERS = 2, 2
 VOTES = PHRASINGS * ORDERS
 OPINION = "opinion"  # strategy of the question whether people would agree

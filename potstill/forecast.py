@@ -46,8 +46,7 @@ class Forecast:
 
 def forecast(studied: Sequence[Studied], diagnostics: Mapping[str, float | None]) -> Forecast | str:
     """The forecast for a task with these ``diagnostics``, or a sentence on why there can be none."""
-    names = PREDICTORS if len(studied) >= FEWEST_FOR_TWO else PREDICTORS[:1]
-    known = [one for one in studied if all(name in one.diagnostics for name in names)]
+    names, known = usable(studied)
     if len(known) < FEWEST:
         return f"{len(known)} task{'s were' if len(known) != 1 else ' was'} both studied and assessed with this teacher; a forecast needs {FEWEST}"
     if missing := [name for name in names if diagnostics.get(name) is None]:
@@ -55,7 +54,7 @@ def forecast(studied: Sequence[Studied], diagnostics: Mapping[str, float | None]
     x = np.array([[one.diagnostics[name] for name in names] for one in known])
     gaps = np.array([one.gap for one in known])
     left_out = leave_one_out(x, gaps)
-    means = (gaps.sum() - gaps) / (len(gaps) - 1)
+    means = means_of_others(gaps)
     error, error_of_mean = float(abs(left_out - gaps).mean()), float(abs(means - gaps).mean())
     useful = error < error_of_mean
     here = np.array([float(diagnostics[name] or 0.0) for name in names])
@@ -72,6 +71,17 @@ def forecast(studied: Sequence[Studied], diagnostics: Mapping[str, float | None]
         spearman(left_out, gaps)[0],
         useful,
     )
+
+
+def usable(studied: Sequence[Studied]) -> tuple[tuple[str, ...], list[Studied]]:
+    """The predictors that so many tasks allow, and the tasks that have them all."""
+    names = PREDICTORS if len(studied) >= FEWEST_FOR_TWO else PREDICTORS[:1]
+    return names, [one for one in studied if all(name in one.diagnostics for name in names)]
+
+
+def means_of_others(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row, the mean of the other rows' values, (rows,)."""
+    return (y.sum() - y) / (len(y) - 1)
 
 
 def leave_one_out(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -38,6 +38,16 @@ class Source:
     calibrated: bool = False
     asks: bool = True
 
+    @property
+    def strategy(self) -> str | None:
+        """Its strategy, where it fixes one."""
+        return self.changes.get("augment.strategy")
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether it trains on texts that nobody wrote."""
+        return self.kind == "texts" and self.strategy not in ("real", "annotate")
+
 
 _AS_WRITTEN = {"relabel.enabled": False, "augment.over_generate": 1.0}
 _NO_MIXUP = {"augment.alpha": {"low": 1.0, "high": 1.0}}

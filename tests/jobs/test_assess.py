@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from command_line import write_config
 
 from jobs import assess, cluster, preflight
+from jobs.__main__ import main
 from potstill import assessment
 from potstill.config import parse
 from potstill.forecast import Forecast
@@ -44,6 +46,27 @@ def make_config(tmp_path, **changes):
     return parse({**content, **changes})
 
 
+def make_task(tmp_path, texts):
+    """A task of two classes with so many ``texts`` a split, and seeds of its own; the path of its YAML."""
+    content = {
+        "name": "bare",
+        "description": "What a note is about.",
+        "classes": {"food": "The note is about food.", "work": "The note is about work."},
+        "data": {"files": {split: f"{split}.csv" for split in texts}},
+        "seeds": [
+            {"text": "buy some bread", "label": "food"},
+            {"text": "cook the rice", "label": "food"},
+            {"text": "write the report", "label": "work"},
+            {"text": "call the boss", "label": "work"},
+        ],
+    }
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(content))
+    for split, count in texts.items():
+        rows = "\n".join(f"{split} note {i},{'food' if i % 2 else 'work'}" for i in range(count))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}\n")
+    return str(tmp_path / "bare.yaml")
+
+
 def test_it_asks_four_questions_a_text_and_says_what_they_mean(tmp_path, world, capsys):
     found = assess.assess(make_config(tmp_path))
     votes = [request for request in world.asked if request.stage == "assess"]
@@ -56,6 +79,33 @@ def test_it_asks_four_questions_a_text_and_says_what_they_mean(tmp_path, world, 
     kept = json.loads((folder / "assess.json").read_text())
     assert kept["diagnosis"]["texts"] == found.diagnosis.texts
     assert kept["advice"]["say"] == found.advice.say
+
+
+def test_fewer_texts_are_a_part_of_the_same(tmp_path, world):
+    config = make_config(tmp_path, task=make_task(tmp_path, {"train": 40, "test": 12}))
+    whole = assess.assess(config)
+    asked = {request.request_id for request in world.asked}
+    world.asked.clear()
+    found = assess.assess(config, most_texts=assessment.FEWEST_TEXTS)
+    assert found.diagnosis.texts == assessment.FEWEST_TEXTS < whole.diagnosis.texts
+    assert len(world.asked) == assessment.VOTES * (assessment.FEWEST_TEXTS + found.seeds)
+    assert {request.request_id for request in world.asked} < asked
+
+
+@pytest.mark.parametrize("texts", [assessment.FEWEST_TEXTS - 1, assessment.MOST_TEXTS + 1])
+def test_a_number_of_texts_that_can_t_be_is_told_with_everything_else(tmp_path, world, monkeypatch, capsys, texts):
+    (tmp_path / "file").write_text("in the way")
+    content = {"task": MAILROOM, "storage": str(tmp_path / "file/runs"), "tracking": {"uri": "none"}}
+    config = write_config(tmp_path / "config.yaml", content)
+    monkeypatch.setattr(sys, "argv", ["potstill", "assess", config, "--texts", str(texts)])
+    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: --texts = {texts}: must be from 10 to 10,000"
+    assert second.startswith("error: storage = ")
+    assert not world.asked
 
 
 def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_path, world, capsys):
@@ -71,11 +121,13 @@ def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_pa
         place.mkdir()
         other = {**kept, "task": name, "diagnosis": {**kept["diagnosis"], "alpha": alpha}}
         (place / "assess.json").write_text(json.dumps(other))
-        for source, gap in (("promptmix", alpha - 1.0), ("zero_shot", alpha - 1.5)):
+        gaps = {"promptmix": alpha - 1.0, "zero_shot": alpha - 1.5, "annotate": 0.5, "k_shot": 0.5}
+        for source, gap in gaps.items():  # people wrote the last two's texts
             rows.append({"teacher": "t", "task": name, "source": source, "student": "s", "reference": "real",
                          "reference_student": "s", "macro_f1": gap})  # fmt: skip
+    names = [{"name": name} for name in ("real", "promptmix", "zero_shot", "annotate", "k_shot")]
     header = {"name": "x", "digest": "1", "layout": 1, "tasks": [], "sources": [], "students": ["s"], "teachers": ["t"],
-              "models": [first.teacher], "repeats": 1, "reference": "real", "finished": True, "seconds": 1.0, "config": {}}  # fmt: skip
+              "models": [first.teacher], "repeats": 1, "reference": "real", "finished": True, "seconds": 1.0, "config": {"sources": names}}  # fmt: skip
     (study / "study.json").write_text(json.dumps(header))
     pa.parquet.write_table(pa.Table.from_pylist(rows, TABLES["differences"]), study / "study/differences.parquet")
     found = assess.assess(make_config(tmp_path)).forecast
@@ -87,25 +139,19 @@ def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_pa
     assert "Forecast of synthetic minus real, macro-F1" in shown
 
 
-def test_a_task_without_texts_has_them_written_first(tmp_path, world):
-    task = yaml.safe_load("""
-        name: bare
-        description: What a note is about.
-        classes: {food: The note is about food., work: The note is about work.}
-        data: {files: {test: test.csv}}
-        seeds:
-          - {text: buy some bread, label: food}
-          - {text: cook the rice, label: food}
-          - {text: write the report, label: work}
-          - {text: call the boss, label: work}
-    """)
-    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(task))
-    rows = "\n".join(f"note {i},{'food' if i % 2 else 'work'}" for i in range(12))
-    (tmp_path / "test.csv").write_text(f"text,label\n{rows}\n")
-    found = assess.assess(make_config(tmp_path, task=str(tmp_path / "bare.yaml")))
+def test_a_task_without_texts_has_them_written_first(tmp_path, world, capsys):
+    config = make_config(tmp_path, task=make_task(tmp_path, {"test": 12}))
+    found = assess.assess(config)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("gen", "total"))][
+        :2
+    ] == [
+        "generate",
+        "total",
+    ]
     assert "written by the teacher" in found.texts_from
     assert found.diagnosis.texts > 10
     assert {request.stage for request in world.asked} == {"generate", "assess"}
+    assert assess.assess(config, most_texts=10).diagnosis.texts <= 10
 
 
 @pytest.mark.slow

@@ -1,0 +1,99 @@
+"""The arithmetic of benchmarks/forecast.py against a slow way to the same numbers."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, rankdata
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import forecast
+
+from jobs.terminal import Terminal
+from potstill import draws
+from potstill.forecast import FEWEST, FEWEST_FOR_TWO, PREDICTORS, Studied
+
+
+def made_up(count: int, slope: float = -0.4) -> list[Studied]:
+    """Tasks whose gap follows alpha as far as noise lets it."""
+    random = np.random.default_rng(count)
+    found = []
+    for number in range(count):
+        alpha, entropy, noise = random.uniform(size=3)
+        gap = -0.1 + slope * alpha + 0.1 * noise
+        found.append(Studied(f"task{number}", float(gap), {"alpha": float(alpha), "entropy": float(entropy)}))
+    return found
+
+
+def left_out(tasks: list[Studied], names: tuple[str, ...]) -> list[float]:
+    """One forecast a task, by the normal equations of the other tasks."""
+    said = []
+    for one in tasks:
+        rest = [other for other in tasks if other is not one]
+        x = np.array([[1.0, *(other.diagnostics[name] for name in names)] for other in rest])
+        line = np.linalg.inv(x.T @ x) @ x.T @ np.array([other.gap for other in rest])
+        said.append(float(line @ [1.0, *(one.diagnostics[name] for name in names)]))
+    return said
+
+
+@pytest.mark.parametrize("count", [FEWEST, FEWEST_FOR_TWO - 1, FEWEST_FOR_TWO, 14])
+def test_the_figures_are_what_a_loop_finds(count: int) -> None:
+    tasks = made_up(count)
+    names = PREDICTORS if count >= FEWEST_FOR_TWO else PREDICTORS[:1]
+    figures = forecast.judge(tasks)
+    assert (figures["tasks"], figures["predictors"]) == (count, list(names))
+    said = left_out(tasks, names)
+    errors = [abs(value - one.gap) for value, one in zip(said, tasks, strict=True)]
+    of_mean = [abs(statistics.fmean(o.gap for o in tasks if o is not one) - one.gap) for one in tasks]
+    assert figures["error"] == pytest.approx(statistics.fmean(errors))
+    assert figures["error_of_mean"] == pytest.approx(statistics.fmean(of_mean))
+    assert [row["forecast"] for row in figures["rows"]] == pytest.approx(said)
+    assert [row["error"] for row in figures["rows"]] == pytest.approx(errors)
+
+    less, rhos = [], []
+    for pick in draws.generator(0, "forecast").integers(count, size=(forecast.RESAMPLES, count)):
+        less.append(statistics.fmean(errors[i] - of_mean[i] for i in pick))
+        if len(set(pick.tolist())) > 1:
+            ranks = [rankdata([values[i] for i in pick]) for values in (said, [one.gap for one in tasks])]
+            rhos.append(pearsonr(*ranks).statistic)
+    found = figures["error_minus_mean"]
+    assert found["value"] == pytest.approx(statistics.fmean(errors) - statistics.fmean(of_mean))
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(less, [0.025, 0.975]).tolist())
+    found = figures["rank_correlation"]
+    assert found["rho"] == pytest.approx(pearsonr(rankdata(said), rankdata([one.gap for one in tasks])).statistic)
+    assert 0.0 <= found["p"] <= 1.0
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(rhos, [0.025, 0.975]).tolist())
+
+
+def test_votes_that_tell_the_gap_err_less_than_the_mean_and_votes_that_do_not_err_more() -> None:
+    telling = forecast.judge(made_up(14, slope=-1.0))
+    assert telling["error_minus_mean"]["high"] < 0
+    assert telling["rank_correlation"]["low"] > 0
+    silent = forecast.judge(made_up(14, slope=0.0))
+    assert silent["error_minus_mean"]["high"] > 0
+
+
+def test_too_few_tasks_give_rows_and_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = made_up(FEWEST)
+    tasks[1] = Studied("no alpha", -0.2, {"entropy": 0.5})
+    figures = forecast.judge(tasks)
+    assert figures["tasks"] == FEWEST - 1
+    assert all(figures[name] is None for name in ("error", "error_of_mean", "error_minus_mean", "rank_correlation"))
+    assert [row["gap"] for row in figures["rows"]] == [one.gap for one in tasks]
+    assert (figures["rows"][1]["alpha"], figures["rows"][1]["forecast"]) == (None, None)
+    assert f"{FEWEST - 1} of {FEWEST} tasks have all that is needed" in shown(figures, capsys)
+    assert f"{FEWEST} tasks, by alpha: mean error" in shown(forecast.judge(made_up(FEWEST)), capsys)
+
+
+def shown(figures: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    rows = [{**row, "texts": 100} for row in figures["rows"]]
+    forecast.show(Terminal(), {**figures, "rows": rows, "missing": []})
+    said = capsys.readouterr().out
+    assert all(row["task"] in said for row in rows)
+    return said
