@@ -22,7 +22,7 @@ SHARED = "/dev/shm"  # noqa: S108 (names there are random, files are made exclus
 """Where files are memory (Linux)."""
 
 LARGEST_SHARE = 0.25
-"""Of what is free there: Ray's object store and others want room too."""
+"""Of what is free there, for all workers: Ray's object store and others want room too."""
 
 
 class Exchange:
@@ -108,7 +108,7 @@ def _share(world: World, numbers: int, dtype: torch.dtype) -> list[torch.Tensor]
     path = os.path.join(SHARED, f"potstill-{uuid.uuid4().hex}")
     size = 2 * numbers * dtype.itemsize
     try:
-        paths = world.gather(path if _reserve(path, size) else "")
+        paths = world.gather(path if _reserve(path, size, world.size) else "")
         tables = None
         if all(each and os.path.exists(each) for each in paths):
             tables = [torch.from_file(each, shared=True, size=2 * numbers, dtype=dtype) for each in paths]
@@ -119,11 +119,11 @@ def _share(world: World, numbers: int, dtype: torch.dtype) -> list[torch.Tensor]
     return [table.view(2, numbers) for table in tables] if found and tables else None
 
 
-def _reserve(path: str, size: int) -> bool:
-    """Whether there is a file of that size now. Its memory is taken at once: later there may be none."""
+def _reserve(path: str, size: int, workers: int) -> bool:
+    """Whether there is a file of that size now, and room for every worker's. Its memory is taken at once: later there may be none."""
     try:
         free = os.statvfs(SHARED)
-        if size > LARGEST_SHARE * free.f_bavail * free.f_frsize:
+        if size * workers > LARGEST_SHARE * free.f_bavail * free.f_frsize:
             return False
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:

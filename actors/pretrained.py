@@ -158,7 +158,7 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
     if student.dropout is not None:
         set_dropout(model, student.dropout)
     dropout.replace(model)
-    if packed := packing.can_pack(model):
+    if packed := not student.padding and packing.can_pack(model):
         packing.pack(model)
     return Encoder(
         model=model,

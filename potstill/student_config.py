@@ -14,6 +14,7 @@ STUDENT_WITHOUT_EFFECT = (
     "threads",
     "min_workers",
     "micro_batch_tokens",
+    "padding",
     "max_failures",
     "offload_optimizer",
     "checkpoint_steps",
@@ -78,6 +79,10 @@ class StudentConfig(Section):
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: every class weighs the same in the loss"
+    )
+    padding: bool = Field(
+        False,
+        description="pad texts to each other even where the architecture trains without padding, which is faster; the way out if that fails on a GPU",
     )
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
         "auto",

@@ -14,7 +14,7 @@ import pytest
 from tiny_jobs import RATE, ROWS, STEPS, prepare, settings, train, two_workers, weights
 from tiny_student import LABELS, make_rows, make_student
 
-from actors import export, packing, student
+from actors import export, student
 from actors.pretrained import Encoder
 from actors.student import ArmReport
 from potstill.arms import Arm
@@ -72,11 +72,8 @@ def test_accumulation_gives_the_same_losses(tiny: str, reference: ArmReport, tmp
     np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
 
 
-def test_architectures_that_are_padded_give_the_same_losses(
-    tiny: str, reference: ArmReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packing, "can_pack", lambda model: False)
-    report = train(tmp_path, settings(tiny))[0]
+def test_padded_batches_give_the_same_losses(tiny: str, reference: ArmReport, tmp_path: Path) -> None:
+    report = train(tmp_path, settings(tiny, padding=True))[0]
     assert report.tokens == reference.tokens == reference.padded_tokens < report.padded_tokens
     np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
 
