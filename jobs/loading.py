@@ -301,7 +301,7 @@ def _read_hub(task: Task) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
                 [
                     Problem(
                         where,
-                        f"can't be loaded{note}: {str(error).splitlines()[0]}; or set task.data_dir to local copies",
+                        f"can't be loaded{note}: {str(error).splitlines()[0]}; or set task.data_dir (of a study: data_dir) to local copies",
                     )
                 ]
             ) from error

@@ -1,6 +1,6 @@
 """The two papers' comparisons on your tasks: tasks x sources x students x repeats, one table at the end.
 
-    potstill study conf/study-small.yaml
+    potstill study conf/study-small.yaml --set data_dir=DIR
 
 All texts of a teacher are asked of one pool through one ledger; then every task's students are trained, all sources of
 a task in one fit (starting a fit takes 15 to 27 s, a student of some hundred texts as long). A finished cell is kept in
@@ -28,6 +28,7 @@ from jobs.terminal import Terminal
 from jobs.tracking import Tracker, open_tracker
 from potstill import baselines, diversity, draws, second_opinion
 from potstill.arms import Arm, from_texts
+from potstill.arms import problems as arm_problems
 from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Prediction
 from potstill.scores import score
@@ -76,7 +77,7 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
     if failed:
         first = next(iter(failed.values()))
         raise StageError(
-            f"{len(failed)} sources gave no texts and are missing in the tables ({', '.join(failed)}), the first because: "
+            f"{len(failed)} part(s) failed and are missing in the tables ({', '.join(failed)}), the first because: "
             f"{first}. The same command tries them again"
         )
 
@@ -103,7 +104,7 @@ def _check(cells: Sequence[Cell]) -> None:
 def _run(
     config: StudyConfig, left: Sequence[Cell], folder: StudyFolder, tracker: Tracker, started: float
 ) -> dict[str, str]:
-    """Make the cells that are left. A source that fails on a task leaves the others to go on: (what, why)."""
+    """Make the cells that are left. A source or a fit that fails on a task leaves the others to go on: (what, why)."""
     failed: dict[str, str] = {}
     # The pool's processes hold the CPUs or GPUs that training needs, so all asking comes first.
     for first in _one_a_teacher(left):
@@ -118,9 +119,9 @@ def _run(
                         _in_words(cell), {"potstill.task": cell.task.name, "potstill.source": cell.source.name}
                     ) as record:
                         ask_teacher(cell, pool, record)
+                        _check_texts(cell)
                 except StageError as error:
-                    cell.job.terminal.warn(f"{_in_words(cell)}: {error}; the study goes on without it")
-                    failed[_in_words(cell)] = str(error)
+                    _note(failed, _in_words(cell), error, cell.job.terminal)
                     continue
                 if cell.source.kind == "classifier" and not folder.has(cell):
                     part = "teacher_calibrated" if cell.source.calibrated else "teacher_raw"
@@ -128,16 +129,34 @@ def _run(
     for group in groups([cell for cell in left if _in_words(cell) not in failed]):
         named = f"{group.job.task.name} repeat {group.cells[0].repeat + 1} {group.cells[0].student}"
         group.job.terminal.say(f"[bold]{named}[/]")
-        with tracker.stage(named, {"potstill.task": group.job.task.name}) as record:
-            # Not those that an earlier student's group has made.
-            regressions = [cell for cell in _regressions(left, group) if not folder.has(cell)]
-            _train(config, group, regressions, folder, record)
+        try:
+            with tracker.stage(named, {"potstill.task": group.job.task.name}) as record:
+                # Not those that an earlier student's group has made.
+                regressions = [cell for cell in _regressions(left, group) if not folder.has(cell)]
+                _train(config, group, regressions, folder, record)
+        except (StageError, InputError) as error:
+            _note(failed, f"training {named}", error, group.job.terminal)
         folder.write_tables(time.monotonic() - started, finished=False)
     return failed
 
 
+def _note(failed: dict[str, str], what: str, error: StageError | InputError, terminal: Terminal) -> None:
+    """Put down a part that failed, and say that the others go on."""
+    failed[what] = str(error).replace("\n", "; ")
+    terminal.warn(f"{what}: {failed[what]}; the study goes on without it")
+
+
+def _check_texts(cell: Cell) -> None:
+    """Raises ``StageError`` where a source's texts can't be trained on: that would end the whole fit, the others' too."""
+    if cell.source.kind != "texts":
+        return
+    arm = Arm(_arm_name(cell), read_texts(cell, cell.job.config.student).rows, seed=0)
+    if found := arm_problems([arm], cell.job.labels):
+        raise StageError("; ".join(map(str, found)))
+
+
 def _regressions(cells: Sequence[Cell], group: Group) -> list[Cell]:
-    """The regressions on the seeds of the group's task and repeat (one, unless a study varies k_shot)."""
+    """The regressions on the seeds of the group's task and repeat; one, unless k_shot stands under several names."""
     return [
         cell
         for cell in cells

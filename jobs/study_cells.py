@@ -20,12 +20,12 @@ from potstill.config import Config, TaskRef
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.sources import Source
-from potstill.student_config import StudentConfig
+from potstill.student_config import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.study_config import StudyConfig, cell_config, student_config
 from potstill.study_tables import LAYOUT, REGRESSION, TEACHER_ALONE
 from potstill.task import LabelledText, Task, TaskData
 
-_OF_PROCESSES = ("workers", "min_workers", "micro_batch_tokens", "max_failures", "checkpoint_steps", "repeats")
+_WITHOUT_EFFECT = (*STUDENT_WITHOUT_EFFECT, "repeats")  # a study has repeats of its own
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _cell(
 ) -> Cell:
     trained = None
     if config is not None:
-        trained = {name: value for name, value in config.model_dump(mode="json").items() if name not in _OF_PROCESSES}
+        trained = {name: value for name, value in config.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
         trained["weights"] = encoders.weights_digest(config.model)
     said = [source.kind, source.seeds, source.labels, source.anchored, source.calibrated]
     real = job.config.augment.strategy == "real"

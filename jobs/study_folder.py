@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.backends.identity import identify
 from jobs.asking import Usage
 from jobs.job import Job
 from jobs.runs import Run, as_json
@@ -54,19 +55,20 @@ class Finished:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The folder of one study, and the cells it is to hold. ``ranking``: of the tasks by people's judgements, where
-    the config names some."""
+    """The folder of one study, and the cells it is to hold. ``models``: what each teacher of the config is
+    called in its requests; ``ranking``: of the tasks by people's judgements, where the config names some."""
 
     run: Run
     config: StudyConfig
     cells: tuple[Cell, ...]
+    models: tuple[str, ...]
     ranking: Ranking | None = None
 
     @classmethod
     def of(cls, config: StudyConfig, cells: Sequence[Cell]) -> StudyFolder:
         """``<storage>/study-<name>-<digest of its cells>``: the same comparison comes back to the same folder.
 
-        Raises ``InputError`` where the file of judgements can't be used.
+        Raises ``InputError`` where the file of judgements can't be used, ``TeacherError`` where a local teacher is not there.
         """
         name = (
             f"study-{config.name}-{digest([[cell.name for cell in cells], config.reference, config.examples], size=5)}"
@@ -76,7 +78,8 @@ class StudyFolder:
             tasks = list(dict.fromkeys(cell.task.name for cell in cells))
             rows = read_rows(config.judgements)
             ranking = rank(read_judgements(rows, tasks, config.judgements), tasks)
-        return cls(Run(config.storage, name), config, tuple(cells), ranking)
+        models = tuple(identify(teacher).model for teacher in config.teachers.values())
+        return cls(Run(config.storage, name), config, tuple(cells), models, ranking)
 
     def has(self, cell: Cell) -> bool:
         """Whether the cell is finished."""
@@ -220,7 +223,7 @@ class StudyFolder:
             sources=tuple(StudySource(one.name, one.title, one.meaning) for one in named),
             students=tuple(config.students),
             teachers=tuple(config.teachers),
-            models=tuple(teacher.model for teacher in config.teachers.values()),
+            models=self.models,
             repeats=config.repeats,
             reference=config.reference,
             finished=finished,

@@ -1,12 +1,13 @@
 """The config of a study: which tasks, sources, students and teachers, how often; the rest as in a job's config.
 
-    potstill study conf/study-small.yaml --set repeats=3
+    potstill study conf/study-small.yaml --set data_dir=DIR --set repeats=3
 
 ``cell_config`` makes of it the config of one job: one task, one source, one teacher, one repeat.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from potstill.study_tables import REGRESSION, TEACHER_ALONE
 from potstill.teachers import EmbeddedTeacher, TeacherConfig
 
 ALL_REAL = 100_000  # texts a class: all there are
+SECTIONS = ("augment", "relabel")
+"""What a source may set. Task and student are the same for all sources of a fit, and so are the seeds."""
 
 
 class SourceRef(Section):
@@ -42,12 +45,18 @@ class SourceRef(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name in the tables")
     of: str | None = Field(None, description="the known source that it varies; default: the one of its name")
-    set: dict[str, Any] = Field({}, description="settings that make it another, such as augment.temperature: 1.2")
+    set: dict[str, Any] = Field(
+        {}, description="fields of augment and relabel that make it another, such as augment.temperature: 1.2"
+    )
 
     @property
     def source(self) -> Source:
-        """The source that is meant. Raises ``InputError`` for one that nobody knows."""
+        """The source that is meant. Raises ``InputError`` for one that nobody knows or that sets what it can't."""
         base = sources.find(self.of or self.name)
+        wrong = [name for name in self.set if name.partition(".")[0] not in SECTIONS or "." not in name]
+        if wrong:
+            message = f"only fields of {' and '.join(SECTIONS)} can be set, such as augment.temperature"
+            raise InputError([Problem(f"sources: {self.name!r}: set.{name}", message) for name in wrong])
         if base.name == self.name and not self.set:
             return base
         words = ", ".join(f"{name} = {value}" for name, value in self.set.items())
@@ -215,13 +224,15 @@ def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str,
         "evaluate": study.evaluate.model_dump(),
         "tracking": study.tracking.model_dump(),
     }
-    changes = dict(source.changes)
+    changes = copy.deepcopy(dict(source.changes))  # a field of a section may be set in one that other sources share
     if source.name == "real":
         changes.setdefault("augment.per_class", study.real_per_class or ALL_REAL)
     for name, value in changes.items():
         *parents, last = name.split(".")
         target = content
         for parent in parents:
-            target = target.setdefault(parent, {})
+            if not isinstance(target.get(parent), dict):
+                target[parent] = {}  # no section: the config's own check says so
+            target = target[parent]
         target[last] = 1.0 / classes if value == sources.EVEN else value
     return parse(content, where=f"source {source.name}")

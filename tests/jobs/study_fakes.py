@@ -19,13 +19,14 @@ WORDS = ("lamp", "river", "stone", "cloud", "paper", "horse", "green", "early", 
 
 @dataclass
 class World:
-    """What the fakes were asked for; ``break_at``: the fit that breaks off; ``silent``: the
+    """What the fakes were asked for; ``break_at``: the fit that breaks off, by ``broken``; ``silent``: the
     strategy whose requests get empty replies."""
 
     asked: list[Request] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     fits: int = 0
     break_at: int | None = None
+    broken: BaseException = field(default_factory=KeyboardInterrupt)
     silent: str | None = None
 
     def install(self, monkeypatch) -> World:
@@ -44,7 +45,7 @@ class World:
     def _train(self, arms, student, labels, storage, verbose=False):
         self.fits += 1
         if self.fits == self.break_at:
-            raise KeyboardInterrupt
+            raise self.broken
         students = {}
         for arm in arms:
             self.trained.append(arm.name)

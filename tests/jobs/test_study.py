@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
 
+from actors.backends.identity import identify
 from jobs import study as study_job
 from jobs import study_report
 from jobs.study import study
 from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
+from jobs.study_texts import read_texts
 from jobs.terminal import Terminal
 from potstill import wordnet
-from potstill.errors import InputError, StageError
+from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Example
 from potstill.sources import SOURCES
 from potstill.study_config import load, parse_study
@@ -121,7 +124,7 @@ def test_a_source_that_fails_leaves_the_others_to_go_on(config, world):
     """It is missing in the tables, the command says so and fails, and tries again the next time."""
     config = config(repeats=1)
     world.silent = "zero_shot"
-    with pytest.raises(StageError, match=r"2 sources gave no texts .*mailroom zero_shot.*no usable text"):
+    with pytest.raises(StageError, match=r"2 part\(s\) failed .*mailroom zero_shot.*no usable text"):
         study(config)
     assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"]) - {"zero_shot"}
     assert not read_study(_folder(config).run.path)[0].finished
@@ -129,6 +132,71 @@ def test_a_source_that_fails_leaves_the_others_to_go_on(config, world):
     study(config)
     assert set(world.trained) == {"zero_shot-embedded"}
     assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"])
+
+
+@pytest.mark.parametrize("broken", [StageError("out of memory"), InputError([Problem("arm 'x'", "out of memory")])])
+def test_a_fit_that_fails_leaves_the_others_to_go_on(config, world, broken):
+    """Its cells are missing in the tables, the command says so and fails, and tries again the next time."""
+    config = config(repeats=1)
+    world.break_at, world.broken = 1, broken
+    with pytest.raises(StageError, match=r"1 part\(s\) failed .*training mailroom repeat 1 embedded.*out of memory"):
+        study(config)
+    # The teacher as classifier needs no training.
+    done = [cell["source"] for cell in _rows(config, "cells") if cell["task"] == "mailroom"]
+    assert done == ["nn_llm"]
+    assert len([cell for cell in _rows(config, "cells") if cell["task"] == "mood"]) == 7
+    assert not read_study(_folder(config).run.path)[0].finished
+    world.break_at = None
+    study(config)
+    assert len(_rows(config, "cells")) == 14
+    assert read_study(_folder(config).run.path)[0].finished
+
+
+def test_a_study_whose_only_fit_fails_still_ends_with_its_tables(config, world):
+    config = config(repeats=1, sources=["real", "k_shot"], tasks=SMALL["tasks"][:1])
+    world.break_at, world.broken = 1, StageError("out of memory")
+    with pytest.raises(StageError, match="training mailroom repeat 1 embedded"):
+        study(config)
+    assert _rows(config, "cells") == []
+
+
+@pytest.mark.parametrize("kept", ["none", "of one class"])
+def test_texts_that_can_not_be_trained_on_cost_no_other_source_its_fit(config, world, monkeypatch, kept):
+    def read(cell, student):
+        texts = read_texts(cell, student)
+        if cell.source.name != "zero_shot":
+            return texts
+        if kept == "none":
+            raise StageError("no text was kept")
+        return replace(texts, rows=texts.rows[:1])
+
+    monkeypatch.setattr(study_job, "read_texts", read)
+    config = config(repeats=1, tasks=SMALL["tasks"][:1])
+    expected = (
+        r"1 part\(s\) failed .*mailroom zero_shot repeat 1 embedded.*(no text was kept|all its texts are of one class)"
+    )
+    with pytest.raises(StageError, match=expected):
+        study(config)
+    assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"]) - {"zero_shot"}
+
+
+def test_how_training_is_spread_makes_no_other_study(config):
+    def names(**student):
+        return {cell.name for cell in plan_cells(config(repeats=1, student={"zero_stage": 1, **student}), Terminal())}
+
+    assert names() == names(threads=4, workers=3) == names(offload_optimizer=True)
+    assert names().isdisjoint(names(epochs=3))
+
+
+def test_a_local_teacher_goes_by_the_name_in_its_requests(config, world, tmp_path):
+    folder = tmp_path / "teachers/tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    teacher = {"kind": "embedded", "model": str(folder)}
+    config = config(teachers={"mine": teacher}, sources=["real", "k_shot"], tasks=SMALL["tasks"][:1], repeats=1)
+    study(config)
+    assert read_study(_folder(config).run.path)[0].models == (identify(config.teachers["mine"]).model,) == ("tiny",)
 
 
 def test_one_more_source_leaves_the_others_cells_as_they_are(config, world):
@@ -314,5 +382,6 @@ def test_a_jobs_config_is_no_study(tmp_path):
 @pytest.mark.parametrize(("name", "reference"), [("study-small", "real"), ("promptmix-bar", "k_shot")])
 def test_the_shipped_studies_are_valid(name, reference):
     shipped = load(Path(study_job.__file__).parents[1] / f"conf/{name}.yaml")
+    assert shipped.data_dir is None  # what is beside this repository is not beside the user's
     assert len(shipped.tasks) == 4
     assert shipped.reference == reference

@@ -1,0 +1,35 @@
+"""What a study's sources may set, and that what one sets is its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from potstill.errors import InputError
+from potstill.study_config import cell_config, parse_study
+
+
+def _study(**settings):
+    more = {"name": "more", "of": "promptmix_no_mixup", "set": settings}
+    return parse_study({"tasks": ["trec6"], "sources": ["real", more, "promptmix_no_mixup"]})
+
+
+@pytest.mark.parametrize(
+    "field", ["task.seeds_per_class", "student.epochs", "teacher.model", "ledger.uri", "storage", "seed", "augment"]
+)
+def test_a_source_sets_only_how_its_texts_are_made(field):
+    with pytest.raises(InputError) as caught:
+        _study(**{field: 8, "relabel.votes": 2})
+    (problem,) = caught.value.problems
+    assert problem.where == f"study: sources: 'more': set.{field}"
+    assert problem.message.startswith("only fields of augment and relabel can be set")
+
+
+def test_a_field_below_one_that_has_none_is_a_problem():
+    with pytest.raises(InputError, match=r"augment\.per_class"):
+        _study(**{"augment.per_class.x": 8})
+
+
+def test_a_setting_of_one_source_is_not_set_in_its_relatives():
+    study = _study(**{"augment.alpha.low": 0.5})
+    _, more, plain = (cell_config(study, study.tasks[0], one.source, "embedded", 0, classes=2) for one in study.sources)
+    assert (more.augment.alpha.low, plain.augment.alpha.low) == (0.5, 1.0)
