@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,14 @@ def search(place: Place) -> dict[str, Any]:
 
 def alone(place: Place) -> dict[str, Any]:
     """The 16 configs one after another, each on an empty ledger. Each is kept, so that a broken-off benchmark goes on."""
-    runs = []
-    for number, point in enumerate(_points(place)):
-        home = f"alone-{number}"
-        done = place.folder / home / "done.json"
-        if not done.exists():
-            values = [word for name, value in point.items() for word in ("--set", f"{name}={value}")]
-            seconds = place.run(home, "distill", place.config("alone", None), *values)
-            done.write_text(json.dumps({"seconds": seconds, "requests": place.answers(home), **point}))
-        runs.append(json.loads(done.read_text()))
+    config = place.config("alone", None)
+
+    def distill(point: dict[str, Any], home: str) -> dict[str, Any]:
+        values = [word for name, value in point.items() for word in ("--set", f"{name}={value}")]
+        seconds = place.run(home, "distill", config, *values)
+        return {"seconds": seconds, "requests": place.answers(home), **point}
+
+    runs = [place.once(f"alone-{number}", partial(distill, point)) for number, point in enumerate(_points(place))]
     return {
         "seconds": sum(one["seconds"] for one in runs),
         "requests": sum(one["requests"] for one in runs),

@@ -8,13 +8,15 @@ import random
 import signal
 import subprocess
 import time
+from functools import partial
 from typing import Any
 
 import psutil
 
 from benchmarks.sides.search_place import QUICK, ROOT, Place
 
-KILLED_AFTER_S = (5.0, 60.0)
+TIMES = 10
+EARLIEST_S = 3.0  # after the search's folder is there
 
 
 def kills(place: Place) -> dict[str, Any]:
@@ -38,15 +40,17 @@ def kills(place: Place) -> dict[str, Any]:
             settings,
             student={"workers": 1, "min_steps": 2, "epochs": 1, "second_opinion": 0, "blend": 0},
         )
-        place.run(f"{kind}-undisturbed", "search", path)
-        undisturbed = _table(place, f"{kind}-undisturbed")
-        for number in range(1 if place.options.quick else 10):
-            found[kind].append(_kill(place, path, f"{kind}-killed-{number}", undisturbed if kind == "grid" else None))
+        whole = place.once(f"{kind}-undisturbed", lambda home, path=path: {"seconds": place.run(home, "search", path)})
+        undisturbed = _table(place, f"{kind}-undisturbed") if kind == "grid" else None
+        for number in range(1 if place.options.quick else TIMES):
+            kill = partial(_kill, place, path, whole["seconds"], undisturbed)
+            found[kind].append(place.once(f"{kind}-killed-{number}", kill))
             print(kind, found[kind][-1], flush=True)
     return found
 
 
-def _kill(place: Place, path: str, home: str, undisturbed: Any) -> dict[str, Any]:
+def _kill(place: Place, path: str, whole_s: float, undisturbed: Any, home: str) -> dict[str, Any]:
+    """Killed at a random moment of the ``whole_s`` seconds that a search takes, and resumed."""
     since = len(place.book())
     with subprocess.Popen(
         place.command("search", path),
@@ -57,12 +61,13 @@ def _kill(place: Place, path: str, home: str, undisturbed: Any) -> dict[str, Any
     ) as process:
         while place.found(home) is None and process.poll() is None:
             time.sleep(0.1)
-        moment = random.uniform(*KILLED_AFTER_S)
+        moment = random.uniform(EARLIEST_S, whole_s - 2 * EARLIEST_S)
         deadline = time.monotonic() + moment
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        if process.poll() is None:
+        alive = process.poll() is None
+        family = psutil.Process(process.pid).children(recursive=True) if alive else []
+        if alive:
             os.kill(process.pid, signal.SIGKILL)
         psutil.wait_procs(family, timeout=10)
         for child in family:
@@ -74,6 +79,7 @@ def _kill(place: Place, path: str, home: str, undisturbed: Any) -> dict[str, Any
     after = _table(place, home)
     done = [row for row in before if row[1] in ("finished", "stopped")]
     return {
+        "killed": alive,
         "moment_s": moment,
         "completed_before": len(done),
         "completed_lost": sum(row not in after for row in done),
