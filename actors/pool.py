@@ -29,6 +29,7 @@ from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
 from potstill.chat import Abilities
 from potstill.errors import PotstillError, TeacherError
+from potstill.pacing import PacerState
 from potstill.rows import Request, to_table
 from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
@@ -169,15 +170,18 @@ class TeacherPool:
             return None
         return progress if progress.batches else None
 
-    def held_because(self) -> str | None:
-        """What holds all requests back for a while; ``None`` if nothing does. May be called from another thread."""
+    def account(self) -> PacerState | None:
+        """The limiter's; ``None`` where there is none. May be called from another thread."""
         limiter = self._limiter
-        if limiter is None:
-            return None
         try:
-            return limiter.state().held_because
+            return limiter.state() if limiter is not None else None
         except TeacherError:
             return None
+
+    def held_because(self) -> str | None:
+        """What holds all requests back for a while; ``None`` if nothing does. May be called from another thread."""
+        account = self.account()
+        return account.held_because if account is not None else None
 
     def wind_down(self, reason: str, within_s: float | None = None) -> None:
         """Send nothing any more; what is on its way to an endpoint is waited for and kept.

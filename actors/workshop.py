@@ -21,13 +21,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors import bench
 from actors.ledger import Ledger
 from actors.pool import TeacherPool, cause
-from potstill.errors import PotstillError, TeacherError
+from potstill.errors import PotstillError, StageError, TeacherError
+from potstill.pacing import PacerState
 from potstill.placement import Placement
 from potstill.teachers import EmbeddedTeacher, TeacherConfig
 
 LATE_S = 60.0  # after the first training process is ready, how long the others are waited for
 MOST_GROWN_MB = 2000.0  # of a training process since its first student
-MAX_LOST = 3  # training processes that may die over one piece of work
+MAX_LOST = 3  # training processes that may die over one piece of work, or before one is ready
+ANSWER_S = 5.0  # that the workshop has for what it only has to look up
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Workshop:
         self._free: asyncio.Queue[Any] = asyncio.Queue()
         self._benches: list[Any] = []
         self._replacing: set[asyncio.Task[None]] = set()
+        self._coming = 0  # processes that are being replaced
         self._claims: dict[str, tuple[str, asyncio.Event]] = {}
 
     async def start(self) -> int:
@@ -121,17 +124,28 @@ class Workshop:
         told, self._warnings[:] = list(self._warnings), []
         return told
 
-    async def close(self) -> None:
-        """End all processes and give up what was claimed."""
+    async def account(self) -> PacerState | None:
+        """What this run's requests cost so far; ``None`` where no teacher was started, or none has a limiter."""
+        return await asyncio.to_thread(self._pool.account)
+
+    async def close(self) -> PacerState | None:
+        """End all processes and give up what was claimed; the last account."""
+        for one in self._pool.actors:
+            ray.kill(one)  # from here on the account stays as it is
+        account = await self.account()
         await asyncio.to_thread(self._pool.close)
         for one in self._benches:
             ray.kill(one)
         self._benches = []
+        return account
 
     async def _do(self, what: str, *arguments: Any) -> Any:
         """The result of the next free process. Where that one dies, with its node for instance, another does it."""
         for last_try in (False,) * MAX_LOST + (True,):
             one = await self._free.get()
+            if isinstance(one, Failed):
+                self._free.put_nowait(one)  # for the next who waits
+                return one
             try:
                 result = await getattr(one, what).remote(*arguments)
             except ray.exceptions.RayTaskError as error:
@@ -155,9 +169,25 @@ class Workshop:
     def _replace(self, one: Any) -> None:
         """Another process for one that is gone."""
         self._benches.remove(one)
-        task = asyncio.create_task(self._ready(self._make(len(self._benches))))
+        self._coming += 1
+        task = asyncio.create_task(self._restore())
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
+
+    async def _restore(self) -> None:
+        """Start a process, which may die before it is ready. Where it was the last one, whoever waits is told."""
+        gone = "a training process is gone and could not be replaced"
+        try:
+            for _ in range(1 + MAX_LOST):
+                try:
+                    return await self._ready(self._make(len(self._benches)))
+                except ray.exceptions.RayError as error:
+                    gone = f"a training process is gone and can't be replaced: {cause(error)}"
+            self._warnings.append(gone)
+        finally:
+            self._coming -= 1
+            if not self._benches and not self._coming:
+                self._free.put_nowait(Failed(StageError(gone)))
 
     async def _has_grown(self, one: Any) -> bool:
         """Whether a process holds on to too much memory; a new one costs less than a node without any."""
@@ -173,6 +203,15 @@ def start_workshop(placement: Placement, teacher: TeacherConfig, ledger: Ledger,
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kind = ray.remote(Workshop).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
     return kind.remote(placement, teacher, ledger, log_dir)
+
+
+def account_of(workshop: Any) -> PacerState | None:
+    """``Workshop.account``; ``None`` also where the workshop doesn't answer."""
+    try:
+        found: PacerState | None = ray.get(workshop.account.remote(), timeout=ANSWER_S)
+    except ray.exceptions.RayError:
+        return None
+    return found
 
 
 def fetch(answer: Any) -> Any:

@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from actors.backends.identity import identify
 from actors.ledger import Ledger
-from actors.workshop import start_workshop
+from actors.workshop import account_of, start_workshop
 from jobs import cluster, evaluate, finetune, generate, plan, preflight, relabel, search_plan, search_report
 from jobs.distill import STAGES
 from jobs.job import Job
 from jobs.runs import Run, name_run
-from jobs.search_finals import Final, name_winner, run_finals
+from jobs.search_finals import Final, name_winner, run_finals, say_warnings
 from jobs.search_log import SearchLog
 from jobs.search_table import TrialTable
 from jobs.terminal import Terminal
@@ -105,6 +105,7 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
     try:
         ray.get(workshop.start.remote())
         validation = make_validation(replace(job, config=config), workshop, ledger)
+        table.settle(account_of(workshop))
         scene = Scene(config, job.task, job.data, validation, job.run, workshop, ledger, placement)
         where = "GPU" if placement.gpus else "CPU"
         terminal.say(
@@ -119,14 +120,15 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
         winner = name_winner(finals, search.objective)
         job.run.write_config(winner.config, "best.yaml")
         search_report.print_trials(job, table, finals)
+        say_warnings(winner, terminal)
         own = _winners_job(job, winner, scene)
-        again = replace(own, terminal=Quiet())  # all of it is in the ledger, and was told as the finalist's
+        again = replace(own, terminal=Quiet())  # all of it is in the ledger, and is told by say_warnings
         with scene.pool() as pool:
             generate.generate(again, pool)
             relabel.relabel(again, pool)
     finally:
         with contextlib.suppress(ray.exceptions.RayError):  # what broke off is told by what is raised
-            ray.get(workshop.close.remote(), timeout=CLOSING_S)
+            table.settle(ray.get(workshop.close.remote(), timeout=CLOSING_S))
         ray.kill(workshop)
     own = replace(own, embed=job.embed)
     finetune.finetune(own)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.workshop import account_of
 from jobs.job import Job
 from jobs.search_table import Trial, TrialTable
+from jobs.terminal import Terminal
 from jobs.trial import RungResult, Scene, run_rung
 from potstill import search_points, search_ranking
 from potstill.config import Config
@@ -69,6 +71,7 @@ def run_finals(scene: Scene, job: Job, table: TrialTable) -> list[Final]:
             ]
             for trial, answer in zip(some, asked, strict=True):
                 result = _get(answer, job, trial)
+                table.settle(account_of(scene.workshop))
                 if result is None:
                     continue
                 finals.append(Final(trial, final_config(job.config, trial.point), result))
@@ -92,6 +95,12 @@ def name_winner(finals: Sequence[Final], objective: Sequence[str]) -> Final:
     """The finalist with the best fresh score; with several objectives the best by the first that is a score."""
     (first,) = search_ranking.best([final.result.scores for final in finals], objective, 1)
     return finals[first]
+
+
+def say_warnings(final: Final, terminal: Terminal) -> None:
+    """What the stages had to warn of while a finalist was drawn afresh."""
+    for warning in final.result.warnings:
+        terminal.warn(f"trial {final.trial.number}, drawn afresh: {warning}")
 
 
 def _quiet(scene: Scene, trial: Trial) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from actors.workshop import account_of
 from jobs.job import Job
 from jobs.progress import format_usd
 from jobs.recorder import Recorder, status_of
@@ -40,7 +41,7 @@ class SearchLog:
         counts = {status: len(self._table.of(status)) for status in ("finished", "stopped", "failed")}
         words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         asked = sum(trial.used("requests_new") for trial in self._table.trials)
-        paid = self._table.spent_usd
+        paid = self._table.rungs_usd
         cost = f", {format_usd(paid)}" if paid else ""
         self._line.summary = f"{words or 'none finished'}; {asked:,.0f} requests newly asked{cost}"
         self._line_of.__exit__(kind, error, trace)
@@ -55,11 +56,13 @@ class SearchLog:
 
     def _rung(self, trial: Trial) -> None:
         self._metrics(trial, len(trial.rungs) - 1)
+        self._table.settle(account_of(self._workshop))
         for warning in self._warnings():
             self._job.terminal.warn(warning)
         self._note()
 
     def _ended(self, trial: Trial) -> None:
+        self._table.settle(account_of(self._workshop))  # a rung that failed may have paid
         run = self._runs.pop(trial.number, None)
         if run is not None:
             run.tags({"potstill.status": trial.status, **({"potstill.error": trial.error} if trial.error else {})})

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actors.backends.identity import identify
-from jobs import generate, plan
+from jobs import generate, plan, validating
 from jobs.job import Job
 from jobs.plan import StagePlan, Terms
 from potstill import relabelling, search_points, strategies
@@ -23,6 +23,7 @@ from potstill.config import Config
 from potstill.errors import Problem
 from potstill.renderers import choose_renderer, texts_per_reply
 from potstill.search_points import Point
+from potstill.validation import from_real
 
 MOST_POINTS = 256  # that are planned one by one where TPE chooses among them
 
@@ -30,7 +31,8 @@ MOST_POINTS = 256  # that are planned one by one where TPE chooses among them
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
     """``naive``: all trials, each by itself; ``shared``: what is really asked, at most; ``least``: at least (one trial,
-    where all others find its answers); ``finals``: the best trials drawn afresh, at most; ``cheapest``: one trial.
+    where all others find its answers); ``finals``: the best trials drawn afresh, at most; ``cheapest``: one trial;
+    ``held_back``: texts that are written for validation alone, where the task has no real ones to spare.
 
     ``exact``: whether the trials' points are known, so that ``shared`` is what will be asked if no trial is stopped.
     """
@@ -41,12 +43,13 @@ class SearchPlan:
     least: StagePlan
     finals: StagePlan
     cheapest: StagePlan
+    held_back: StagePlan | None
     exact: bool
 
     @property
     def most(self) -> list[StagePlan]:
         """What the search asks at most."""
-        return [self.shared, self.finals]
+        return [one for one in (self.shared, self.held_back, self.finals) if one is not None]
 
 
 def plan_search(job: Job) -> SearchPlan:
@@ -72,19 +75,21 @@ def plan_search(job: Job) -> SearchPlan:
     rung = search_points.rungs(configs[singles.index(cheapest)].model_copy(update={"search": search}))[0]
     least = replace(_alone(job, rung, terms), stage="shared, at least")
     finals = _times("finals, at most", dearest, min(search.top_k, trials))
-    return SearchPlan(trials, naive, shared, least, finals, cheapest, exact)
+    return SearchPlan(trials, naive, shared, least, finals, cheapest, _held_back(job, terms), exact)
 
 
 def budget_problems(config: Config, planned: SearchPlan) -> list[Problem]:
-    """A budget that not even one trial and the finals fit into."""
+    """A budget that not even one trial, the texts to score it on and the finals fit into."""
     search = search_points.search_of(config)
     one, finals = planned.cheapest.cost_usd, planned.finals.cost_usd
-    if search.budget_usd is None or one is None or finals is None or search.budget_usd >= one + finals:
+    written = (planned.held_back.cost_usd if planned.held_back is not None else None) or 0.0
+    if search.budget_usd is None or one is None or finals is None or search.budget_usd >= one + written + finals:
         return []
     if search.budget_usd < one:
         message = f"one trial may cost about ${one:.2g}; raise it, or search with fewer texts (augment.per_class)"
     else:
-        message = f"one trial may cost about ${one:.2g} and the finals ${finals:.2g}; raise it, or lower search.top_k"
+        held, lower = (f", texts held back ${written:.2g}", ", search.held_back") if written else ("", "")
+        message = f"one trial may cost about ${one:.2g}{held} and the finals ${finals:.2g}; raise it, or lower search.top_k{lower}"
     return [Problem(f"search.budget_usd = {search.budget_usd:g}", message)]
 
 
@@ -102,7 +107,7 @@ def print_plan(job: Job, planned: SearchPlan) -> None:
     say(f"[bold]{job.task.name}[/]: {planned.trials} trials over {len(search.space)} fields, {how}{stop}")
     columns = ["", "requests", "in the ledger", "prompt tokens", "completion tokens", "cost (about)"]
     bounds = [] if planned.exact and not search.halving else [planned.least]
-    rows = [plan.row(one) for one in [planned.naive, *bounds, planned.shared, planned.finals]]
+    rows = [plan.row(one) for one in [planned.naive, *bounds, *planned.most]]
     job.terminal.table("", columns, [one[: len(columns)] for one in rows])
     if planned.exact and planned.naive.requests:
         share = planned.shared.requests / planned.naive.requests
@@ -150,6 +155,14 @@ def _alone(job: Job, config: Config, terms: Terms) -> StagePlan:
 
 def _texts(job: Job) -> int:
     return strategies.texts_wanted(job.config.augment) * len(job.labels)
+
+
+def _held_back(job: Job, terms: Terms) -> StagePlan | None:
+    """Texts that are written for validation alone; ``None`` where the task has real ones to spare."""
+    most = search_points.search_of(job.config).max_validation
+    if from_real(job.data, most, job.config.task_seed) is not None:
+        return None
+    return replace(_alone(job, validating.held_back_config(job.config), terms), stage="held back, at most")
 
 
 def _relabelling(job: Job, terms: Terms, texts: int) -> StagePlan:

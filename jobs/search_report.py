@@ -62,7 +62,7 @@ def finish(
         requests_new=sum(t.used("requests_new") for t in table.trials),
         requests_alone=sum(t.rungs[-1].usage["requests"] for t in table.trials if t.rungs),
         requests_finals=sum(f.result.usage["requests_new"] for f in finals),
-        cost_usd_new=table.spent_usd + sum(f.result.usage["cost_usd_new"] for f in finals),
+        cost_usd_new=table.rungs_usd + sum(f.result.usage["cost_usd_new"] for f in finals),
     )
     job.run.write_json("search", {name: getattr(report, name) for name in report.__dataclass_fields__})
     job.run.write_table("table", "trials", table.as_arrow())

@@ -2,7 +2,8 @@
 by the next run.
 
 ``trials.json`` is rewritten at every change; what a rung gave is beside it under a digest of its own
-(``jobs/trial.py``), so a driver that dies loses at most the rungs that were running.
+(``jobs/trial.py``), so a driver that dies loses at most the rungs that were running. ``spent.json`` is what all runs of
+the search have spent by the limiter's account: finals, held-back texts and rungs that failed are in no trial's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import pyarrow as pa
 from jobs.runs import Run
 from jobs.trial import RungResult
 from potstill import search_points
-from potstill.errors import InputError
+from potstill.pacing import PacerState
 from potstill.search_points import Point
 
 Status = Literal["running", "finished", "stopped", "failed"]
 TABLE = "trials"
+SPENT = "spent"
 
 
 @dataclass(slots=True)
@@ -51,18 +53,20 @@ class Trial:
 class TrialTable:
     """All trials in the order in which they began."""
 
-    def __init__(self, run: Run, trials: Sequence[Trial] = ()) -> None:
+    def __init__(self, run: Run, trials: Sequence[Trial] = (), before_usd: float = 0.0) -> None:
+        """``before_usd``: spent by earlier runs."""
         self._run = run
         self._by_key = {trial.key: trial for trial in trials}
+        self._before_usd = max(before_usd, self.rungs_usd)  # a search of an earlier version has no account
+        self._now_usd = 0.0
+        self._kept_usd = before_usd
 
     @classmethod
     def load(cls, run: Run) -> TrialTable:
         """What an earlier run of the search left; empty where there was none."""
-        try:
-            rows = run.read_json(TABLE)
-        except InputError:
-            return cls(run)
-        return cls(run, [_trial(row) for row in rows])
+        rows = run.read_json(TABLE) if run.has_file(f"{TABLE}.json") else []
+        spent = run.read_json(SPENT) if run.has_file(f"{SPENT}.json") else {"usd": 0.0}
+        return cls(run, [_trial(row) for row in rows], spent["usd"])
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -77,9 +81,24 @@ class TrialTable:
         return [trial for trial in self.trials if trial.status == status]
 
     @property
-    def spent_usd(self) -> float:
-        """Dollars that were newly paid for rungs so far."""
+    def rungs_usd(self) -> float:
+        """Dollars that trials' rungs newly paid."""
         return sum(trial.used("cost_usd_new") for trial in self.trials)
+
+    @property
+    def spent_usd(self) -> float:
+        """Dollars that all runs of the search spent so far, on whatever it was."""
+        return max(self._before_usd + self._now_usd, self.rungs_usd)
+
+    def settle(self, account: PacerState | None) -> None:
+        """Keep what this run has spent, if that is known; what is on its way counts at its worst for the next run."""
+        if account is None:
+            return
+        self._now_usd = account.spent_usd
+        usd = self._before_usd + account.spent_usd + account.reserved_usd
+        if usd != self._kept_usd:
+            self._kept_usd = usd
+            self._run.write_json(SPENT, {"usd": usd})
 
     def begin(self, point: Point) -> Trial:
         """The trial at ``point``, a new one if there is none."""

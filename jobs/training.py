@@ -204,27 +204,36 @@ def train_with(
     jobs = _prepare(arms, config, labels, storage, reuse=True)
     missing = {job.digest: job for job in jobs if export.read_report(job.folder) is None}
     if missing:
-        run(student.TrainingJob(tuple(labels), config, tuple(missing.values()), device).to_json())
+        run(student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, config.threads).to_json())
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
     return TrainingResult(students, time.monotonic() - started, 1, None)
+
+
+def name_students(arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str]) -> dict[str, str]:
+    """The digest of every arm's student, by the arm's name: what decides it, and names its folder."""
+    is_local = os.path.isabs(encoders.locate(config.model))
+    weights = encoders.weights_digest(config.model, None if is_local else hub.find_commit(config.model))
+    digests: dict[str, str] = {}
+    for arm in arms:
+        anchor = digests[arm.anchor] if arm.anchor is not None else None
+        digests[arm.name] = arms_.arm_digest(arm, config, labels, weights, anchor)
+    return digests
 
 
 def _prepare(
     arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str], storage: str, reuse: bool
 ) -> list[student.ArmJob]:
     """Name every arm's folder by its digest and put the rows of new ones there."""
-    is_local = os.path.isabs(encoders.locate(config.model))
-    weights = encoders.weights_digest(config.model, None if is_local else hub.find_commit(config.model))
+    digests = name_students(arms, config, labels)
+    folders = {name: f"{storage}/students/{key}" for name, key in digests.items()}
     jobs: list[student.ArmJob] = []
     for arm in arms:
-        anchor = next((job for job in jobs if job.name == arm.anchor), None)
-        key = arms_.arm_digest(arm, config, labels, weights, anchor.digest if anchor else None)
         job = student.ArmJob(
             name=arm.name,
-            digest=key,
+            digest=digests[arm.name],
             seed=arm.seed,
-            folder=f"{storage}/students/{key}",
-            anchor=anchor.folder if anchor else None,
+            folder=folders[arm.name],
+            anchor=folders[arm.anchor] if arm.anchor is not None else None,
             lineage=dict(arm.lineage),
         )
         if not reuse:

@@ -8,7 +8,7 @@ it, so that a search that was stopped, or grows, or meets the same rung from ano
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
@@ -111,9 +111,10 @@ class Quiet(Terminal):
         self.warnings.append(text)
 
 
-def owners(owner: str) -> tuple[str, str]:
-    """The names under which ``owner`` claims rungs, and students that are being trained."""
-    return owner, f"{owner} trains"
+def owners(owner: str) -> tuple[str, str, str]:
+    """The names under which ``owner`` claims rungs, students until it has their answers, and anchors until they are
+    trained. Claimed in this order, and by digest within each, so that no two wait for each other."""
+    return owner, f"{owner} asks", f"{owner} trains"
 
 
 def rung_key(scene: Scene, job: Job) -> str:
@@ -158,16 +159,7 @@ def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungRe
         relabel.relabel(job, pool)
     usage = generated.usage + Usage(**job.run.read_json("relabel")["usage"])
     asked = time.monotonic()
-    arms = _arms(scene, job)
-    storage = job.config.storage if keep else scene.run.path
-    result = _train(scene, job, arms, storage, owner)
-    job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
-    trained = time.monotonic()
-    predictions = _predict(scene, job, result)
-    if not keep:
-        # A student is 90 MB; an anchor stays, since the next trial needs it again.
-        for name in predictions:
-            export.discard(f"{storage}/students/{result.students[name].digest}")
+    result, predictions, trained = _students(scene, job, owner, keep)
     scores = _scores(scene, job, predictions)
     shown = scores[finetune.DISTILLED]
     terminal = job.terminal
@@ -201,6 +193,38 @@ def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungRe
     )
 
 
+def _students(
+    scene: Scene, job: Job, owner: str, keep: bool
+) -> tuple[training.TrainingResult, dict[str, list[Prediction]], float]:
+    """A rung's students, their answers, and when they were trained.
+
+    Until they have answered and are deleted nobody else has them: another rung may come to the very same rows.
+    """
+    arms = _arms(scene, job)
+    storage = job.config.storage if keep else scene.run.path
+    _, asker, _ = owners(owner)
+    digests = training.name_students(arms, job.config.student, job.labels)
+    mine = {key for name, key in digests.items() if not name.startswith(finetune.SEEDS_ONLY)}
+    try:
+        _claim(scene, mine, asker)
+        result = _train(scene, job, arms, storage, owner, mine)
+        job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
+        trained = time.monotonic()
+        predictions = _predict(scene, job, result)
+        if not keep:
+            # A student is 90 MB; an anchor stays, since the next trial needs it again.
+            for name in predictions:
+                export.discard(f"{storage}/students/{result.students[name].digest}")
+    finally:
+        _ask(scene.workshop.release.remote(asker))
+    return result, predictions, trained
+
+
+def _claim(scene: Scene, students: Iterable[str], owner: str) -> None:
+    for key in sorted(students):
+        _ask(scene.workshop.claim.remote(f"student {key}", owner))
+
+
 def _arms(scene: Scene, job: Job) -> list[Arm]:
     """The students of a rung: the distilled one under each training seed, and one a fold where seeds are held out."""
     held = {normalise(text.text) for text in scene.validation.texts}
@@ -212,19 +236,16 @@ def _arms(scene: Scene, job: Job) -> list[Arm]:
     ]
     distilled = next(arm for arm in arms if arm.name == finetune.DISTILLED)
     seen = _seeds_seen(job) if scene.validation.folds else {}
+    seeds = {normalise(seed.text) for seed in job.data.seeds}
     for number, fold in enumerate(scene.validation.folds):
         out = {normalise(seed.text): seed.example_id for seed in fold}
         blind = [row for row in distilled.rows if not seen.get(row.text, set()) & set(out.values())]
         # Texts that were written with a held-out seed in sight tell of it; without any others they have to do.
-        labels = {int(np.argmax(row.label_probs)) for row in blind if normalise(row.text) not in _texts(job)}
+        labels = {int(np.argmax(row.label_probs)) for row in blind if normalise(row.text) not in seeds}
         chosen = blind if len(labels) == len(job.labels) else distilled.rows
         left = tuple(row for row in chosen if normalise(row.text) not in out)
         arms.append(replace(distilled, name=f"fold{number}", rows=left, anchor=None, asked=()))
     return arms
-
-
-def _texts(job: Job) -> set[str]:
-    return {normalise(seed.text) for seed in job.data.seeds}
 
 
 def _seeds_seen(job: Job) -> dict[str, set[str]]:
@@ -236,17 +257,19 @@ def _seeds_seen(job: Job) -> dict[str, set[str]]:
     return {row.text: shown.get(row.request_id or "", set()) for row in job.run.read(Example, "generated")}
 
 
-def _train(scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str) -> training.TrainingResult:
+def _train(
+    scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str, mine: set[str]
+) -> training.TrainingResult:
+    """Train what has no export yet; the students ``mine`` are claimed already."""
     student, labels = job.config.student, job.labels
     if scene.placement.workers > 1:
         return training.train(arms, student, labels, storage)
 
     def run(one: dict[str, Any]) -> None:
         # Trials have anchors in common: the first trains it, the others find it.
-        _, trainer = owners(owner)
+        *_, trainer = owners(owner)
         try:
-            for name in sorted(arm["digest"] for arm in one["arms"]):
-                _ask(scene.workshop.claim.remote(f"student {name}", trainer))
+            _claim(scene, {arm["digest"] for arm in one["arms"]} - mine, trainer)
             _ask(scene.workshop.train.remote(one))
         finally:
             _ask(scene.workshop.release.remote(trainer))

@@ -13,6 +13,7 @@ from jobs.job import Job
 from jobs.runs import Run, name_run
 from jobs.tracking import NullTracker
 from potstill import search_points
+from potstill.config import Config
 from potstill.errors import InputError, Problem
 from potstill.rows import Example
 from potstill.validation import HELD_BACK_SEED, Validation, from_real, from_written
@@ -26,7 +27,7 @@ def make_validation(job: Job, workshop: Any, ledger: Ledger) -> Validation:
     search = search_points.search_of(job.config)
     validation = from_real(job.data, search.max_validation, job.config.task_seed)
     if validation is None:
-        validation = _write(job, search.held_back, workshop, ledger)
+        validation = _write(job, workshop, ledger)
     classes = {row.label for row in (*validation.texts, *(row for fold in validation.folds for row in fold))}
     if len(classes) < 2:
         message = f"{validation} are of {len(classes)} class(es); give the task a train or validation split"
@@ -34,12 +35,15 @@ def make_validation(job: Job, workshop: Any, ledger: Ledger) -> Validation:
     return validation
 
 
-def _write(job: Job, per_class: int, workshop: Any, ledger: Ledger) -> Validation:
-    """Generate and relabel some texts as the base config says, with a data seed of their own."""
-    augment = job.config.augment.model_copy(update={"per_class": per_class})
-    config = job.config.model_copy(
-        update={"augment": augment, "seed": job.config.seed + HELD_BACK_SEED, "search": None}
-    )
+def held_back_config(config: Config) -> Config:
+    """What texts for validation alone are written by: the base config, with a data seed of its own."""
+    augment = config.augment.model_copy(update={"per_class": search_points.search_of(config).held_back})
+    return config.model_copy(update={"augment": augment, "seed": config.seed + HELD_BACK_SEED, "search": None})
+
+
+def _write(job: Job, workshop: Any, ledger: Ledger) -> Validation:
+    """Generate and relabel texts for validation alone."""
+    config = held_back_config(job.config)
     run = Run(f"{job.run.path}/runs", name_run(config, job.task, job.data, identify(config.teacher).weights_digest))
 
     def embed(*groups: Any) -> Any:
@@ -50,4 +54,4 @@ def _write(job: Job, per_class: int, workshop: Any, ledger: Ledger) -> Validatio
     with SharedPool(workshop, config.teacher, ledger) as pool:
         generate.generate(own, pool)
         relabel.relabel(own, pool)
-    return from_written(job.data.seeds, run.read(Example, "relabelled"), job.labels, per_class)
+    return from_written(job.data.seeds, run.read(Example, "relabelled"), job.labels, config.augment.per_class)

@@ -20,7 +20,7 @@ TRIAL_CPUS = 0.01
 TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/pool.py``)
 HTTP_CPUS = 0.1  # of a process that sends requests (``actors/http_teacher.py``)
 SMALL_CPUS = 0.1  # for what hands out work and looks after the rest
-BENCH_CPUS = 0.8
+BENCH_CPUS = 0.8  # of a training process, for each of its threads
 TRIALS_A_BENCH = 2  # while one trains, the other generates
 
 
@@ -44,7 +44,7 @@ class Placement:
 def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[Placement | None, list[Problem]]:
     """The placement on a cluster with ``resources`` (CPU, GPU), or why there is none: one trial doesn't fit."""
     gpus, cpus = int(resources.get("GPU", 0)), float(resources.get("CPU", 0))
-    workers = max(1, config.student.workers)
+    workers, threads = max(1, config.student.workers), 1 if gpus else config.student.threads
     embedded = isinstance(config.teacher, EmbeddedTeacher)
     wanted = config.teacher.actors if isinstance(config.teacher, EmbeddedTeacher) else 0
     teachers, teacher_gpus, unit_gpus = 0, 0.0, 1.0 if gpus else 0.0
@@ -64,24 +64,21 @@ def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[
         beside_teacher = TEACHER_CPUS * teachers if cpus > 1 else 0.0
         left = cpus - SMALL_CPUS - (beside_teacher if embedded else HTTP_CPUS * http_processes(config))
         if workers > 1:
-            room = math.floor(left + 1e-9)
+            room = math.floor(left / threads + 1e-9)
         else:
             # On a single core the teacher and the student take turns, whatever they ask for.
-            unit_cpus = BENCH_CPUS if cpus > 1 else 0.5
+            unit_cpus = (BENCH_CPUS if cpus > 1 else 0.5) * threads
             room = math.floor(left / (unit_cpus + TRIALS_A_BENCH * TRIAL_CPUS) + 1e-9)
     fits = room // workers
     if fits < 1:
         kind = "GPU" if gpus else "CPU"
         have = gpus if gpus else int(cpus)
         beside = f" beside {teachers} teacher process(es)" if teachers else " beside those that ask and hand out work"
-        where = f"student.workers = {config.student.workers}" if workers > 1 else "search"
-        remedy = "lower it" if workers > 1 else "add nodes"
+        asking = [f"student.{name} = {n}" for name, n in (("workers", workers), ("threads", threads)) if n > 1]
+        remedy = "lower it" if asking else "add nodes"
         remedy += ", or set teacher.actors lower" if embedded and teachers > 1 else ""
-        return None, [
-            Problem(
-                where, f"one trial needs {workers} {kind}(s){beside}, and the cluster has {have} {kind}(s); {remedy}"
-            )
-        ]
+        needs = f"one trial needs {workers * threads} {kind}(s){beside}, and the cluster has {have} {kind}(s)"
+        return None, [Problem(", ".join(asking) or "search", f"{needs}; {remedy}")]
     asked = config.search.concurrency if config.search is not None else 0
     if workers > 1:
         concurrency = min(asked or fits, fits, trials)

@@ -21,6 +21,7 @@ from potstill.config_file import explain
 from potstill.errors import Problem
 from potstill.reference import fields
 from potstill.search_space import SearchConfig, Value, rung_shares
+from potstill.student_config import STUDENT_WITHOUT_EFFECT
 from potstill.teachers import EmbeddedTeacher
 
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ SECTIONS = ("augment", "relabel", "student")
 SEARCHED_OTHERWISE = {
     "student.seed": "training seeds are repeated by search.repeats",
     "student.repeats": "training seeds are repeated by search.repeats",
-    "student.workers": "it changes no score",
-    "student.min_workers": "it changes no score",
-    "student.max_failures": "it changes no score",
-    "student.checkpoint_steps": "it changes no score",
-    "student.micro_batch_tokens": "it changes no score",
-    "student.offload_optimizer": "it changes no score",
+    **{f"student.{name}": "it changes no score" for name in STUDENT_WITHOUT_EFFECT},
 }
 MOST_COMBINATIONS = 512  # of values that are tried out when a config is read
 MOST_REPEATS = 100  # draws in a row that gave nothing new, and 20 for each point: then the space counts as used up

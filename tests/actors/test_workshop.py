@@ -14,7 +14,7 @@ import pytest
 
 from actors.backends.identity import identify
 from actors.ledger import Ledger
-from actors.workshop import SharedPool, fetch, start_workshop
+from actors.workshop import SharedPool, account_of, fetch, start_workshop
 from potstill.errors import InputError, TeacherError
 from potstill.placement import Placement
 from potstill.rows import Message, Request, Sampling
@@ -81,6 +81,12 @@ def test_what_several_trials_want_at_the_same_time_is_paid_once(
     assert set(book.values()) == {1}
     fresh = [row for table in answered for row in table.to_pylist() if not row["reused"]]
     assert len(fresh) == 60  # each is somebody's, so that the trials' costs add up to what was paid
+    account, paid = account_of(actor), sum(row["cost_usd"] for row in fresh)
+    assert account is not None
+    assert account.spent_usd + account.reserved_usd >= paid - 1e-9 > 0
+    last = fetch(actor.close.remote())  # its senders are gone, so that it can be relied on
+    assert last.spent_usd + last.reserved_usd >= paid - 1e-9
+    assert account_of(actor) is None
     texts: dict[str, set[str]] = {}
     for table in answered:
         for row in table.to_pylist():

@@ -148,6 +148,8 @@ def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Pl
         if path.stem not in {rung["key"] for row in trials for rung in row["rungs"]}
     ]
     assert new + final["usage"]["requests_new"] == answered
+    paid = sum(one["cost_usd_new"] for one in [*usage, final["usage"]])
+    assert json.loads((place.runs / "spent.json").read_text())["usd"] == pytest.approx(paid)
     assert winner["scores"]["macro_f1"] == final["scores"]["macro_f1"]
 
 

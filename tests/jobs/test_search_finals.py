@@ -8,8 +8,9 @@ import pytest
 from test_search_table import point, rung
 
 from jobs import search_log
-from jobs.search_finals import FRESH_SEED, Final, final_config, name_winner
+from jobs.search_finals import FRESH_SEED, Final, final_config, name_winner, say_warnings
 from jobs.search_table import Trial
+from jobs.trial import Quiet
 from potstill.config import Config, parse
 
 CONFIG = {"task": {"preset": "demo"}, "seed": 5, "search": {"space": {"augment.shots": [1, 2]}}}
@@ -43,6 +44,12 @@ def test_the_fresh_score_decides_not_the_trial_s_own(config: Config) -> None:
     assert name_winner([lucky, steady], ("macro_f1",)) is steady
     assert steady.deviation == pytest.approx(0.0141, abs=1e-4)
     assert final(config, 3, 0.5).deviation == 0.0
+
+
+def test_the_winner_s_warnings_are_told(config: Config) -> None:
+    terminal = Quiet()
+    say_warnings(final(config, 1, 0.7), terminal)
+    assert terminal.warnings == ["trial 1, drawn afresh: w"]
 
 
 def test_a_line_says_scores_point_and_how_a_trial_ended() -> None:

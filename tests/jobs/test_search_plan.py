@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ def job(tmp_path: Path) -> Any:
         return prepare(parse(content), Terminal())
 
     return make
+
+
+def test_texts_held_back_are_planned_where_the_task_has_no_real_ones(job: Any) -> None:
+    real = job()
+    assert search_plan.plan_search(real).held_back is None
+    made = replace(job(held_back=8), data=replace(real.data, train=(), validation=()))
+    planned = search_plan.plan_search(made)
+    assert planned.held_back is not None
+    assert planned.held_back.requests == len(requests_of(made, {"augment.per_class": 8}))
+    assert planned.held_back in planned.most
+    fits = planned.cheapest.cost_usd + planned.finals.cost_usd
+    config = made.config.model_copy(update={"search": made.config.search.model_copy(update={"budget_usd": fits})})
+    (problem,) = search_plan.budget_problems(config, planned)
+    assert "texts held back $" in problem.message
 
 
 def requests_of(job: Job, point: search_points.Point) -> list[str]:

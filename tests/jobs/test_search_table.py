@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from jobs import search_figures, search_report
+from jobs import search, search_figures, search_log, search_report
 from jobs.runs import Run
 from jobs.search_table import Trial, TrialTable
-from jobs.trial import RungResult
+from jobs.tracking import NullTracker
+from jobs.trial import Quiet, RungResult
+from potstill.config import parse
+from potstill.pacing import PacerState
 from potstill.search_space import SearchConfig
 
 SEARCH = SearchConfig(
@@ -51,6 +56,52 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert again.spent_usd == pytest.approx(9 * 0.25)
     assert [trial.number for trial in again.of("stopped")] == [4]
     assert len(TrialTable.load(Run(str(tmp_path), "another"))) == 0
+
+
+def account(spent_usd: float, reserved_usd: float = 0.0) -> PacerState:
+    return PacerState(0, 0, 0, spent_usd, reserved_usd, 1.0, None)
+
+
+def test_what_earlier_runs_spent_counts_whatever_it_was_for(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), "task-search-1")
+    table = TrialTable.load(run)
+    table.settle(account(3.0))  # texts held back, before there is any trial
+    assert TrialTable.load(run).spent_usd == 3.0
+    table.settle(account(4.0, reserved_usd=0.5))
+    assert table.spent_usd == 4.0
+    again = TrialTable.load(run)  # nobody heard what became of the rest
+    assert again.spent_usd == 4.5
+    again.settle(account(1.0))
+    again.settle(None)
+    assert again.spent_usd == TrialTable.load(run).spent_usd == 5.5
+
+
+def test_the_limiter_gets_what_the_account_leaves(tmp_path: Path) -> None:
+    config = parse(
+        {
+            "task": "demo",
+            "teacher": {"kind": "openai", "model": "m", "api_key_env": "", "budget_usd": 7.0},
+            "search": {"space": {"augment.shots": [1, 2]}, "budget_usd": 10.0},
+        }
+    )
+    table = make_table(tmp_path)  # its rungs paid 2.25
+    assert search._within_budget(config, table).teacher.budget_usd == 7.0
+    table.settle(account(6.0))
+    assert search._within_budget(config, table).teacher.budget_usd == 4.0
+    assert table.rungs_usd == 2.25
+
+
+def test_a_rung_that_failed_is_settled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_log, "account_of", lambda workshop: account(1.5))
+    config = parse({"task": "demo", "search": {"space": {"augment.shots": [1, 2]}}})
+    table = TrialTable(Run(str(tmp_path), "task-search-1"))
+    job: Any = SimpleNamespace(config=config, terminal=Quiet(), tracker=NullTracker())
+    with search_log.SearchLog(job, table, None, 2) as log:
+        trial = table.begin({"augment.shots": 1})
+        log.listener.began(trial)
+        table.end(trial, "failed", "no usable text")
+        log.listener.ended(trial)
+    assert TrialTable.load(Run(str(tmp_path), "task-search-1")).spent_usd == 1.5
 
 
 def test_a_trial_is_its_point_and_a_rung_is_news_once(tmp_path: Path) -> None:

@@ -58,12 +58,28 @@ def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_th
         ),
         (None, {"workers": 2}, {"CPU": 2}, "needs 2 CPU(s) beside 2 teacher process(es), and the cluster has 2"),
         (HTTP, {}, {"CPU": 0}, "needs 1 CPU(s)"),
+        (HTTP, {"threads": 4}, {"CPU": 2}, "student.threads = 4: one trial needs 4 CPU(s)"),
+        (
+            HTTP,
+            {"workers": 2, "threads": 4},
+            {"CPU": 8},
+            "student.workers = 2, student.threads = 4: one trial needs 8 CPU(s)",
+        ),
     ],
 )
 def test_a_trial_that_can_not_fit_is_said_at_once(teacher, student, resources, words):
     placement, found = place(config(teacher, **student), resources, trials=4)
     assert placement is None
     assert words in str(found[0])
+
+
+def test_threads_are_asked_for_where_cpus_train():
+    placement, _ = place(config(HTTP, threads=4), {"CPU": 8}, trials=20)
+    assert (placement.benches, placement.cpus) == (2, 3.2)
+    placement, _ = place(config(HTTP, workers=2, threads=4), {"CPU": 17}, trials=20)
+    assert placement.concurrency == 2
+    placement, _ = place(config(HTTP, threads=4), {"CPU": 8, "GPU": 8}, trials=20)
+    assert (placement.benches, placement.cpus) == (8, 0.0)
 
 
 @given(
@@ -73,9 +89,10 @@ def test_a_trial_that_can_not_fit_is_said_at_once(teacher, student, resources, w
     st.integers(0, 300),
     st.booleans(),
     st.integers(1, 500),
+    st.integers(1, 8),
 )
-def test_what_is_placed_fits_into_the_cluster(cpus, gpus, workers, concurrency, embedded, trials):
-    wanted = config(None if embedded else HTTP, concurrency, workers=workers)
+def test_what_is_placed_fits_into_the_cluster(cpus, gpus, workers, concurrency, embedded, trials, threads):
+    wanted = config(None if embedded else HTTP, concurrency, workers=workers, threads=threads)
     placement, found = place(wanted, {"CPU": cpus, "GPU": gpus}, trials)
     assert (placement is None) == bool(found)
     if placement is None:
@@ -88,5 +105,5 @@ def test_what_is_placed_fits_into_the_cluster(cpus, gpus, workers, concurrency, 
     assert used_gpus <= gpus
     if not gpus and cpus > 1:
         used = placement.teachers * TEACHER_CPUS + placement.benches * placement.cpus + TRIAL_CPUS
-        used += fits * workers
+        used += fits * workers * threads
         assert used <= cpus + SMALL_CPUS

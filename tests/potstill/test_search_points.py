@@ -45,6 +45,7 @@ def test_every_wrong_field_and_value_of_a_space_is_told_at_once():
                 "augment.shots": [1, 3],
                 "task.preset": ["demo"],
                 "student.seed": [1, 2],
+                "student.threads": [1, 2],
                 "relabel.neighbours": {"randint": [1, 4]},
                 "augment.beta": [[5, 2]],
                 "student.epochs": {"uniform": [1, 3]},
@@ -56,12 +57,13 @@ def test_every_wrong_field_and_value_of_a_space_is_told_at_once():
         "augment.shots = 3: augment.shots = 3 is more than task.seeds_per_class = 2",
         "task.preset: only fields of augment, relabel, student",
         "student.seed: can't be searched",
+        "student.threads: can't be searched: it changes no score",
         "relabel.neighbours = 1",
         "did you mean augment.alpha.beta?",
         "student.epochs = 1.74",
     ):
         assert any(words in line for line in told), (words, told)
-    assert len(told) == 7
+    assert len(told) == 8
 
 
 def test_values_that_are_right_alone_and_wrong_together_are_found():

@@ -1,0 +1,67 @@
+"""Training processes that die before they are ready: tried again so often, and nobody waits for ever. No Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from actors.workshop import MAX_LOST, Failed, Workshop
+from potstill.errors import StageError
+from potstill.placement import Placement
+from potstill.teachers import EmbeddedTeacher
+
+
+class Process:
+    """What the workshop has of a process: one that dies at its first work, or before it is ready."""
+
+    def __init__(self, comes: bool, works: bool) -> None:
+        self.ready = SimpleNamespace(remote=lambda: self._answer(comes))
+        self.embed = SimpleNamespace(remote=lambda *arguments: self._answer(works))
+
+    async def _answer(self, well: bool) -> str:
+        await asyncio.sleep(0)
+        if not well:
+            raise RayActorError(error_msg="The actor died")
+        return "done"
+
+
+class FakeWorkshop(Workshop):
+    """``processes`` one after another; the last one over and over."""
+
+    def __init__(self, *processes: Process) -> None:
+        nothing: Any = None  # a ledger asks Ray where it is
+        super().__init__(Placement(1, 1, 1, 0.8, 0.0), EmbeddedTeacher(), nothing, None)
+        self._processes = list(processes)
+        self.made = 0
+
+    def _make(self, number: int) -> Any:
+        self.made += 1
+        return self._processes.pop(0) if len(self._processes) > 1 else self._processes[0]
+
+
+async def embed(workshop: FakeWorkshop, times: int) -> list[Any]:
+    await workshop.start()
+    asked = [asyncio.create_task(workshop.embed([["a text"]])) for _ in range(times)]
+    return await asyncio.wait_for(asyncio.gather(*asked), timeout=5)
+
+
+def test_whoever_waits_is_told_when_nothing_more_comes() -> None:
+    workshop = FakeWorkshop(Process(True, works=False), Process(False, works=True))
+    answers = asyncio.run(embed(workshop, times=3))
+    assert workshop.made == 1 + 1 + MAX_LOST
+    for answer in answers:
+        assert isinstance(answer, Failed)
+        assert isinstance(answer.error, StageError)
+        assert "can't be replaced: The actor died" in str(answer.error)
+
+
+@pytest.mark.parametrize("deaths", [0, 1, MAX_LOST])
+def test_a_process_that_dies_before_it_is_ready_is_tried_again(deaths: int) -> None:
+    dead = [Process(False, works=True)] * deaths
+    workshop = FakeWorkshop(Process(True, works=False), *dead, Process(True, works=True))
+    assert asyncio.run(embed(workshop, times=3)) == ["done"] * 3
+    assert workshop.made == 2 + deaths

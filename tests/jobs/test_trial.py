@@ -1,0 +1,91 @@
+"""A rung's students without Ray: who has one when, since two rungs with the same rows have the same one and each
+deletes it; and what the process that trains them is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs import trial
+from jobs.finetune import DISTILLED, SEEDS_ONLY
+from potstill.arms import Arm, TrainingRow
+from potstill.student_config import StudentConfig
+
+ROWS = (TrainingRow("a", (1.0, 0.0)), TrainingRow("b", (0.0, 1.0)))
+ARMS = [Arm(SEEDS_ONLY, ROWS), Arm(DISTILLED, ROWS, anchor=SEEDS_ONLY), Arm("fold0", ROWS[:1])]
+KEYS = {SEEDS_ONLY: "b", DISTILLED: "c", "fold0": "a"}
+
+
+class Diary:
+    """A workshop that writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.words.append(" ".join([name, *map(str, arguments)])))
+
+
+@pytest.fixture
+def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
+    def train_with(run: Any, arms: list[Arm], *rest: Any) -> Any:
+        run({"arms": [{"name": arm.name, "digest": KEYS[arm.name]} for arm in arms]})
+        return SimpleNamespace(students={arm.name: SimpleNamespace(digest=KEYS[arm.name]) for arm in arms})
+
+    found = Diary()
+
+    def predict(*arguments: Any) -> dict[str, list[Any]]:
+        found.words.append("predict")
+        return {DISTILLED: [], "fold0": []}
+
+    monkeypatch.setattr(trial, "_ask", lambda answer: answer)
+    monkeypatch.setattr(trial, "_arms", lambda scene, job: ARMS)
+    monkeypatch.setattr(trial, "_predict", predict)
+    monkeypatch.setattr(trial.training, "name_students", lambda arms, config, labels: KEYS)
+    monkeypatch.setattr(trial.training, "train_with", train_with)
+    monkeypatch.setattr(trial.export, "discard", lambda folder: found.words.append(f"discard {folder[-1]}"))
+    return found
+
+
+def rung(diary: Diary, folder: Path, keep: bool = False) -> None:
+    run = SimpleNamespace(path=str(folder), write_json=lambda name, value: None)
+    scene: Any = SimpleNamespace(workshop=diary, run=run, placement=SimpleNamespace(workers=1, device="cpu"))
+    job: Any = SimpleNamespace(config=SimpleNamespace(student=None, storage=str(folder)), labels=("x", "y"), run=run)
+    trial._students(scene, job, "me", keep)
+
+
+def test_a_student_is_claimed_until_it_has_answered_and_is_deleted(diary: Diary, tmp_path: Path) -> None:
+    rung(diary, tmp_path)
+    (train,) = [word for word in diary.words if word.startswith("train")]
+    assert diary.words == [
+        "claim student a me asks",
+        "claim student c me asks",
+        "claim student b me trains",
+        train,
+        "release me trains",  # an anchor stays, and others need it
+        "predict",
+        "discard c",
+        "discard a",
+        "release me asks",
+    ]
+
+
+def test_claims_are_given_up_after_an_error(diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(*arguments: Any) -> None:
+        raise ValueError("no answers")
+
+    monkeypatch.setattr(trial, "_predict", predict)
+    with pytest.raises(ValueError, match="no answers"):
+        rung(diary, tmp_path, keep=True)
+    assert diary.words[-1] == "release me asks"
+    assert set(trial.owners("me")) == {"me", "me asks", "me trains"}
+
+
+def test_a_process_that_stays_is_told_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial.training, "_collect", lambda job, reused: None)
+    trial.training.train_with(told.append, ARMS[:1], StudentConfig(threads=3), ("x", "y"), str(tmp_path))
+    assert [job["threads"] for job in told] == [3]
