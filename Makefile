@@ -10,6 +10,8 @@ PYTHON ?= python3
 # A file of tests stays in one process, so that its tests share a cluster.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM := false
+# Containers often set it; then every process of ours would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -19,9 +21,10 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 	@echo "== installing into $(VENV) (about 2 GB, a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# Python compiles what is imported; compiling all of it beforehand is a third of an install.
+	@# pip compiles on one core, which is a third of an install. Some packages hold files that are no Python of today.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$$(grep ^torch constraints.txt)" -e '.[dev]'
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements-embedded.txt
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -99,6 +99,7 @@ def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pyte
         raise StageError("a worker was lost")
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     monkeypatch.setattr(training, "run_fit", break_off)
     rows = (TrainingRow("she purrs", (1.0, 0.0)), TrainingRow("she barks", (0.0, 1.0)))
     arms = [Arm("one", rows, seed=1), Arm("two", rows, seed=2)]
