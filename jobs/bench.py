@@ -73,11 +73,20 @@ def call_here(function: Callable[..., Any], **arguments: Any) -> Any:
 
     context = ray.get_runtime_context()
     kept = _kept.get(context.get_job_id())
-    if kept is not None and kept.node == context.get_node_id():
+    if kept is not None and kept.node == context.get_node_id() and _lives(kept):
         return ray.get(kept.process.call.remote(function, arguments))
     here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
     task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
     return ray.get(task.remote(**arguments))
+
+
+def _lives(one: _Kept) -> bool:
+    import ray
+
+    try:
+        return bool(ray.get(one.process.ready.remote()))
+    except ray.exceptions.RayActorError:
+        return False
 
 
 def _keep(job: str, one: _Kept) -> None:

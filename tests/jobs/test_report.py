@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from jobs import evaluation, loading, report
+from jobs import bench, evaluation, loading, report
 from jobs.evaluate import on_this_node, stronger
 from jobs.mlflow_server import TrackingError
 from potstill.errors import InputError, StageError
@@ -114,6 +114,7 @@ def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
     def refuse(**student):
         raise StageError("no student in there")
 
+    assert bench.ask("ready")  # the job's own process is there
     with pytest.raises(TrackingError, match="its process was lost"):
         on_this_node(die, name="mailroom-student")
     with pytest.raises(StageError, match="no student in there"):
