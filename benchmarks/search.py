@@ -255,6 +255,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--answers", choices=("embedded", "scripted"), default="embedded")
     parser.add_argument("--latency-s", type=float, default=0.2, help="of scripted answers")
+    parser.add_argument("--killed", default="grid,tpe", help="searchers whose searches the part kills is about")
     parser.add_argument("--quick", action="store_true", help="few texts, one tiny epoch: to see that it runs")
     return parser.parse_args()
 

@@ -21,9 +21,10 @@ EARLIEST_S = 3.0  # after the search's folder is there
 
 def kills(place: Place) -> dict[str, Any]:
     """Killed and resumed, grid at concurrency 1 against an undisturbed run, and TPE. Answers must be the endpoint's."""
-    found: dict[str, Any] = {"grid": [], "tpe": []}
+    found: dict[str, Any] = {}
     space = {name: values[:2] for name, values in QUICK.items()}
-    for kind in ("grid", "tpe"):
+    for kind in place.options.killed.split(","):
+        found[kind] = []
         settings = {
             "space": space,
             "searcher": kind,
