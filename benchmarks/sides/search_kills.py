@@ -17,6 +17,7 @@ from benchmarks.sides.search_place import QUICK, ROOT, Place
 
 TIMES = 10
 EARLIEST_S = 3.0  # after the search's folder is there
+LATEST = 0.75  # of the seconds of a whole search: that folder comes some time after the start
 
 
 def kills(place: Place) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _kill(place: Place, path: str, whole_s: float, undisturbed: Any, home: str) 
     ) as process:
         while place.found(home) is None and process.poll() is None:
             time.sleep(0.1)
-        moment = random.uniform(EARLIEST_S, whole_s - 2 * EARLIEST_S)
+        moment = random.uniform(EARLIEST_S, LATEST * whole_s)
         deadline = time.monotonic() + moment
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
