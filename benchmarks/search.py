@@ -16,8 +16,8 @@ Every part is written to the file as it ends and not run again: delete its entry
   search's, times 100;
 - ``empty_trial_s``: what one more trial costs that generates nothing and trains one tiny epoch: (8 trials - 2 trials)
   / 6;
-- ``kills``: the search killed at random moments and resumed: tables equal, completed trials lost, requests paid twice
-  beyond those on their way.
+- ``kills``: searches killed at random moments, again and again, and resumed: tables equal, completed trials lost,
+  requests paid twice beyond those on their way.
 """
 
 from __future__ import annotations

@@ -109,10 +109,11 @@ class TrialTable:
         return self._by_key[key]
 
     def add(self, trial: Trial, number: int, result: RungResult) -> bool:
-        """A rung was reached (from 0); whether that is news."""
+        """A rung was reached (from 0); whether that is news. What it paid counts for the first trial that came to it."""
         if number < len(trial.rungs):
             return False
-        trial.rungs.append(result)
+        met = any(rung.key == result.key for one in self.trials for rung in one.rungs)
+        trial.rungs.append(result.found_again() if met else result)
         self.save()
         return True
 

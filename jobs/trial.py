@@ -69,6 +69,11 @@ class RungResult:
         """What ``asdict`` made of one, after a way through JSON."""
         return cls(**{**data, "by_seed": tuple(data["by_seed"]), "warnings": tuple(data["warnings"])})
 
+    def found_again(self) -> RungResult:
+        """The same for another trial that meets it: nothing is newly paid."""
+        new = dict.fromkeys((name for name in self.usage if name.endswith("_new")), 0.0)
+        return replace(self, usage={**self.usage, **new, "requests_reused": self.usage["requests"]})
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -266,13 +271,17 @@ def _train(
         return training.train(arms, student, labels, storage)
 
     def run(one: dict[str, Any]) -> None:
-        # Trials have anchors in common: the first trains it, the others find it.
+        # Trials have anchors in common: the first trains them, and the others need not wait for what is its own.
+        shared = [arm for arm in one["arms"] if arm["digest"] not in mine]
         *_, trainer = owners(owner)
         try:
-            _claim(scene, {arm["digest"] for arm in one["arms"]} - mine, trainer)
-            _ask(scene.workshop.train.remote(one))
+            _claim(scene, {arm["digest"] for arm in shared}, trainer)
+            if shared:
+                _ask(scene.workshop.train.remote({**one, "arms": shared}))
         finally:
             _ask(scene.workshop.release.remote(trainer))
+        if own := [arm for arm in one["arms"] if arm["digest"] in mine]:
+            _ask(scene.workshop.train.remote({**one, "arms": own}))
 
     return training.train_with(run, arms, student, labels, storage, scene.placement.device)
 

@@ -1,7 +1,8 @@
-"""The search killed at random moments and resumed: what it loses, what it pays twice, and whether its table is the same."""
+"""Searches killed at random moments and resumed: what they lose, what they pay twice, and whether their table is the same."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ def kills(place: Place) -> dict[str, Any]:
     space = {name: values[:2] for name, values in QUICK.items()}
     for kind in place.options.killed.split(","):
         found[kind] = []
-        settings = {
+        settings: dict[str, Any] = {
             "space": space,
             "searcher": kind,
             "scheduler": "none" if kind == "grid" else "auto",
@@ -42,18 +43,52 @@ def kills(place: Place) -> dict[str, Any]:
             settings,
             student={"workers": 1, "min_steps": 2, "epochs": 1, "second_opinion": 0, "blend": 0},
         )
-        whole = place.once(f"{kind}-undisturbed", lambda home, path=path: {"seconds": place.run(home, "search", path)})
+        whole = place.once(f"{kind}-undisturbed", partial(_whole, place, path))
         undisturbed = _table(place, f"{kind}-undisturbed") if kind == "grid" else None
-        for number in range(1 if place.options.quick else TIMES):
-            kill = partial(_kill, place, path, whole["seconds"], undisturbed)
-            found[kind].append(place.once(f"{kind}-killed-{number}", kill))
+        times, killed = 1 if place.options.quick else TIMES, 0
+        for number in itertools.count():
+            if killed >= times:
+                break
+            again = partial(_kill_until_done, place, path, whole["seconds"], undisturbed, times - killed)
+            found[kind].append(place.once(f"{kind}-killed-{number}", again))
+            killed += len(found[kind][-1]["moments_s"])
             print(kind, found[kind][-1], flush=True)
     return found
 
 
-def _kill(place: Place, path: str, whole_s: float, undisturbed: Any, home: str) -> dict[str, Any]:
-    """Killed at a random moment of the ``whole_s`` seconds that a search takes, and resumed."""
-    since = len(place.book())
+def _whole(place: Place, path: str, home: str) -> dict[str, Any]:
+    return {"seconds": place.run(home, "search", path)}
+
+
+def _kill_until_done(
+    place: Place, path: str, whole_s: float, undisturbed: Any, times: int, home: str
+) -> dict[str, Any]:
+    """One search, killed at a random moment again and again, ``times`` at most, until a resumption gets to its end."""
+    since, flying = len(place.book()), 0
+    moments: list[float] = []
+    done: list[list[Any]] = []
+    while len(moments) < times:
+        moment = random.uniform(EARLIEST_S, LATEST * whole_s)
+        if not _kill(place, path, moment, home):
+            break
+        moments.append(moment)
+        done += [row for row in _table(place, home) if row[1] in ("finished", "stopped") and row not in done]
+        flying = place.asked(since) - place.answers(home)  # of all kills up to now
+    else:
+        place.run(home, "search", path)  # without --resume, which complains where no trial had begun
+    after = _table(place, home)
+    return {
+        "moments_s": moments,
+        "completed_before": len(done),
+        "completed_lost": sum(row not in after for row in done),
+        "same_table": None if undisturbed is None else after == undisturbed,
+        "in_flight": flying,
+        "paid_twice": place.asked(since) - place.answers(home),
+    }
+
+
+def _kill(place: Place, path: str, moment: float, home: str) -> bool:
+    """Begin or go on with the search and kill it ``moment`` seconds after its folder is there; ``False``: it ended before."""
     with subprocess.Popen(
         place.command("search", path),
         cwd=ROOT,
@@ -63,32 +98,20 @@ def _kill(place: Place, path: str, whole_s: float, undisturbed: Any, home: str) 
     ) as process:
         while place.found(home) is None and process.poll() is None:
             time.sleep(0.1)
-        moment = random.uniform(EARLIEST_S, LATEST * whole_s)
         deadline = time.monotonic() + moment
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        alive = process.poll() is None
-        family = psutil.Process(process.pid).children(recursive=True) if alive else []
-        if alive:
-            os.kill(process.pid, signal.SIGKILL)
+        if process.poll() is not None:
+            if process.returncode:
+                raise SystemExit(f"the search in {home} ended with exit code {process.returncode}")
+            return False
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
         psutil.wait_procs(family, timeout=10)
         for child in family:
             if child.is_running():
                 child.kill()
-    before = _table(place, home)
-    flying = place.asked(since) - place.answers(home)
-    place.run(home, "search", path)  # without --resume, which complains where no trial had begun
-    after = _table(place, home)
-    done = [row for row in before if row[1] in ("finished", "stopped")]
-    return {
-        "killed": alive,
-        "moment_s": moment,
-        "completed_before": len(done),
-        "completed_lost": sum(row not in after for row in done),
-        "same_table": None if undisturbed is None else after == undisturbed,
-        "in_flight": flying,
-        "paid_twice": place.asked(since) - place.answers(home),
-    }
+    return True
 
 
 def _table(place: Place, home: str) -> list[list[Any]]:

@@ -28,9 +28,10 @@ USAGE = {"requests": 10.0, "requests_new": 4.0, "cost_usd_new": 0.25, "tokens_ne
 
 
 def rung(macro_f1: float, per_class: int = 8, tokens: float = 100.0) -> RungResult:
+    key = f"{macro_f1}-{per_class}-{tokens}"
     scores = {"macro_f1": macro_f1, "accuracy": macro_f1, "cost_usd": 0.5, "tokens": tokens, "training_s": 2.0}
     return RungResult(
-        "k", "run", per_class, 5, scores, 0.1, 0.9, (macro_f1,), USAGE, 40, {"train": 1.5, "generate": 2.0}, ("w",)
+        key, "run", per_class, 5, scores, 0.1, 0.9, (macro_f1,), USAGE, 40, {"train": 1.5, "generate": 2.0}, ("w",)
     )
 
 
@@ -111,6 +112,17 @@ def test_a_trial_is_its_point_and_a_rung_is_news_once(tmp_path: Path) -> None:
     assert not table.add(known, 1, rung(0.99))
     assert known.scores["macro_f1"] == 0.55
     assert table.begin(point(2, beta=(1, 1))).number == 6
+
+
+def test_a_rung_that_two_trials_meet_is_paid_once(tmp_path: Path) -> None:
+    table = TrialTable(Run(str(tmp_path), "task-search-1"))
+    first, second = table.begin(point(1)), table.begin(point(2))
+    table.add(first, 0, rung(0.5))
+    table.add(second, 0, rung(0.5))
+    assert (first.used("requests_new"), second.used("requests_new")) == (4.0, 0.0)
+    assert second.rungs[0].usage["requests_reused"] == 10.0
+    assert second.scores == first.scores
+    assert table.rungs_usd == TrialTable.load(Run(str(tmp_path), "task-search-1")).rungs_usd == 0.25
 
 
 def test_the_arrow_table_has_a_row_a_trial_with_what_it_newly_asked(tmp_path: Path) -> None:

@@ -59,13 +59,14 @@ def rung(diary: Diary, folder: Path, keep: bool = False) -> None:
 
 def test_a_student_is_claimed_until_it_has_answered_and_is_deleted(diary: Diary, tmp_path: Path) -> None:
     rung(diary, tmp_path)
-    (train,) = [word for word in diary.words if word.startswith("train")]
+    arms = {name: {"name": name, "digest": key} for name, key in KEYS.items()}
     assert diary.words == [
         "claim student a me asks",
         "claim student c me asks",
         "claim student b me trains",
-        train,
-        "release me trains",  # an anchor stays, and others need it
+        f"train {{'arms': [{arms[SEEDS_ONLY]}]}}",
+        "release me trains",  # an anchor stays, and others need it at once
+        f"train {{'arms': [{arms[DISTILLED]}, {arms['fold0']}]}}",
         "predict",
         "discard c",
         "discard a",
