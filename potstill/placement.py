@@ -21,6 +21,7 @@ TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/pool.py``)
 HTTP_CPUS = 0.1  # of a process that sends requests (``actors/http_teacher.py``)
 SMALL_CPUS = 0.1  # for what hands out work and looks after the rest
 BENCH_CPUS = 0.8  # of a training process, for each of its threads
+BENCH_CPUS_BESIDE_TEACHER = 0.4  # where embedded teachers have the same cores: they work in bursts, and cores should not rest
 TRIALS_A_BENCH = 2  # while one trains, the other generates
 
 
@@ -67,8 +68,10 @@ def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[
             room = math.floor(left / threads + 1e-9)
         else:
             # On a single core the teacher and the student take turns, whatever they ask for.
-            unit_cpus = (BENCH_CPUS if cpus > 1 else 0.5) * threads
+            each = BENCH_CPUS_BESIDE_TEACHER if embedded else BENCH_CPUS
+            unit_cpus = (each if cpus > 1 else 0.5) * threads
             room = math.floor(left / (unit_cpus + TRIALS_A_BENCH * TRIAL_CPUS) + 1e-9)
+            room = min(room, max(1, int(cpus) // threads))
     fits = room // workers
     if fits < 1:
         kind = "GPU" if gpus else "CPU"

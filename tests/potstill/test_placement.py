@@ -15,9 +15,11 @@ def config(teacher=None, concurrency=0, **student):
     return parse({"task": "demo", "search": search, "student": student, "teacher": teacher or {"kind": "embedded"}})
 
 
-def test_two_cores_have_room_for_teachers_one_training_process_and_two_trials():
-    placement, _ = place(config(), {"CPU": 2}, trials=6)
-    assert (placement.teachers, placement.benches, placement.concurrency, placement.device) == (2, 1, 2, "cpu")
+@pytest.mark.parametrize("cores", [2, 4, 16])
+def test_each_core_has_a_teacher_which_works_in_bursts_and_a_training_process(cores):
+    placement, _ = place(config(), {"CPU": cores}, trials=100)
+    assert (placement.teachers, placement.benches, placement.device) == (cores, cores, "cpu")
+    assert placement.concurrency == 2 * cores
 
 
 def test_with_a_teacher_elsewhere_both_cores_train():
