@@ -141,4 +141,6 @@ def _sum(column: pa.ChunkedArray) -> Any:
 
 
 def _stopped(part: str, reason: str) -> StageError:
-    return StageError(f"{part}: {reason}. What was answered is in the ledger; the same command goes on from there.")
+    return StageError(
+        f"{part}: {reason.rstrip('.')}. What was answered is in the ledger; the same command goes on from there."
+    )

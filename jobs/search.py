@@ -34,7 +34,7 @@ from potstill.config import Config
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
 from potstill.placement import Placement, place
-from potstill.search_budget import Ending
+from potstill.search_budget import Ending, gist
 from potstill.teachers import OpenAITeacher
 
 CLOSING_S = 30.0
@@ -172,10 +172,12 @@ def _say_why(job: Job, table: TrialTable, ending: Ending) -> None:
         raise StageError(f"search: {ending.reason}: {ending.error}")
     if ending.reason is not None:
         job.terminal.warn(f"no more trials: {ending.reason}")
-    failed = table.of("failed")
-    for error in dict.fromkeys(trial.error for trial in failed):
-        count = sum(trial.error == error for trial in failed)
-        job.terminal.warn(f"{count} trial(s) failed: {error}")
+    kinds: dict[str, list[str]] = {}
+    for trial in table.of("failed"):
+        error = str(trial.error)
+        kinds.setdefault(gist(error), []).append(error)
+    for errors in kinds.values():
+        job.terminal.warn(f"{len(errors)} trial(s) failed: {errors[0]}")
     if not table.of("finished"):
         raise StageError(
             "search: no trial came to its last rung; the same command goes on"

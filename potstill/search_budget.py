@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 SAME_ERRORS = 3
 """The first so many trials with one and the same error, and no other outcome, end a search."""
+
+
+def gist(error: str) -> str:
+    """The error without its counts: trials of other sizes have other numbers of the same failures."""
+    return re.sub(r"(?<!HTTP )\b\d+", "#", error)
 
 
 class Ending:
@@ -29,10 +35,10 @@ class Ending:
 
     def failed(self, error: str) -> None:
         """A trial failed. What failed for lack of money ends the search, and so do the same errors over and over."""
-        self._errors[error] += 1
+        self._errors[gist(error)] += 1
         if "budget_usd" in error:
             self.reason = self.reason or error
-        if not self._good and self._errors[error] >= SAME_ERRORS and len(self._errors) == 1:
+        if not self._good and self._errors[gist(error)] >= SAME_ERRORS and len(self._errors) == 1:
             self.error = error
             self.reason = f"the first {SAME_ERRORS} trials failed alike"
 

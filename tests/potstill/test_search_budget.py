@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill.search_budget import Ending
+from potstill.search_budget import Ending, gist
 
 
 def test_the_first_three_trials_with_one_error_end_it():
@@ -13,6 +13,14 @@ def test_the_first_three_trials_with_one_error_end_it():
     ending.failed("no such model")
     assert ending.error == "no such model"
     assert "first 3 trials failed alike" in ending.reason
+
+
+def test_errors_that_differ_in_their_counts_are_one_error():
+    ending = Ending()
+    for count in (12, 12, 18):
+        ending.failed(f"{count} of {count} requests failed: HTTP 400")
+    assert ending.error == "18 of 18 requests failed: HTTP 400"
+    assert gist("HTTP 400: 3 times") == gist("HTTP 400: 4 times") != gist("HTTP 401: 4 times")
 
 
 @pytest.mark.parametrize("between", ["another error", None])
