@@ -226,6 +226,17 @@ def test_killed_resumed_and_grown_it_is_the_same_search(
         assert place.answered() - place.kept() <= before - kept
 
 
+def test_trials_that_all_fail_alike_end_it_after_three(tmp_path: Path) -> None:
+    with Endpoint(latency_s=0.02) as endpoint:
+        endpoint.script(poison={"\n": 400})  # all but the one-line question that tries out what it takes
+        place = Place(endpoint, tmp_path)
+        done = place.run("search")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert [row["status"] for row in place.trials()] == ["failed"] * 3
+        assert done.stderr.count("HTTP 400") == 1, done.stderr
+        assert "first 3 trials failed alike" in done.stderr
+
+
 def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
     """Until it happened; fails where the process ends before."""
     deadline = time.monotonic() + 400
