@@ -29,7 +29,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -136,33 +136,58 @@ def alone(place: Place) -> dict[str, Any]:
 
 
 def regret(place: Place) -> dict[str, Any]:
-    """Every cell whole under three training seeds: the best on validation, and what it and the search's winner are on test."""
-    from jobs import evaluation, finetune
-    from jobs.trial import run_rung
-    from potstill import search_points
-    from potstill.scores import score
+    """Every cell whole under three training seeds: the best on validation, and what it and the search's winner are on test.
 
+    Cells are rungs of a search that stays: the same command goes on with one that broke off.
+    """
     os.environ["POTSTILL_HOME"] = str(place.folder / "search")
     run = place.found("search")
     assert run is not None
     winner = json.loads((run / "trials.json").read_text())[json.loads((run / "search.json").read_text())["winner"] - 1]
-    cells: list[dict[str, Any]] = []
+    points, cells = _points(place), []
     with _scene(place, place.config("search", {"searcher": "grid"})) as scene:
-        for point in _points(place):
-            config = search_points.apply(scene.config, point)
-            result = run_rung(scene, config, "regret", repeats=SEEDS, keep=True)
-            job = scene.job(config)
-            digests = json.loads((Path(job.run.path) / "students.json").read_text())
-            folders = {name: f"{config.storage}/students/{one}/model" for name, one in digests.items()}
-            predictions = evaluation.predict(
-                {n: f for n, f in folders.items() if n.startswith(finetune.DISTILLED)}, scene.data.test, job.labels
-            )
-            test = [score(rows, job.labels, resamples=100).macro_f1.value for rows in predictions.values()]
-            cells.append({"point": point, "validation": result.scores["macro_f1"], "test": sum(test) / len(test)})
+        for start in range(0, len(points), scene.placement.concurrency):
+            cells += _whole_cells(scene, points[start : start + scene.placement.concurrency])
             print(cells[-1], flush=True)
     best = max(cells, key=lambda cell: cell["validation"])
     chosen = next(cell for cell in cells if cell["point"] == winner["point"])
     return {"grid_test": best["test"], "search_test": chosen["test"], "cells": cells}
+
+
+def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells at the same time, as trials would be: each one's mean macro-F1 over training seeds, on validation and test."""
+    import ray
+
+    from jobs import finetune
+    from jobs.trial import run_rung
+    from potstill import search_points
+    from potstill.baselines import as_predictions
+    from potstill.placement import TRIAL_CPUS
+    from potstill.scores import score
+
+    task = ray.remote(run_rung).options(num_cpus=TRIAL_CPUS)
+    configs = [search_points.apply(scene.config, point) for point in points]
+    asked = [
+        task.remote(scene, config, f"regret-{search_points.digest(point)}", repeats=SEEDS, keep=True)
+        for point, config in zip(points, configs, strict=True)
+    ]
+    cells = []
+    for point, config, result in zip(points, configs, ray.get(asked), strict=True):
+        job = scene.job(config.model_copy(update={"student": config.student.model_copy(update={"repeats": SEEDS})}))
+        digests = job.run.read_json("students")
+        folders = {
+            name: f"{config.storage}/students/{one}/model"
+            for name, one in digests.items()
+            if name.startswith(finetune.DISTILLED)
+        }
+        texts, length = [text.text for text in scene.data.test], config.student.max_length
+        probs = ray.get(scene.workshop.predict.remote(folders, texts, job.labels, length, scene.placement.device))
+        test = [
+            score(as_predictions(scene.data.test, one, job.labels), job.labels, resamples=100).macro_f1.value
+            for one in probs.values()
+        ]
+        cells.append({"point": point, "validation": result.scores["macro_f1"], "test": sum(test) / len(test)})
+    return cells
 
 
 def empty(place: Place) -> dict[str, Any]:
