@@ -112,7 +112,7 @@ def result(wanted: Config, number: int, macro_f1: float, spent: float = 0.0) -> 
     """What a trial reports of a rung, as it comes through Tune."""
     scores = {"macro_f1": macro_f1, "accuracy": macro_f1, "cost_usd": spent, "tokens": 1.0, "training_s": 1.0}
     usage = {"requests": 2.0, "requests_new": 1.0, "cost_usd_new": spent, "tokens_new": 1.0}
-    found = RungResult(f"k{number}", "run", 4, 1, scores, 0.0, 1.0, (macro_f1,), usage, 8, {"train": 1.0}, ())
+    found = RungResult(f"k{number}-{spent}", "run", 4, 1, scores, 0.0, 1.0, (macro_f1,), usage, 8, {"train": 1.0}, ())
     return {"rung": number, "macro_f1": macro_f1, "result": asdict(found)}
 
 
