@@ -26,8 +26,16 @@ from tests.endpoint.book import Entry
 from tests.endpoint.client import Endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-WHOLE: dict[str, list[Any]] = {"augment.shots": [1, 2], "augment.alpha.low": [0.5, 0.7], "augment.per_class": [25, 50, 75, 100]}
-QUICK: dict[str, list[Any]] = {"augment.shots": [1, 2], "augment.alpha.low": [0.5, 0.7], "augment.per_class": [3, 6, 9, 12]}
+WHOLE: dict[str, list[Any]] = {
+    "augment.shots": [1, 2],
+    "augment.alpha.low": [0.5, 0.7],
+    "augment.per_class": [25, 50, 75, 100],
+}
+QUICK: dict[str, list[Any]] = {
+    "augment.shots": [1, 2],
+    "augment.alpha.low": [0.5, 0.7],
+    "augment.per_class": [3, 6, 9, 12],
+}
 
 
 @dataclass(frozen=True)
