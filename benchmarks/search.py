@@ -159,6 +159,7 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
     import ray
 
     from jobs import finetune
+    from jobs.runs import Run
     from jobs.trial import run_rung
     from potstill import search_points
     from potstill.baselines import as_predictions
@@ -173,17 +174,16 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
     ]
     cells = []
     for point, config, result in zip(points, configs, ray.get(asked), strict=True):
-        job = scene.job(config.model_copy(update={"student": config.student.model_copy(update={"repeats": SEEDS})}))
-        digests = job.run.read_json("students")
+        labels = list(scene.task.labels)
         folders = {
             name: f"{config.storage}/students/{one}/model"
-            for name, one in digests.items()
+            for name, one in Run(f"{scene.run.path}/runs", result.run).read_json("students").items()
             if name.startswith(finetune.DISTILLED)
         }
         texts, length = [text.text for text in scene.data.test], config.student.max_length
-        probs = ray.get(scene.workshop.predict.remote(folders, texts, job.labels, length, scene.placement.device))
+        probs = ray.get(scene.workshop.predict.remote(folders, texts, labels, length, scene.placement.device))
         test = [
-            score(as_predictions(scene.data.test, one, job.labels), job.labels, resamples=100).macro_f1.value
+            score(as_predictions(scene.data.test, one, labels), labels, resamples=100).macro_f1.value
             for one in probs.values()
         ]
         cells.append({"point": point, "validation": result.scores["macro_f1"], "test": sum(test) / len(test)})

@@ -21,9 +21,7 @@ TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/pool.py``)
 HTTP_CPUS = 0.1  # of a process that sends requests (``actors/http_teacher.py``)
 SMALL_CPUS = 0.1  # for what hands out work and looks after the rest
 BENCH_CPUS = 0.8  # of a training process, for each of its threads
-BENCH_CPUS_BESIDE_TEACHER = (
-    0.4  # where embedded teachers have the same cores: they work in bursts, and cores should not rest
-)
+BENCH_CPUS_BESIDE_TEACHER = 0.4  # the same beside embedded teachers, who work in bursts: each core has one of both
 TRIALS_A_BENCH = 2  # while one trains, the other generates
 
 

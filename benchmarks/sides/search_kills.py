@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -45,13 +44,11 @@ def kills(place: Place) -> dict[str, Any]:
         )
         whole = place.once(f"{kind}-undisturbed", partial(_whole, place, path))
         undisturbed = _table(place, f"{kind}-undisturbed") if kind == "grid" else None
-        times, killed = 1 if place.options.quick else TIMES, 0
-        for number in itertools.count():
-            if killed >= times:
-                break
-            again = partial(_kill_until_done, place, path, whole["seconds"], undisturbed, times - killed)
-            found[kind].append(place.once(f"{kind}-killed-{number}", again))
-            killed += len(found[kind][-1]["moments_s"])
+        left = 1 if place.options.quick else TIMES
+        while left > 0:
+            again = partial(_kill_until_done, place, path, whole["seconds"], undisturbed, left)
+            found[kind].append(place.once(f"{kind}-killed-{len(found[kind])}", again))
+            left -= len(found[kind][-1]["moments_s"])
             print(kind, found[kind][-1], flush=True)
     return found
 
