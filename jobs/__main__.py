@@ -21,6 +21,7 @@ from potstill.errors import InputError, PotstillError, Problem
 
 if TYPE_CHECKING:
     from jobs.runs import Run
+    from potstill.study_config import StudyConfig
 
 app = typer.Typer(
     name="potstill",
@@ -49,10 +50,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's and D
 
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Show requests, tokens and cost by stage, and what the ledger already holds. Nothing is spent."""
-    from jobs.plan import show
+    """Show requests, tokens and cost, and what the ledger already holds: a job's, a search's or a study's. Nothing is spent."""
+    from potstill.study_config import is_study
 
-    show(_load(config, overrides))
+    if is_study(config):
+        from jobs.study import show_plan
+
+        show_plan(_load_study(config, overrides), verbose)
+    else:
+        from jobs.plan import show
+
+        show(_load(config, overrides))
 
 
 @app.command()
@@ -155,11 +163,9 @@ def assess(
 @app.command()
 def study(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """Compare sources of training texts on several tasks: the two papers' tables, for your tasks and teachers."""
-    from jobs import paths
     from jobs.study import study as run
-    from potstill.study_config import load as load_study
 
-    run(paths.make_study_absolute(load_study(config, overrides or ())), verbose, yes)
+    run(_load_study(config, overrides), verbose, yes)
 
 
 @app.command()
@@ -190,6 +196,13 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
 
         more = preflight.problems(paths.make_absolute(error.rest), stages) if error.rest else []
         raise InputError([*error.problems, *more]) from error
+
+
+def _load_study(path: str, overrides: Sequence[str] | None) -> StudyConfig:
+    from jobs import paths
+    from potstill.study_config import load as load_study
+
+    return paths.make_study_absolute(load_study(path, overrides or ()))
 
 
 def _stage(stage: str, reference: str, overrides: list[str] | None, verbose: bool, yes: bool = False) -> None:

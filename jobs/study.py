@@ -16,13 +16,12 @@ from typing import Any
 
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
-from jobs import cluster, evaluation, preflight, study_report, training
+from jobs import cluster, evaluation, preflight, study_plan, study_report, training
 from jobs.bench import embed
 from jobs.finetune import remarks
 from jobs.page import study_page
 from jobs.study_cells import Cell, Group, groups, plan_cells
 from jobs.study_folder import Finished, StudyFolder
-from jobs.study_plan import confirm
 from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.terminal import Terminal
 from jobs.tracking import Tracker, open_tracker
@@ -45,14 +44,13 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
     """Run what is left of a study and show its tables. Raises ``InputError`` before anything is asked or started."""
     started = time.monotonic()
     terminal = Terminal()
-    cells = plan_cells(config, terminal, verbose)
-    folder = StudyFolder.of(config, cells)
+    cells, left, folder = _begin(config, terminal, verbose)
     _check(cells)
-    left = [cell for cell in cells if not folder.has(cell)]
-    study_report.print_start(terminal, config, folder, len(cells), len(left))
     failed: dict[str, str] = {}
     if left:
-        confirm(left, terminal, yes)
+        if planned := study_plan.plan_sources(left):
+            study_plan.show(planned, terminal)
+            study_plan.confirm(planned, {cell.teacher or "": cell.job for cell in left}, yes)
         with cluster.connect(verbose):
             for cell in _one_a_teacher(cells):
                 preflight.check_cluster(cell.job, STAGES)
@@ -80,6 +78,25 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
             f"{len(failed)} part(s) failed and are missing in the tables ({', '.join(failed)}), the first because: "
             f"{first}. The same command tries them again"
         )
+
+
+def show_plan(config: StudyConfig, verbose: bool = False) -> None:
+    """What is left of a study to ask, by source and by task. Nothing is asked or started; raises ``InputError``."""
+    terminal = Terminal()
+    _, left, _ = _begin(config, terminal, verbose)
+    if planned := study_plan.plan_sources(left):
+        study_plan.show(planned, terminal, by_task=True)
+    else:
+        terminal.say("no teacher is asked: " + ("all is done" if not left else "no source that is left needs one"))
+
+
+def _begin(config: StudyConfig, terminal: Terminal, verbose: bool) -> tuple[list[Cell], list[Cell], StudyFolder]:
+    """All cells, those that are left, and the folder; says which study it is. Makes nothing, and raises ``InputError``."""
+    cells = plan_cells(config, terminal, verbose)
+    folder = StudyFolder.of(config, cells)
+    left = [cell for cell in cells if not folder.has(cell)]
+    study_report.print_start(terminal, config, folder, len(cells), len(left))
+    return cells, left, folder
 
 
 def _check(cells: Sequence[Cell]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from actors.backends.identity import identify
 from jobs import plan
+from jobs.job import Job
 from jobs.plan import StagePlan
 from jobs.progress import format_usd
 from jobs.study_cells import Cell
@@ -14,37 +16,64 @@ from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
 
 
-def confirm(cells: Sequence[Cell], terminal: Terminal, yes: bool) -> None:
-    """Show what will be asked, and ask first where it may cost more than ``teacher.ask_above_usd``.
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """What one source asks one teacher about one task in one repeat."""
 
-    Sources that share their requests are counted once each run's folder, though further requests that they share are
-    not known beforehand. Raises ``InputError`` for a no.
+    task: str
+    source: str
+    teacher: str
+    stages: tuple[StagePlan, ...]
+
+
+def plan_sources(cells: Sequence[Cell]) -> list[SourcePlan]:
+    """One for each run's folder that asks: sources that share it are counted once.
+
+    Further requests that sources share are not known beforehand, so the sum is at most too high.
     """
     asking = {cell.job.run.name: cell for cell in cells if cell.source.asks}
-    if not asking:
-        return
-    by_source: dict[tuple[str, str], list[StagePlan]] = {}
-    for cell in asking.values():
-        by_source.setdefault((cell.source.title, cell.teacher or ""), []).extend(_stages(cell))
-    totals = {key: plan.total(stages) for key, stages in by_source.items()}
+    return [
+        SourcePlan(cell.task.name, cell.source.title, cell.teacher or "", tuple(_stages(cell)))
+        for cell in asking.values()
+    ]
+
+
+def show(planned: Sequence[SourcePlan], terminal: Terminal, by_task: bool = False) -> None:
+    """Requests, tokens and cost by source, and by task where that is wanted."""
+    _print(planned, terminal, "to ask (about)", ("source", "teacher"))
+    if by_task:
+        _print(planned, terminal, "the same by task", ("task", "teacher"))
+
+
+def confirm(planned: Sequence[SourcePlan], jobs: Mapping[str, Job], yes: bool) -> None:
+    """Ask first where a teacher may cost more than its ``ask_above_usd``; ``jobs``: one of each teacher's, by its name.
+
+    Raises ``InputError`` for a no.
+    """
+    for teacher in dict.fromkeys(one.teacher for one in planned):
+        plan.ask_first(jobs[teacher], [stage for one in planned if one.teacher == teacher for stage in one.stages], yes)
+
+
+def _print(planned: Sequence[SourcePlan], terminal: Terminal, title: str, columns: tuple[str, str]) -> None:
+    groups: dict[tuple[str, ...], list[StagePlan]] = {}
+    for one in planned:
+        groups.setdefault(tuple(getattr(one, column) for column in columns), []).extend(one.stages)
+    if len(groups) > 1:
+        groups["total", ""] = [stage for one in planned for stage in one.stages]
     terminal.table(
-        "to ask (about)",
-        ["source", "teacher", "requests", "in the ledger", "prompt tokens", "cost"],
-        [
-            (
-                source,
-                teacher,
-                f"{one.requests:,}",
-                "-" if one.known is None else f"{one.known:,}",
-                f"{one.prompt_tokens:,}",
-                "price unknown" if one.cost_usd is None else format_usd(one.cost_usd),
-            )
-            for (source, teacher), one in totals.items()
-        ],
+        title,
+        [*columns, "requests", "in the ledger", "prompt tokens", "cost"],
+        [(*key, *_row(plan.total(stages))) for key, stages in groups.items()],
     )
-    for teacher in dict.fromkeys(teacher for _, teacher in totals):
-        job = next(cell.job for cell in asking.values() if cell.teacher == teacher)
-        plan.ask_first(job, [one for (_, name), one in totals.items() if name == teacher], yes)
+
+
+def _row(one: StagePlan) -> tuple[str, ...]:
+    return (
+        f"{one.requests:,}",
+        "-" if one.known is None else f"{one.known:,}",
+        f"{one.prompt_tokens:,}",
+        "price unknown" if one.cost_usd is None else format_usd(one.cost_usd),
+    )
 
 
 def _stages(cell: Cell) -> list[StagePlan]:

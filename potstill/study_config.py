@@ -147,6 +147,15 @@ class StudyConfig(Section):
         return self
 
 
+def is_study(path: str | Path) -> bool:
+    """Whether a config file is a study's and no job's, by its field ``tasks``; loading says what is wrong with others."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and "tasks" in content and "task" not in content
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study's YAML and apply ``a.b=c`` overrides. Raises ``InputError`` with every problem."""
     path = Path(path)
