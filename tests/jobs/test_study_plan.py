@@ -1,5 +1,6 @@
 """What `potstill plan` says of a study."""
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -45,11 +46,11 @@ def plan(content, tmp_path, monkeypatch, capsys):
         path.write_text(yaml.safe_dump({**content, **changes}))
         monkeypatch.setattr(sys, "argv", ["potstill", "plan", str(path)])
         monkeypatch.setenv("COLUMNS", "160")
-        try:
+        with pytest.raises(SystemExit) as ended:
             main()
-        except SystemExit as ended:
-            assert not ended.code, capsys.readouterr().err
-        return capsys.readouterr().out
+        shown = capsys.readouterr()
+        assert not ended.value.code, shown.err
+        return shown.out
 
     return call
 
@@ -89,7 +90,7 @@ def test_a_dear_study_asks_first(content, monkeypatch):
     teacher = {"kind": "openai", "model": "gpt-4o-mini", "price": {"prompt": 1000.0, "completion": 1000.0}}
     cells = plan_cells(parse_study({**content, "teachers": {"dear": teacher}}), Terminal())
     planned = study_plan.plan_sources(cells)
-    monkeypatch.setattr(sys, "stdin", open("/dev/null"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(InputError, match=r"the job may cost about \$"):
         study_plan.confirm(planned, {"dear": cells[0].job}, yes=False)
     study_plan.confirm(planned, {"dear": cells[0].job}, yes=True)
