@@ -8,8 +8,8 @@ TREC-6, shots {1, 2} x alpha.low {0.5, 0.7} x per_class {25, 50, 75, 100}. ``scr
 after ``--latency-s``, so that requests and seconds mean something and scores don't; ``embedded``: the embedded teacher.
 Every part is written to the file as it ends and not run again: delete its entry to have it anew.
 
-- ``requests_share``: requests that the trials asked / those of the 16 by themselves; ``..._with_finals`` counts the
-  finals too, ``..._by_plan`` divides by what ``plan`` says of the 16, which needs no run of them;
+- ``requests_share``: requests that the trials asked / those of the 16 by themselves (as ``alone`` ran them, or else as
+  ``regret`` counted its cells); ``..._with_finals`` counts the finals too, ``..._by_plan`` divides by what ``plan`` says of the 16, which needs no run of them;
 - ``wall_share``: seconds of the whole search / of the 16 configs one after another with ``distill`` and as many workers as
   it takes by default, each on an empty ledger;
 - ``regret_points``: test macro-F1 of the grid's winner (validation, three training seeds a cell) less that of the
@@ -70,7 +70,7 @@ def main() -> None:
 
 def figures(result: dict[str, Any]) -> dict[str, float | None]:
     """The figures that the parts at hand give."""
-    one, other = result.get("search"), result.get("alone")
+    one, other, cells = result.get("search"), result.get("alone"), result.get("regret", {}).get("cells", [])
     found: dict[str, float | None] = dict.fromkeys(
         (
             "requests_share",
@@ -83,9 +83,10 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
     )
     if one:
         found["requests_share_by_plan"] = one["trials_asked"] / one["planned_alone"]
+    if one and (naive := other["requests"] if other else sum(cell["requests"] for cell in cells)):
+        found["requests_share"] = one["trials_asked"] / naive
+        found["requests_share_with_finals"] = one["asked"] / naive
     if one and other:
-        found["requests_share"] = one["trials_asked"] / other["requests"]
-        found["requests_share_with_finals"] = one["asked"] / other["requests"]
         found["wall_share"] = one["seconds"] / other["seconds"]
     if "regret" in result:
         found["regret_points"] = 100 * (result["regret"]["grid_test"] - result["regret"]["search_test"])
@@ -155,7 +156,8 @@ def regret(place: Place) -> dict[str, Any]:
 
 
 def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cells at the same time, as trials would be: each one's mean macro-F1 over training seeds, on validation and test."""
+    """Cells at the same time, as trials would be: each one's mean macro-F1 over training seeds, on validation and test, and
+    the requests that it needs by itself."""
     import ray
 
     from jobs import finetune
@@ -186,7 +188,14 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
             score(as_predictions(scene.data.test, one, labels), labels, resamples=100).macro_f1.value
             for one in probs.values()
         ]
-        cells.append({"point": point, "validation": result.scores["macro_f1"], "test": sum(test) / len(test)})
+        cells.append(
+            {
+                "point": point,
+                "validation": result.scores["macro_f1"],
+                "test": sum(test) / len(test),
+                "requests": result.usage["requests"],
+            }
+        )
     return cells
 
 

@@ -121,13 +121,14 @@ def final_row(final: Final) -> tuple[str, ...]:
 
 def agreement(report: SearchReport) -> str:
     """How far validation and test are apart, in words."""
-    luck = report.trial - report.fresh
+    less = report.trial - report.fresh
+    luck = f"{less:.3f} less: that was luck" if less > 0 else f"{-less:.3f} more: it was not luck"
     gap = report.fresh - report.test
     low, high = report.interval
     inside = "inside" if low <= report.fresh <= high else "outside"
     return (
         f"winner: trial {report.winner}, macro-F1 {report.trial:.3f} as found, {report.fresh:.3f} drawn afresh "
-        f"({luck:+.3f} was luck), {report.test:.3f} [{low:.3f}, {high:.3f}] on the test texts. Validation is {abs(gap):.3f} "
+        f"({luck}), {report.test:.3f} [{low:.3f}, {high:.3f}] on the test texts. Validation is {abs(gap):.3f} "
         f"{'above' if gap >= 0 else 'below'} test, {inside} its 95 % interval"
     )
 
@@ -145,11 +146,11 @@ def as_markdown(job: Job, table: TrialTable, report: SearchReport) -> str:
 
 
 def saving(report: SearchReport) -> str:
-    """What sharing saved."""
+    """What sharing saved: a trial that was stopped counts as far as it went."""
     share = f" ({report.requests_new / report.requests_alone:.0%})" if report.requests_alone else ""
     return (
         f"the trials asked {report.requests_new:,.0f} requests{share} of the {report.requests_alone:,.0f} that they would have "
-        f"asked by themselves; the finals asked {report.requests_finals:,.0f} more"
+        f"asked by themselves, each as far as it went; the finals asked {report.requests_finals:,.0f} more"
     )
 
 
