@@ -160,3 +160,30 @@ def test_few_or_equal_trials_give_plots_without_importance() -> None:
     trial = Trial(1, point(1), "finished", [rung(0.5)])
     assert set(search_report.figures([trial], SEARCH)) == {"parallel_coordinates", "pareto"}
     assert search_figures.importances([trial] * 5, SEARCH) == {}
+
+
+@pytest.mark.parametrize(
+    ("fresh", "test", "words"),
+    [
+        (0.65, 0.60, ["0.650 drawn afresh (0.050 less: that was luck)", "0.050 above test, inside"]),
+        (0.72, 0.80, ["0.720 drawn afresh (0.020 more: it was not luck)", "0.080 below test, outside"]),
+    ],
+)
+def test_luck_and_the_gap_to_test_are_told_either_way(fresh: float, test: float, words: list[str]) -> None:
+    report = search_report.SearchReport(
+        winner=3,
+        run="r",
+        trial=0.7,
+        fresh=fresh,
+        test=test,
+        interval=(test - 0.06, test + 0.06),
+        scored_on="texts",
+        finals=(),
+        requests_new=30.0,
+        requests_alone=100.0,
+        requests_finals=7.0,
+        cost_usd_new=0.0,
+    )
+    told = search_report.agreement(report)
+    assert all(one in told for one in words), told
+    assert "30 requests (30%) of the 100" in search_report.saving(report)
