@@ -50,7 +50,7 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
     if left:
         if planned := study_plan.plan_sources(left):
             study_plan.show(planned, terminal)
-            study_plan.confirm(planned, {cell.teacher or "": cell.job for cell in left}, yes)
+            study_plan.confirm(planned, yes)
         with cluster.connect(verbose):
             for cell in _one_a_teacher(cells):
                 preflight.check_cluster(cell.job, STAGES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.backends.identity import identify
@@ -20,6 +20,7 @@ from potstill.renderers import choose_renderer
 class SourcePlan:
     """What one source asks one teacher about one task in one repeat."""
 
+    job: Job
     task: str
     source: str
     teacher: str
@@ -33,7 +34,7 @@ def plan_sources(cells: Sequence[Cell]) -> list[SourcePlan]:
     """
     asking = {cell.job.run.name: cell for cell in cells if cell.source.asks}
     return [
-        SourcePlan(cell.task.name, cell.source.title, cell.teacher or "", tuple(_stages(cell)))
+        SourcePlan(cell.job, cell.task.name, cell.source.title, cell.teacher or "", tuple(_stages(cell)))
         for cell in asking.values()
     ]
 
@@ -45,13 +46,10 @@ def show(planned: Sequence[SourcePlan], terminal: Terminal, by_task: bool = Fals
         _print(planned, terminal, "the same by task", ("task", "teacher"))
 
 
-def confirm(planned: Sequence[SourcePlan], jobs: Mapping[str, Job], yes: bool) -> None:
-    """Ask first where a teacher may cost more than its ``ask_above_usd``; ``jobs``: one of each teacher's, by its name.
-
-    Raises ``InputError`` for a no.
-    """
-    for teacher in dict.fromkeys(one.teacher for one in planned):
-        plan.ask_first(jobs[teacher], [stage for one in planned if one.teacher == teacher for stage in one.stages], yes)
+def confirm(planned: Sequence[SourcePlan], yes: bool) -> None:
+    """Ask first where a teacher may cost more than its ``ask_above_usd``. Raises ``InputError`` for a no."""
+    for teacher, job in {one.teacher: one.job for one in planned}.items():
+        plan.ask_first(job, [stage for one in planned if one.teacher == teacher for stage in one.stages], yes)
 
 
 def _print(planned: Sequence[SourcePlan], terminal: Terminal, title: str, columns: tuple[str, str]) -> None:

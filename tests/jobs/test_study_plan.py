@@ -92,8 +92,8 @@ def test_a_dear_study_asks_first(content, monkeypatch):
     planned = study_plan.plan_sources(cells)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(InputError, match=r"the job may cost about \$"):
-        study_plan.confirm(planned, {"dear": cells[0].job}, yes=False)
-    study_plan.confirm(planned, {"dear": cells[0].job}, yes=True)
+        study_plan.confirm(planned, yes=False)
+    study_plan.confirm(planned, yes=True)
 
 
 def test_which_configs_are_studies(tmp_path):
