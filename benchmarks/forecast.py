@@ -2,13 +2,13 @@
 
     POTSTILL_HOME=PLACE python benchmarks/forecast.py --data-dir DIR --json forecast.json
 
-``DIR/<task>/{train,test}.parquet`` of the config's tasks; those that DIR lacks are left out. ``potstill study`` runs on
-them, then ``potstill assess`` on each (about 14,600 and 6,600 requests for all fourteen), and the line of
+``DIR/<task>/{train,test}.parquet`` of the config's tasks; those that DIR lacks are left out. Task by task ``potstill
+study`` runs, then ``potstill assess`` (about 14,600 and 6,600 requests for all fourteen), and the line of
 ``potstill/forecast.py`` on its declared predictors is held against saying the mean of the other tasks. The line alone is
-judged here: where it errs more than the mean, ``potstill assess`` says the mean. Both commands keep what is finished, so
-the same command goes on with a benchmark that broke off. PLACE should hold nothing else: gaps are read as
-``potstill assess`` reads them, over all finished studies of the storage, and a task that is assessed there is not
-assessed again (``texts`` says on how many).
+judged here: where it errs more than the mean, ``potstill assess`` says the mean. Every task is a study of its own, so the
+same command goes on with a benchmark that broke off, and with more ``--tasks`` it does those that are new. PLACE should
+hold nothing else: gaps are read as ``potstill assess`` reads them, over all finished studies of the storage, and a task
+that is assessed there is not assessed again (``texts`` says on how many).
 
 The mean has no rank correlation: a left-out mean falls as the left-out gap rises, so its rho would be -1 on any data.
 """
@@ -129,23 +129,25 @@ def to_config(study: StudyConfig, reference: TaskRef) -> Config:
     return cell_config(study, reference, sources.find("promptmix"), next(iter(study.teachers)), 0, classes=2)
 
 
-def run_study(place: Path, data_dir: Path, chosen: Sequence[TaskRef]) -> None:
-    """``potstill study`` on the chosen tasks; what it finds finished it does not do again."""
-    tasks = json.dumps([one.model_dump(mode="json") for one in chosen])
-    _potstill("study", str(place), "--set", f"data_dir={data_dir}", "--set", f"tasks={tasks}", "--yes")
+def run(place: Path, data_dir: Path, chosen: dict[str, TaskRef], configs: dict[str, Config], texts: int) -> None:
+    """``potstill study`` on each task, then ``potstill assess`` where it was not assessed yet.
+
+    The study finds its finished cells and does not make them again.
+    """
+    for name, config in configs.items():
+        only = json.dumps([chosen[name].model_dump(mode="json")])
+        _potstill("study", str(place), "--set", f"data_dir={data_dir}", "--set", f"tasks={only}", "--yes")
+        if name in read_assessments(config):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / f"{name}.yaml"
+            written.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"search"})))
+            _potstill("assess", str(written), "--texts", str(texts), "--yes")
 
 
-def run_assessments(configs: dict[str, Config], texts: int) -> dict[str, dict[str, Any]]:
-    """``potstill assess`` on every task that was not assessed yet; each one's ``assess.json``, by task."""
-    like = next(iter(configs.values()))  # storage and teacher are the same in all
-    done = {one["task"] for one in assess.others(like)}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, config in configs.items():
-            if name not in done:
-                place = Path(folder) / f"{name}.yaml"
-                place.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"search"})))
-                _potstill("assess", str(place), "--texts", str(texts), "--yes")
-    return {one["task"]: one for one in assess.others(like)}
+def read_assessments(config: Config) -> dict[str, dict[str, Any]]:
+    """The ``assess.json`` of every task that was assessed in the config's storage with its teacher, by task."""
+    return {one["task"]: one for one in assess.others(config)}
 
 
 def _potstill(*arguments: str) -> None:
@@ -163,9 +165,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     study = paths.make_study_absolute(load(options.config, [f"data_dir={data_dir}"]), ROOT)
     chosen = choose(study, data_dir, options.tasks, options.texts)
     configs = {name: to_config(study, reference) for name, reference in chosen.items()}
-    run_study(options.config.resolve(), data_dir, list(chosen.values()))
-    assessed = run_assessments(configs, options.texts)
-    found = [one for one in assess.studied(next(iter(configs.values()))) if one.task in chosen]
+    run(options.config.resolve(), data_dir, chosen, configs, options.texts)
+    like = next(iter(configs.values()))  # storage and teacher are the same in all
+    assessed = read_assessments(like)
+    found = [one for one in assess.studied(like) if one.task in chosen]
     figures = judge(found)
     for row in figures["rows"]:
         row["texts"] = assessed[row["task"]]["diagnosis"]["texts"]
