@@ -6,15 +6,12 @@ import json
 import os
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -197,95 +194,6 @@ def test_without_tracking_nothing_happens(config: Config, start: Callable[..., T
     assert isinstance(tracker, NullTracker)
     assert tracker.run_id is None
     assert sorted(tmp_path.iterdir()) == before
-
-
-# Preflight
-
-
-def complaints(**tracking: Any) -> list[str]:
-    start = time.monotonic()
-    found = problems(TrackingConfig.model_validate(tracking))
-    assert time.monotonic() - start < 10
-    assert all("\n" not in str(problem) for problem in found)
-    return [str(problem) for problem in found]
-
-
-@pytest.mark.parametrize(
-    ("uri", "expected"),
-    [
-        ("file:///tmp/mlruns", "refuses file stores"),
-        ("mlruns", "refuses file stores"),
-        ("sqlite://", "names no database file"),
-        ("sqlite:///:memory:", "names no database file"),
-        ("sqlite:////proc/nowhere/mlflow.db", "no permission|can't be"),
-        ("ftp://host/x", "is no MLflow tracking URI"),
-        ("http://", "has no host"),
-        ("http://127.0.0.1:9", "connection refused"),
-        ("http://user:hush@no-such-host.invalid:5000", "host name is not known|no answer"),
-    ],
-)
-def test_preflight_names_what_is_wrong(
-    uri: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import re
-
-    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path))
-    if "/proc/" in uri and os.access("/proc", os.W_OK):
-        (tmp_path / "file").write_text("")
-        uri, expected = f"sqlite:///{tmp_path}/file/mlflow.db", "is a file, not a folder"
-    found = complaints(uri=uri)
-    assert len(found) == 1
-    assert found[0].startswith("tracking.uri = ")
-    assert re.search(expected, found[0])
-    assert "hush" not in found[0]
-
-
-def test_preflight_reads_the_database(config: Config, tmp_path: Path) -> None:
-    assert complaints(uri=config.tracking.uri) == []
-    assert complaints(uri=f"sqlite:///{tmp_path}/new/mlflow.db") == []
-    assert not (tmp_path / "new").exists()
-
-    with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        connection.execute("CREATE TABLE responses (id TEXT)")
-    assert "another program's database (tables responses)" in complaints(uri=f"sqlite:///{tmp_path}/ledger.db")[0]
-    (tmp_path / "notes.db").write_text("these are no tables at all, only a text that somebody wrote")
-    assert "can't be read as an SQLite database" in complaints(uri=f"sqlite:///{tmp_path}/notes.db")[0]
-
-    old = client(config).create_experiment("old", (tmp_path / "artifacts").as_uri())
-    client(config).delete_experiment(old)
-    found = complaints(uri=config.tracking.uri, experiment="old", register_as="a/b")
-    assert [line.partition(" = ")[0] for line in found] == ["tracking.register_as", "tracking.experiment"]
-    with pytest.raises(InputError, match="was deleted"):
-        open_tracker(
-            config.model_copy(
-                update={"tracking": TrackingConfig.model_validate({"uri": config.tracking.uri, "experiment": "old"})}
-            ),
-            command="distill",
-            task_name="trec6",
-            run_dir=tmp_path / "run",
-        )
-
-
-def test_preflight_gives_up_on_a_silent_server() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert "no answer" in complaints(uri=f"http://127.0.0.1:{silent.getsockname()[1]}")[0]
-
-
-def test_preflight_notices_another_kind_of_server() -> None:
-    class NotFound(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(404)
-
-        do_POST = do_GET
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = complaints(uri=f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-    assert "no MLflow server" in found[0]
 
 
 # Outages
