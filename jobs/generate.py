@@ -22,8 +22,11 @@ from jobs.runs import as_json
 from potstill import filters, strategies
 from potstill.answered import Answered
 from potstill.errors import StageError
+from potstill.parsing import CUT_SHORT
 from potstill.renderers import choose_renderer, texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
+
+CUT_OFTEN = 0.2  # share of the texts that were cut short from which on it is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
             answered, used = ask(job, pool, f"generate-{rounds}", requests, planned, meter)
             usage += used
             examples = _filter(job, examples + _parse(job, answered, unread))
+            if rounds == 1:  # while the rounds to come can still be spared
+                _warn_of_cuts(job, unread[CUT_SHORT], len(examples) + unread.total())
             drawn |= {label: stop for label, (_, stop) in counts.items()}
             counts = next_counts(job, examples, drawn)
         report = _report(job, examples, unread, usage, rounds)
@@ -189,6 +194,15 @@ def _report(
     dropped = unread + collections.Counter(example.dropped_because for example in examples if example.dropped_because)
     texts = len(examples) + unread.total()
     return GenerateReport(usage, rounds, texts, sum(kept.values()), dict(dropped.most_common()), missing)
+
+
+def _warn_of_cuts(job: Job, cut: int, texts: int) -> None:
+    """Say that much of what is paid for is thrown away, since the teacher was not let to end it."""
+    if cut > CUT_OFTEN * texts:
+        job.terminal.warn(
+            f"{cut} of the first {texts} texts were cut short and dropped; raise augment.max_tokens = "
+            f"{job.config.augment.max_tokens} (what was asked with it is then asked anew)"
+        )
 
 
 def _dropped(dropped: Mapping[str, int]) -> str:

@@ -160,6 +160,20 @@ def test_what_the_parser_takes_for_no_text_is_in_the_report(job):
     assert made.texts == len(examples) + made.rounds == made.kept + sum(made.dropped.values())
 
 
+@pytest.mark.parametrize(("every", "told"), [(2, True), (10, False)])
+def test_texts_that_are_often_cut_short_are_told_of_with_the_setting_to_raise(job, capsys, every, told):
+    class Cutting(ScriptedPool):
+        def answer(self, number, request):
+            text = f"{request.target_label} no. {number} {request.request_id}"
+            return Answer(Response(request.request_id, text, "length" if number % every == 0 else "stop"), reused=False)
+
+    _, made = generate.generate(job, Cutting())
+    assert made.dropped["cut short"] > 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "were cut short" in line]
+    assert len(warnings) == told  # once, however many rounds there are
+    assert all("augment.max_tokens = 64" in line for line in warnings)
+
+
 def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
     requests = list(generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10))))
     assert len(requests) == 30
