@@ -18,6 +18,7 @@ from torch import Tensor
 from actors.backends.attention import new_cache
 
 _MIN_SHARED = 16  # tokens; a shorter common beginning is not worth a group of its own
+_ROW = 64  # tokens of a row that a batch has its full number of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,32 @@ def score(model: Any, questions: Sequence[Question], batch_size: int) -> list[li
             # At least one token of each prompt stays outside: its logits are the first choice tokens'.
             shared = min(common_length([q.prompt for q in members]), min(len(q.prompt) for q in members) - 1)
             prefix = _read_prefix(model, members[0].prompt[:shared])
-            for start in range(0, len(members), batch_size):
-                batch = members[start : start + batch_size]
-                for i, values in zip(
-                    group[start : start + batch_size], _score_batch(model, prefix, shared, batch), strict=True
-                ):
-                    scores[i] = values
+            for rows in cut_batches([_width(q, shared) for q in members], batch_size):
+                batch = members[rows.start : rows.stop]
+                for i, values in zip(rows, _score_batch(model, prefix, shared, batch), strict=True):
+                    scores[group[i]] = values
     return scores
+
+
+def cut_batches(widths: Sequence[int], batch_size: int) -> list[range]:
+    """Ranges of rows to read together: at most ``batch_size``, and of long rows no more than as many tokens come to.
+
+    Every row of a batch is as wide as its longest, and each has its own copy of the common beginning: a single long text
+    would have a whole batch read at its width.
+    """
+    batches, start, widest = [], 0, 0
+    for i, width in enumerate(widths):
+        widest = max(widest, width)
+        rows = i + 1 - start
+        if rows > 1 and (rows > batch_size or rows * widest > batch_size * _ROW):
+            batches.append(range(start, i))
+            start, widest = i, width
+    return [*batches, range(start, len(widths))] if widths else []
+
+
+def _width(question: Question, shared: int) -> int:
+    """Tokens of a question's row: its prompt's after the common beginning, and its choices' but their last ones."""
+    return len(question.prompt) - shared + sum(len(choice) - 1 for choice in question.choices)
 
 
 def _read_prefix(model: Any, tokens: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.backends.attention import use_grouped_attention
-from actors.backends.scoring import Question, common_length, group_by_prefix, score
+from actors.backends.scoring import Question, common_length, cut_batches, group_by_prefix, score
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(tuple)
 
@@ -48,6 +50,33 @@ def test_tree_equals_one_pass_a_choice(model: LlamaForCausalLM) -> None:
     questions.append(Question(draw(7), (draw(6),)))  # shares nothing
     questions.append(Question(shared, (draw(2), draw(2))))  # nothing beyond the shared beginning
     for question, values in zip(questions, score(model, questions, batch_size=3), strict=True):
+        assert values == pytest.approx(
+            [_naive(model, question.prompt, choice) for choice in question.choices], abs=1e-4
+        )
+
+
+@given(st.lists(st.integers(0, 2000)), st.integers(1, 40))
+def test_batches_hold_every_row_once_and_few_long_ones(widths: list[int], batch_size: int) -> None:
+    widths.sort()
+    batches = cut_batches(widths, batch_size)
+    assert [i for rows in batches for i in rows] == list(range(len(widths)))
+    for rows in batches:
+        assert 1 <= len(rows) <= batch_size
+        assert len(rows) == 1 or len(rows) * widths[rows[-1]] <= 64 * batch_size
+    for rows, after in itertools.pairwise(batches):  # none could have taken one row more
+        more = len(rows) + 1
+        assert more > batch_size or more * widths[after.start] > 64 * batch_size
+
+
+def test_long_rows_among_short_ones_score_as_alone(model: LlamaForCausalLM) -> None:
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, 64, (n,), generator=generator).tolist())
+
+    shared = draw(20)
+    questions = [Question(shared + draw(n), (draw(2), draw(1))) for n in (3, 90, 5, 120, 70, 8)]
+    for question, values in zip(questions, score(model, questions, batch_size=2), strict=True):
         assert values == pytest.approx(
             [_naive(model, question.prompt, choice) for choice in question.choices], abs=1e-4
         )
