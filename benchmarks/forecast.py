@@ -10,6 +10,9 @@ same command goes on with a benchmark that broke off, and with more ``--tasks`` 
 hold nothing else: gaps are read as ``potstill assess`` reads them, over all finished studies of the storage, and a task
 that is assessed there is not assessed again (``texts`` says on how many).
 
+``--earlier FILE`` adds the tasks of a former ``--json`` that this run leaves out: of another machine, whose PLACE is gone.
+It must be of the same teacher and settings. The precision that "auto" picks may still differ from machine to machine.
+
 The mean has no rank correlation: a left-out mean falls as the left-out gap rises, so its rho would be -1 on any data.
 """
 
@@ -31,18 +34,20 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from actors.backends.identity import identify
 from jobs import assess, paths
 from jobs.terminal import Terminal
 from potstill import assessment, draws, sources, task
 from potstill.config import Config, TaskRef
 from potstill.errors import InputError, PotstillError, Problem
-from potstill.forecast import FEWEST, Studied, leave_one_out, means_of_others, usable
+from potstill.forecast import FEWEST, PREDICTORS, Studied, leave_one_out, means_of_others, usable
 from potstill.study_config import StudyConfig, cell_config, load
 from potstill.subjectivity import spearman
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "conf/study-forecast.yaml"
 RESAMPLES = 1000  # of the tasks
+PLACES = {"name", "tasks", "data_dir", "storage", "ledger", "tracking"}  # of a study, without a say in its figures
 
 
 def judge(studied: Sequence[Studied]) -> dict[str, Any]:
@@ -158,29 +163,67 @@ def _potstill(*arguments: str) -> None:
         sys.exit(f"error: {why}; the same command goes on from there, --tasks leaves tasks out")
 
 
+def to_settings(study: StudyConfig) -> dict[str, Any]:
+    """What two runs must have in common for their tasks to be judged together: the study less its tasks and places, and
+    which weights its teacher has."""
+    (teacher,) = study.teachers.values()
+    return {**study.model_dump(mode="json", exclude=PLACES), "weights": identify(teacher).weights_digest}
+
+
+def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, tuple[Studied, int]]:
+    """The tasks of a former ``--json`` with the number of texts asked about, by name.
+
+    Raises ``InputError`` where the file is none of this script's or is of other ``settings``.
+    """
+    problem = f"--earlier = {str(path)!r}"
+    try:
+        former = json.loads(path.read_text())
+        theirs = former["settings"]
+        found = {
+            row["task"]: (
+                Studied(row["task"], row["gap"], {n: row[n] for n in PREDICTORS if row[n] is not None}),
+                row["texts"],
+            )
+            for row in former["rows"]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError([Problem(problem, f"is no --json of this script ({type(error).__name__}: {error})")]) from None
+    if differs := sorted(name for name in {*theirs, *settings} if theirs.get(name) != settings.get(name)):
+        raise InputError([Problem(problem, f"has another {', '.join(differs)} than this run; leave it out")])
+    return found
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures. ``missing``: tasks of which the teacher's votes or the gap are not known; ``seconds``: of this run, which
-    may have found much of it done."""
+    may have found much of it done. ``earlier`` of a row: it is of ``--earlier``."""
     started, data_dir = time.monotonic(), options.data_dir.resolve()
     study = paths.make_study_absolute(load(options.config, [f"data_dir={data_dir}"]), ROOT)
     chosen = choose(study, data_dir, options.tasks, options.texts)
     configs = {name: to_config(study, reference) for name, reference in chosen.items()}
+    settings = to_settings(study)
+    earlier = {} if options.earlier is None else read_earlier(options.earlier, settings)
     run(options.config.resolve(), data_dir, chosen, configs, options.texts)
     like = next(iter(configs.values()))  # storage and teacher are the same in all
     assessed = read_assessments(like)
     found = [one for one in assess.studied(like) if one.task in chosen]
-    figures = judge(found)
+    added = {name: one for name, one in earlier.items() if name not in {one.task for one in found}}
+    figures = judge([*found, *(one for one, _ in added.values())])
     for row in figures["rows"]:
-        row["texts"] = assessed[row["task"]]["diagnosis"]["texts"]
-    missing = sorted(set(chosen) - {one.task for one in found})
-    return {**figures, "missing": missing, "seconds": time.monotonic() - started}
+        row["earlier"] = row["task"] in added
+        row["texts"] = added[row["task"]][1] if row["earlier"] else assessed[row["task"]]["diagnosis"]["texts"]
+    missing = sorted(set(chosen) - {row["task"] for row in figures["rows"]})
+    return {**figures, "missing": missing, "seconds": time.monotonic() - started, "settings": settings}
 
 
 def show(terminal: Terminal, figures: dict[str, Any]) -> None:
     """The tasks, and what they come to."""
     columns = ["gap", "alpha", "entropy", "forecast", "error"]
     shown = [
-        (row["task"], *("-" if row[name] is None else f"{row[name]:.3f}" for name in columns), str(row["texts"]))
+        (
+            row["task"],
+            *("-" if row[name] is None else f"{row[name]:.3f}" for name in columns),
+            f"{row['texts']}{' (earlier)' if row['earlier'] else ''}",
+        )
         for row in figures["rows"]
     ]
     terminal.say()
@@ -213,6 +256,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of tasks, DIR/<task>/{train,test}.parquet")
     parser.add_argument("--tasks", help="some of the config's, with commas between; default: all that DIR has")
     parser.add_argument("--texts", type=int, default=100, help="texts of each task that the teacher votes on, at most")
+    parser.add_argument("--earlier", type=Path, help="a former --json, whose tasks join those of this run")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the study; default: conf/study-forecast.yaml")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ import forecast
 
 from jobs.terminal import Terminal
 from potstill import draws
+from potstill.errors import InputError
 from potstill.forecast import FEWEST, FEWEST_FOR_TWO, PREDICTORS, Studied
+from potstill.study_config import load
 
 
 def made_up(count: int, slope: float = -0.4) -> list[Studied]:
@@ -91,8 +94,33 @@ def test_too_few_tasks_give_rows_and_no_figures(capsys: pytest.CaptureFixture[st
     assert f"{FEWEST} tasks, by alpha: mean error" in shown(forecast.judge(made_up(FEWEST)), capsys)
 
 
+def former(path: Path, settings: dict[str, Any], tasks: list[Studied]) -> Path:
+    """A file as ``--json`` writes it."""
+    rows = [{**row, "texts": 50, "earlier": False} for row in forecast.judge(tasks)["rows"]]
+    path.write_text(json.dumps({"settings": settings, "rows": rows}))
+    return path
+
+
+def test_tasks_of_an_earlier_file_are_read_as_they_were_written(tmp_path: Path) -> None:
+    tasks = [*made_up(FEWEST), Studied("no alpha", -0.2, {"entropy": 0.5})]
+    settings = forecast.to_settings(load(forecast.CONFIG, []))
+    found = forecast.read_earlier(former(tmp_path / "forecast.json", settings, tasks), settings)
+    assert [one for one, _ in found.values()] == tasks
+    assert {texts for _, texts in found.values()} == {50}
+
+
+def test_an_earlier_file_of_other_settings_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    settings = forecast.to_settings(load(forecast.CONFIG, []))
+    path = former(tmp_path / "forecast.json", forecast.to_settings(load(forecast.CONFIG, ["max_test=200"])), made_up(5))
+    with pytest.raises(InputError, match=r"another max_test than this run"):
+        forecast.read_earlier(path, settings)
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"--earlier = .* is no --json of this script"):
+        forecast.read_earlier(path, settings)
+
+
 def shown(figures: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
-    rows = [{**row, "texts": 100} for row in figures["rows"]]
+    rows = [{**row, "texts": 100, "earlier": False} for row in figures["rows"]]
     forecast.show(Terminal(), {**figures, "rows": rows, "missing": []})
     said = capsys.readouterr().out
     assert all(row["task"] in said for row in rows)
