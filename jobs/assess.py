@@ -302,13 +302,13 @@ def forecast_in_words(found: Forecast | str) -> str:
     """What is to be expected of synthetic against real data, or that it can't be known."""
     if isinstance(found, str):
         return f"How far synthetic data would fall behind real data can't be known: {found}."
-    how = (
-        f"by {' and '.join(found.predictors)}"
-        if found.useful
-        else "the mean of the studied tasks, since votes tell no more"
-    )
+    span = f"{found.gap.value:+.2f} [{found.gap.low:+.2f}, {found.gap.high:+.2f}]"
+    start = f"Forecast of synthetic minus real, macro-F1: {span}"
+    if not found.useful:
+        errors = f"a line on votes errs by {found.error:.3f}, the mean by {found.error_of_mean:.3f}"
+        return f"{start}: the mean of {found.tasks} studied tasks, since votes tell no more (each left out in turn, {errors})."
     rho = "" if found.rank_correlation is None else f", rank correlation {found.rank_correlation:+.2f}"
     return (
-        f"Forecast of synthetic minus real, macro-F1: {found.gap.value:+.2f} [{found.gap.low:+.2f}, {found.gap.high:+.2f}] ({how}); "
-        f"from {found.tasks} tasks, each left out in turn: mean error {found.error:.3f} (the mean alone: {found.error_of_mean:.3f}){rho}."
+        f"{start} by {' and '.join(found.predictors)}, from {found.tasks} tasks, each left out in turn: mean error "
+        f"{found.error:.3f} (the mean alone: {found.error_of_mean:.3f}){rho}."
     )

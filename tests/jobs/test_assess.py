@@ -18,6 +18,7 @@ from jobs.__main__ import main
 from potstill import assessment
 from potstill.config import parse
 from potstill.forecast import Forecast
+from potstill.scores import Interval
 from potstill.study_tables import TABLES
 from tests.jobs.study_fakes import World, _embed, _Pool
 
@@ -137,6 +138,14 @@ def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_pa
     shown = capsys.readouterr().out
     assert "(6)" in shown
     assert "Forecast of synthetic minus real, macro-F1" in shown
+
+
+@pytest.mark.parametrize("useful", [True, False])
+def test_a_rank_correlation_is_told_of_a_line_and_not_of_a_mean(useful):
+    found = Forecast(Interval(-0.1, -0.2, 0.0), ("alpha",) if useful else (), 9, 0.05, 0.04, -0.5, useful)
+    said = assess.forecast_in_words(found)
+    assert "-0.10 [-0.20, +0.00]" in said
+    assert ("rank correlation -0.50" in said, "the mean of 9 studied tasks" in said) == (useful, not useful)
 
 
 def test_a_task_without_texts_has_them_written_first(tmp_path, world, capsys):
