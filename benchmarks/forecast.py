@@ -12,6 +12,8 @@ that is assessed there is not assessed again (``texts`` says on how many).
 
 ``--earlier FILE`` adds the tasks of a former ``--json`` that this run leaves out: of another machine, whose PLACE is gone.
 It must be of the same teacher and settings. The precision that "auto" picks may still differ from machine to machine.
+``--judge FILE`` in place of ``--data-dir`` runs nothing: the tasks of a former ``--json``, or its ``--tasks``, are judged
+again, also with each of them left out altogether.
 
 The mean has no rank correlation: a left-out mean falls as the left-out gap rises, so its rho would be -1 on any data.
 """
@@ -170,12 +172,12 @@ def to_settings(study: StudyConfig) -> dict[str, Any]:
     return {**study.model_dump(mode="json", exclude=PLACES), "weights": identify(teacher).weights_digest}
 
 
-def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, tuple[Studied, int]]:
+def read_earlier(path: Path, settings: dict[str, Any] | None = None) -> dict[str, tuple[Studied, int]]:
     """The tasks of a former ``--json`` with the number of texts asked about, by name.
 
-    Raises ``InputError`` where the file is none of this script's or is of other ``settings``.
+    Raises ``InputError`` where the file is none of this script's or is of other ``settings`` than those given.
     """
-    problem = f"--earlier = {str(path)!r}"
+    problem = f"{'--judge' if settings is None else '--earlier'} = {str(path)!r}"
     try:
         former = json.loads(path.read_text())
         theirs = former["settings"]
@@ -188,6 +190,7 @@ def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, tuple[Studie
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError([Problem(problem, f"is no --json of this script ({type(error).__name__}: {error})")]) from None
+    settings = theirs if settings is None else settings
     if differs := sorted(name for name in {*theirs, *settings} if theirs.get(name) != settings.get(name)):
         raise InputError([Problem(problem, f"has another {', '.join(differs)} than this run; leave it out")])
     return found
@@ -206,13 +209,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     like = next(iter(configs.values()))  # storage and teacher are the same in all
     assessed = read_assessments(like)
     found = [one for one in assess.studied(like) if one.task in chosen]
-    added = {name: one for name, one in earlier.items() if name not in {one.task for one in found}}
+    here = {one.task for one in found}
+    added = {name: one for name, one in earlier.items() if name not in here}
     figures = judge([*found, *(one for one, _ in added.values())])
     for row in figures["rows"]:
         row["earlier"] = row["task"] in added
         row["texts"] = added[row["task"]][1] if row["earlier"] else assessed[row["task"]]["diagnosis"]["texts"]
     missing = sorted(set(chosen) - {row["task"] for row in figures["rows"]})
     return {**figures, "missing": missing, "seconds": time.monotonic() - started, "settings": settings}
+
+
+def measure_again(path: Path, named: str | None) -> dict[str, Any]:
+    """The figures of a former ``--json``, or of its ``named`` tasks, and ``without``: those with each task left out altogether.
+
+    Raises ``InputError`` for a file of another kind and for names that it lacks.
+    """
+    known = read_earlier(path)
+    wanted = list(known) if named is None else named.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError([Problem(f"--tasks = {named!r}", f"{', '.join(unknown)}: must be some of {', '.join(known)}")])
+    studied = [known[name][0] for name in wanted]
+    figures = judge(studied)
+    for row in figures["rows"]:
+        row.update(earlier=True, texts=known[row["task"]][1])
+    without = {one.task: judge([other for other in studied if other is not one]) for one in studied}
+    for one in without.values():
+        del one["rows"]
+    return {**figures, "missing": [], "without": without}
 
 
 def show(terminal: Terminal, figures: dict[str, Any]) -> None:
@@ -246,6 +269,18 @@ def show(terminal: Terminal, figures: dict[str, Any]) -> None:
     )
 
 
+def show_without(terminal: Terminal, without: dict[str, dict[str, Any]]) -> None:
+    """The range of the figures over the tasks that were left out altogether."""
+    known = [one for one in without.values() if one["error"] is not None and one["rank_correlation"]["rho"] is not None]
+    if known:
+        less = [one["error_minus_mean"]["value"] for one in known]
+        rho = [one["rank_correlation"]["rho"] for one in known]
+        terminal.say(
+            f"with any one task left out altogether: error less the mean's {min(less):+.3f} to {max(less):+.3f}, rank "
+            f"correlation {min(rho):+.3f} to {max(rho):+.3f}"
+        )
+
+
 def _span(value: float, interval: dict[str, Any]) -> str:
     return f"{value:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
 
@@ -253,7 +288,9 @@ def _span(value: float, interval: dict[str, Any]) -> str:
 def main() -> None:
     """Run it, print the table, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of tasks, DIR/<task>/{train,test}.parquet")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--data-dir", type=Path, help="folder of tasks, DIR/<task>/{train,test}.parquet")
+    given.add_argument("--judge", type=Path, help="a former --json, whose tasks are judged again; nothing is run")
     parser.add_argument("--tasks", help="some of the config's, with commas between; default: all that DIR has")
     parser.add_argument("--texts", type=int, default=100, help="texts of each task that the teacher votes on, at most")
     parser.add_argument("--earlier", type=Path, help="a former --json, whose tasks join those of this run")
@@ -261,12 +298,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     try:
-        figures = measure(options)
+        figures = measure_again(options.judge, options.tasks) if options.judge else measure(options)
     except PotstillError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     show(Terminal(), figures)
+    show_without(Terminal(), figures.get("without", {}))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -119,6 +119,18 @@ def test_an_earlier_file_of_other_settings_or_of_another_kind_is_refused(tmp_pat
         forecast.read_earlier(path, settings)
 
 
+def test_a_former_file_is_judged_again_whole_in_part_and_without_each_task(tmp_path: Path) -> None:
+    tasks = made_up(FEWEST + 1)
+    path = former(tmp_path / "forecast.json", forecast.to_settings(load(forecast.CONFIG, [])), tasks)
+    whole = forecast.measure_again(path, None)
+    assert whole["error"] == forecast.judge(tasks)["error"]
+    assert whole["without"]["task0"]["error"] == forecast.judge(tasks[1:])["error"]
+    part = forecast.measure_again(path, ",".join(one.task for one in tasks[1:]))
+    assert part["error"] == whole["without"]["task0"]["error"]
+    with pytest.raises(InputError, match=r"--tasks = 'task0,other': other: must be some of"):
+        forecast.measure_again(path, "task0,other")
+
+
 def shown(figures: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     rows = [{**row, "texts": 100, "earlier": False} for row in figures["rows"]]
     forecast.show(Terminal(), {**figures, "rows": rows, "missing": []})
