@@ -51,8 +51,9 @@ def test_more_than_the_cluster_has_is_a_problem_not_a_wait() -> None:
 
 
 def settings(folder: Path, **changes: Any) -> StudentConfig:
+    """At 5e-3 instead, a student of seed 1 in bfloat16 never leaves a plateau on which two classes are one."""
     model = make_student(folder / "bert")
-    base = {"model": model, "epochs": 1, "min_steps": 50, "batch_size": 16, "learning_rate": 5e-3, "max_failures": 1}
+    base = {"model": model, "epochs": 1, "min_steps": 50, "batch_size": 16, "learning_rate": 2e-3, "max_failures": 1}
     return StudentConfig(**{**base, **changes})
 
 
