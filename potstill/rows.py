@@ -47,6 +47,11 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Numbers that are equal are made the same: 0, 0.0 and -0.0 would each give a request an id of its own."""
+        for name in ("temperature", "top_p"):
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+
 
 _SAMPLING_FIELDS = tuple(one.name for one in fields(Sampling))
 

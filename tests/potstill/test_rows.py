@@ -72,3 +72,9 @@ def test_what_is_sent_makes_the_id(change):
 )
 def test_what_it_is_for_does_not(change):
     assert replace(REQUEST, **change).request_id == REQUEST.request_id
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0])
+def test_equal_numbers_make_one_id(zero):
+    request = replace(REQUEST, sampling=Sampling(zero, 1, 32))
+    assert request.request_id == replace(REQUEST, sampling=Sampling(0.0, 1.0, 32)).request_id
