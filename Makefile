@@ -8,7 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 # A file of tests stays in one process, so that its tests share a cluster.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+SPREAD := --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Slow tests wait for processes and sockets: one more of them than there are cores leaves no core idle.
+SLOW := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) $(SPREAD)
+FAST := -n auto $(SPREAD)
 export TOKENIZERS_PARALLELISM := false
 # Containers often set it; then every process of ours would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,12 +42,12 @@ lint: $(STAMP)
 
 check: lint
 	@echo "== fast tests"
-	@$(BIN)/pytest -m "not slow" $(PARALLEL)
+	@$(BIN)/pytest -m "not slow" $(FAST)
 
 test: lint
 	@echo "== all tests (fast ones first, then Ray, DeepSpeed, MLflow and the embedded teacher for real)"
-	@$(BIN)/pytest -m "not slow" $(PARALLEL)
-	@$(BIN)/pytest -m slow $(PARALLEL) --durations=10
+	@$(BIN)/pytest -m "not slow" $(FAST)
+	@$(BIN)/pytest -m slow $(SLOW) --durations=10
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

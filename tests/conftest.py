@@ -20,18 +20,27 @@ settings.load_profile("shared machine")
 LONGEST = (
     "test_search.py",
     "test_distill.py",
-    "test_search_nodes.py",
-    "test_study_whole.py",
-    "test_interrupt.py",
-    "test_through_endpoint.py",
-    "test_tracking.py",
-    "test_assess.py",
-    "test_lost_node.py",
-    "test_llama_cpp.py",
     "test_training.py",
+    "test_lost_node.py",
+    "test_through_endpoint.py",
+    "test_http_teacher.py",
+    "test_batch_recovery.py",
+    "test_teacher.py",
+    "test_interrupt.py",
+    "test_study_whole.py",
+    "test_search_nodes.py",
     "test_kill.py",
+    "test_tracking.py",
+    "test_gpu_nodes.py",
+    "test_assess.py",
+    "test_batch_pool.py",
+    "test_anchor.py",
+    "test_resume.py",
+    "test_fits.py",
+    "test_fanout.py",
+    "test_llama_cpp.py",
 )
-"""Files that take a minute or so: first, so that no process is left with one of them when the others have ended."""
+"""Files that take half a minute or more: first, so that no process is left with one of them when the others have ended."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
