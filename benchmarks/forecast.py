@@ -172,28 +172,33 @@ def to_settings(study: StudyConfig) -> dict[str, Any]:
     return {**study.model_dump(mode="json", exclude=PLACES), "weights": identify(teacher).weights_digest}
 
 
-def read_earlier(path: Path, settings: dict[str, Any] | None = None) -> dict[str, tuple[Studied, int]]:
-    """The tasks of a former ``--json`` with the number of texts asked about, by name.
+def read_former(option: str, path: Path) -> tuple[dict[str, tuple[Studied, int]], dict[str, Any]]:
+    """The tasks of a former ``--json`` with the number of texts asked about, by name, and its settings.
 
-    Raises ``InputError`` where the file is none of this script's or is of other ``settings`` than those given.
+    Raises ``InputError``, which names the ``option``, where the file is none of this script's.
     """
-    problem = f"{'--judge' if settings is None else '--earlier'} = {str(path)!r}"
     try:
         former = json.loads(path.read_text())
-        theirs = former["settings"]
-        found = {
+        tasks = {
             row["task"]: (
                 Studied(row["task"], row["gap"], {n: row[n] for n in PREDICTORS if row[n] is not None}),
                 row["texts"],
             )
             for row in former["rows"]
         }
+        return tasks, dict(former["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError([Problem(problem, f"is no --json of this script ({type(error).__name__}: {error})")]) from None
-    settings = theirs if settings is None else settings
+        problem = Problem(f"{option} = {str(path)!r}", f"is no --json of this script ({type(error).__name__}: {error})")
+        raise InputError([problem]) from None
+
+
+def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, tuple[Studied, int]]:
+    """The tasks of ``--earlier``. Raises ``InputError`` where the file is none of this script's or is of other ``settings``."""
+    tasks, theirs = read_former("--earlier", path)
     if differs := sorted(name for name in {*theirs, *settings} if theirs.get(name) != settings.get(name)):
-        raise InputError([Problem(problem, f"has another {', '.join(differs)} than this run; leave it out")])
-    return found
+        message = f"has another {', '.join(differs)} than this run; leave it out"
+        raise InputError([Problem(f"--earlier = {str(path)!r}", message)])
+    return tasks
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -224,8 +229,8 @@ def measure_again(path: Path, named: str | None) -> dict[str, Any]:
 
     Raises ``InputError`` for a file of another kind and for names that it lacks.
     """
-    known = read_earlier(path)
-    wanted = list(known) if named is None else named.split(",")
+    known, _ = read_former("--judge", path)
+    wanted = list(known) if named is None else list(dict.fromkeys(named.split(",")))
     if unknown := [name for name in wanted if name not in known]:
         raise InputError([Problem(f"--tasks = {named!r}", f"{', '.join(unknown)}: must be some of {', '.join(known)}")])
     studied = [known[name][0] for name in wanted]
@@ -297,6 +302,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="the study; default: conf/study-forecast.yaml")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
+    if options.judge and options.earlier:
+        parser.error("--earlier adds tasks to a run, and --judge runs nothing")
     try:
         figures = measure_again(options.judge, options.tasks) if options.judge else measure(options)
     except PotstillError as error:

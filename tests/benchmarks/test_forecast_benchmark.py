@@ -127,8 +127,19 @@ def test_a_former_file_is_judged_again_whole_in_part_and_without_each_task(tmp_p
     assert whole["without"]["task0"]["error"] == forecast.judge(tasks[1:])["error"]
     part = forecast.measure_again(path, ",".join(one.task for one in tasks[1:]))
     assert part["error"] == whole["without"]["task0"]["error"]
+    named_twice = ",".join([*(one.task for one in tasks), "task0"])
+    assert forecast.measure_again(path, named_twice)["tasks"] == len(tasks)
     with pytest.raises(InputError, match=r"--tasks = 'task0,other': other: must be some of"):
         forecast.measure_again(path, "task0,other")
+
+
+def test_earlier_tasks_have_no_place_where_nothing_is_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["forecast.py", "--judge", "a.json", "--earlier", "b.json"])
+    with pytest.raises(SystemExit):
+        forecast.main()
+    assert "--earlier adds tasks to a run, and --judge runs nothing" in capsys.readouterr().err
 
 
 def shown(figures: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
