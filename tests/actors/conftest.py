@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from actors.ledger_store import LedgerStore
-from tests import postgres
 from tests.endpoint.behaviour import Script
 from tests.endpoint.client import Endpoint
+from tests.support import postgres
 
 
 @pytest.fixture(scope="session")

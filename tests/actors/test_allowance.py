@@ -9,8 +9,8 @@ from actors.allowance import Allowance
 from potstill.errors import TeacherError, TeacherStopped
 from potstill.pacing import Limits, Pacer
 from potstill.wallet import Outcome
-from tests.potstill.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer
-from tests.virtual_time import run
+from tests.support.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer
+from tests.support.virtual_time import run
 
 
 class Cluster:

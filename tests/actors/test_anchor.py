@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_student import LABELS, make_rows, make_student
 
 from actors import export, student
 from actors.student import ArmJob, TrainingJob
 from potstill.student_config import StudentConfig
+from tests.support.tiny_student import LABELS, make_rows, make_student
 
 pytestmark = pytest.mark.slow
 SEEDS = make_rows(75, seed=3)

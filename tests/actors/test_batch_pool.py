@@ -21,9 +21,9 @@ from actors.ledger import Ledger
 from actors.ledger_store import LedgerStore
 from actors.pool import TeacherPool
 from potstill.rows import Response, from_table
-from tests.actors.batch_requests import requests, teacher
-from tests.actors.test_batch_teacher import batches_of
 from tests.endpoint.client import ROOT, Endpoint
+from tests.support.batch_asking import batches_of
+from tests.support.batch_requests import requests, teacher
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def bare_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def drive(ray: Any, uri: str, config: Any, count: int) -> subprocess.Popen[str]:
     """A driver in a process of its own. When it dies, Ray ends its actors."""
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "-m", "tests.actors.batch_pool", uri, config.model_dump_json(), str(count)]
+    command = [sys.executable, "-m", "tests.support.batch_pool", uri, config.model_dump_json(), str(count)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 

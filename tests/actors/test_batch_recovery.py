@@ -19,9 +19,9 @@ from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
 from potstill.errors import TeacherError
 from potstill.teachers import OpenAITeacher
-from tests.actors.batch_asking import answered, ask, batches_of, forsake, left_over, start
-from tests.actors.batch_requests import PRICE, requests, teacher
 from tests.endpoint.client import ROOT, Endpoint
+from tests.support.batch_asking import answered, ask, batches_of, forsake, left_over, start
+from tests.support.batch_requests import PRICE, requests, teacher
 
 pytestmark = pytest.mark.slow
 
@@ -184,7 +184,7 @@ def test_an_endpoint_without_batches_says_so(endpoint: Endpoint, store: LedgerSt
 
 
 def start_driver(uri: str, config: OpenAITeacher, count: int, owner: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.actors.batch_driver", uri, config.model_dump_json(), str(count), owner]
+    command = [sys.executable, "-m", "tests.support.batch_driver", uri, config.model_dump_json(), str(count), owner]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     assert driver.stdout.readline() == "STARTED\n"

@@ -15,9 +15,9 @@ from actors.backends.openai import OpenAIBackend
 from actors.ledger_store import LedgerStore
 from potstill.chat import Abilities, body
 from potstill.errors import TeacherError
-from tests.actors.batch_asking import answered, ask, batches_of, fetch, left_over, start
-from tests.actors.batch_requests import requests, teacher
 from tests.endpoint.client import Endpoint
+from tests.support.batch_asking import answered, ask, batches_of, fetch, left_over, start
+from tests.support.batch_requests import requests, teacher
 
 pytestmark = pytest.mark.slow
 

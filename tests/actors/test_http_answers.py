@@ -20,9 +20,9 @@ from potstill.cost import Price
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request
 from potstill.teachers import OpenAITeacher
-from tests.actors.batch_requests import requests, teacher
-from tests.actors.near import NearLedger, NearLimiter
 from tests.endpoint.client import Endpoint
+from tests.support.batch_requests import requests, teacher
+from tests.support.near import NearLedger, NearLimiter
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from actors import ledger_upkeep as upkeep
 from actors.ledger_batches import BatchBook
 from actors.ledger_store import LedgerStore
 from potstill.rows import Message, Request, Response, Sampling
-from tests.actors.near import NearLedger
+from tests.support.near import NearLedger
 
 MESSAGES = (Message("user", "ünd 'quoted' \n"),)
 REQUESTS = [

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_student import make_student
 
 from actors import pooling
 from actors.pretrained import TokenCache, load_encoder
 from potstill.student_config import StudentConfig
+from tests.support.tiny_student import make_student
 
 pytestmark = pytest.mark.slow
 

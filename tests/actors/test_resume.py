@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_jobs import ROWS, attempt, prepare, settings, train, two_workers, weights
-from tiny_student import make_rows, make_student
 
 from actors import snapshot, student
 from actors.checkpoints import FolderCheckpoints
@@ -21,6 +19,8 @@ from actors.student import ArmReport, TrainingJob
 from potstill.arms import Arm
 from potstill.batches import plan_steps
 from potstill.errors import StageError
+from tests.support.tiny_jobs import ROWS, attempt, prepare, settings, train, two_workers, weights
+from tests.support.tiny_student import make_rows, make_student
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS, EVERY, STOP = 20, 4, 8

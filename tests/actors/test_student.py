@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_jobs import RATE, ROWS, STEPS, prepare, settings, train, two_workers, weights
-from tiny_student import LABELS, make_rows, make_student
 
 from actors import export, student
 from actors.pretrained import Encoder
@@ -20,6 +18,8 @@ from actors.student import ArmReport
 from potstill.arms import Arm
 from potstill.encoders import problems
 from potstill.errors import InputError, StageError
+from tests.support.tiny_jobs import RATE, ROWS, STEPS, prepare, settings, train, two_workers, weights
+from tests.support.tiny_student import LABELS, make_rows, make_student
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from command_line import write_config
 
 from jobs import assess, cluster, preflight
 from jobs.__main__ import main
@@ -20,7 +19,8 @@ from potstill.config import parse
 from potstill.forecast import Forecast
 from potstill.scores import Interval
 from potstill.study_tables import TABLES
-from tests.jobs.study_fakes import World, _embed, _Pool
+from tests.support.command_line import write_config
+from tests.support.study_fakes import World, _embed, _Pool
 
 ROOT = Path(__file__).parents[2]
 MAILROOM = str(ROOT / "tests/fixtures/tasks/mailroom")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import MAILROOM, ROOT, command, environment, write_config
 
 from jobs.__main__ import main
 from jobs.job import prepare
@@ -20,6 +19,7 @@ from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.rows import Example
 from tests.endpoint.client import Endpoint
+from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from command_line import MAILROOM, ROOT, environment, write_config
 
 from jobs.__main__ import main
+from tests.support.command_line import MAILROOM, ROOT, environment, write_config
 
 COMMANDS = ("plan", "distill", "generate", "relabel", "finetune", "evaluate", "report", "promote", "ledger")
 HEAVY = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "sklearn", "pandas")

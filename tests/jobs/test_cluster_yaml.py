@@ -7,7 +7,8 @@ from importlib.resources import files
 import jsonschema
 import pytest
 import yaml
-from command_line import ROOT
+
+from tests.support.command_line import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import ROOT, command, environment, write_config
-from head_node import copy_of_repository, head_node, submit
 
 from potstill.rows import Example, Prediction, Request, Response, from_table
+from tests.support.command_line import ROOT, command, environment, write_config
+from tests.support.head_node import copy_of_repository, head_node, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -8,9 +8,9 @@ import time
 
 import psutil
 import pytest
-from command_line import MAILROOM, ROOT, command, environment, write_config
 
 from jobs import interrupt
+from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
 CONFIG = {
     "task": str(MAILROOM),

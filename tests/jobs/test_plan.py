@@ -16,7 +16,7 @@ from potstill.errors import InputError
 from potstill.rows import Example, Message, Request, Response, Sampling
 from potstill.task import LabelledText, Seed
 from potstill.teachers import OpenAITeacher
-from tests.jobs.examples import written
+from tests.support.examples import written
 
 
 def test_the_plan_counts_what_is_distinct_and_makes_no_ledger(job, tmp_path):

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from command_line import ROOT, command, environment, write_config
 
 from tests.endpoint.client import Endpoint
+from tests.support.command_line import ROOT, command, environment, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

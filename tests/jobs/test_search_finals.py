@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_search_table import point, rung
 
 from jobs import search_log
 from jobs.search_finals import FRESH_SEED, Final, final_config, name_winner, say_warnings
 from jobs.search_table import Trial
 from jobs.trial import Quiet
 from potstill.config import Config, parse
+from tests.support.trials import point, rung
 
 CONFIG = {"task": {"preset": "demo"}, "seed": 5, "search": {"space": {"augment.shots": [1, 2]}}}
 

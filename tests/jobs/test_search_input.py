@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import write_config
 
 from jobs.__main__ import main
+from tests.support.command_line import write_config
 
 HTTP = {
     "kind": "openai",

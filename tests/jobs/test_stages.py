@@ -15,7 +15,7 @@ from potstill.config import parse
 from potstill.errors import StageError
 from potstill.relabelling import VOTE
 from potstill.rows import Example, Request, Response, from_table
-from tests.jobs.examples import written
+from tests.support.examples import written
 
 
 def relabelled(job, per_class=3) -> list[Example]:

@@ -25,7 +25,7 @@ from potstill.rows import Example
 from potstill.sources import SOURCES
 from potstill.study_config import load, parse_study
 from potstill.study_tables import TABLES, read_study
-from tests.jobs.study_fakes import World
+from tests.support.study_fakes import World
 
 TASKS = Path(__file__).parents[1] / "fixtures/tasks"
 SMALL = {

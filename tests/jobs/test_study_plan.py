@@ -15,7 +15,7 @@ from jobs.study_cells import plan_cells
 from jobs.terminal import Terminal
 from potstill.errors import InputError
 from potstill.study_config import is_study, parse_study
-from tests.jobs.study_fakes import World
+from tests.support.study_fakes import World
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "tests/fixtures/tasks"

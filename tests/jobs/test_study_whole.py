@@ -7,10 +7,10 @@ import subprocess
 
 import mlflow
 import pytest
-from command_line import MAILROOM, ROOT, command, environment, write_config
 
 from potstill.study_tables import read_study
 from tests.endpoint.client import Endpoint
+from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

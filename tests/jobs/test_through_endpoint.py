@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import MAILROOM, ROOT, command, environment, write_config
 
 from tests.endpoint.book import Entry
 from tests.endpoint.client import Endpoint
+from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,9 +20,7 @@ from potstill.errors import InputError, StageError
 from potstill.scores import score
 from potstill.student_config import StudentConfig
 from potstill.task import LabelledText
-
-sys.path.append(str(Path(__file__).parents[1] / "actors"))
-from tiny_student import LABELS, make_rows, make_student
+from tests.support.tiny_student import LABELS, make_rows, make_student
 
 ROWS = make_rows(75)
 

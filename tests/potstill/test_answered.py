@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from potstill import answered as module
 from potstill.rows import Message, Request, Response, Sampling
-from tests.potstill.made_up import answered
+from tests.support.made_up import answered
 
 REQUESTS = [
     Request("s", "t", "s", "r", "p", "m", None, (Message("user", "a"),), Sampling(), occurrence=i) for i in range(9)

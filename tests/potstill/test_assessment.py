@@ -13,7 +13,7 @@ from potstill import assessment
 from potstill.advice import advise, by_hand, learning_curve
 from potstill.evidence import read_answers
 from potstill.forecast import FEWEST, FEWEST_FOR_TWO, Forecast, Studied, forecast, leave_one_out
-from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TEXTS = [
     f"there is a {word} here, {time}" for time in ("now", "soon", "often") for words in WORDS.values() for word in words

@@ -20,7 +20,7 @@ from potstill.rows import UNKNOWN, Example
 from potstill.strategies import STRATEGIES, eda, gpt3mix, plan
 from potstill.strategies.contract import Written
 from potstill.task import LabelledText, TaskData
-from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TRAIN = tuple(LabelledText(f"t{i}-{label}", f"text {i} of {label}", label) for i in range(9) for label in TASK.labels)

@@ -11,7 +11,7 @@ from potstill import evidence
 from potstill.config import RelabelConfig
 from potstill.relabelling import class_texts, plan_relabel
 from potstill.rows import Response
-from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]

@@ -16,7 +16,7 @@ from potstill.rate_control import Answers, RateControl
 from potstill.rate_headers import Announced, RateHeaders
 from potstill.shares import Shares
 from potstill.wallet import Outcome, Wallet
-from tests.potstill.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer, World
+from tests.support.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer, World
 
 A_MINUTE = 3000
 ALLOWED = 2 * A_MINUTE

@@ -8,7 +8,7 @@ from potstill.config import RelabelConfig
 from potstill.relabelling import CHANNEL, VOTE, class_texts, plan_relabel, plan_seed_check
 from potstill.rows import Request
 from potstill.teacher import TeacherIdentity
-from tests.potstill.made_up import IDENTITY, WORDS, embed, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TEXTS = ["a cat sat", "oslo is far", "the axe fell"]

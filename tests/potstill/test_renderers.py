@@ -16,7 +16,7 @@ from potstill.rows import Request, Sampling
 from potstill.strategies import plan
 from potstill.teacher import TeacherIdentity
 from potstill.teachers import EmbeddedTeacher, OpenAITeacher
-from tests.potstill.made_up import IDENTITY, make_seeds, make_task
+from tests.support.made_up import IDENTITY, make_seeds, make_task
 
 CARDS = (ClassCard("city", "A city.", ("Bonn is  small",)), ClassCard("tool", "A tool.", ("a saw", "an axe")))
 

@@ -10,7 +10,7 @@ from potstill.evidence import Answers
 from potstill.relabelling import class_texts, plan_relabel, plan_seed_check
 from potstill.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
 from potstill.rows import Example, Response
-from tests.potstill.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds(4)
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]

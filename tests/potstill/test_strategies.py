@@ -15,7 +15,7 @@ from potstill.renderers import to_requests
 from potstill.rows import Sampling
 from potstill.strategies import STRATEGIES, next_counts, plan, texts_wanted
 from potstill.strategies.promptmix import draw_alpha
-from tests.potstill.made_up import IDENTITY, WORDS, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 

@@ -15,7 +15,7 @@ import pytest
 from actors.backends.openai import OpenAIBackend
 from potstill.errors import TeacherError
 from potstill.teachers import OpenAITeacher
-from tests.certificate import make_certificate
+from tests.support.certificate import make_certificate
 
 
 class Nothing(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """Run by tests in a process of its own, to be killed: asks in batches without Ray, and prints how it went.
 
-python -m tests.actors.batch_driver LEDGER_URI CONFIG_JSON COUNT OWNER
+python -m tests.support.batch_driver LEDGER_URI CONFIG_JSON COUNT OWNER
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import sys
 from actors.batch_teacher import BatchTeacherActor
 from actors.ledger_store import LedgerStore
 from potstill.teachers import OpenAITeacher
-from tests.actors.batch_requests import requests
-from tests.actors.near import NearLedger, NearLimiter
+from tests.support.batch_requests import requests
+from tests.support.near import NearLedger, NearLimiter
 
 
 async def drive(uri: str, config: OpenAITeacher, count: int, owner: str) -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server around a GGUF file: ``python tests/llama_server.py MODEL.gguf [--key KEY] [--name NAME]``.
+"""llama.cpp's own HTTP server around a GGUF file: ``python tests/support/llama_server.py MODEL.gguf [--key KEY] [--name NAME]``.
 
 From the package xllamacpp. The first line printed is ``listening on http://127.0.0.1:PORT/v1``; ends when its standard
 input closes, as it does when the process that started it is gone.

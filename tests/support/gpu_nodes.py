@@ -1,6 +1,6 @@
 """Start a fit on two nodes with three logical GPUs; writes where its workers landed to FOLDER/found.json.
 
-    python tests/jobs/gpu_nodes.py FOLDER
+    python tests/support/gpu_nodes.py FOLDER
 
 A program of its own, since a process has one Ray and that of the tests has one node. No GPU is needed: the workers say
 where they are and train nothing.
@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "actors")]
+sys.path.insert(0, str(ROOT))
 
 
 def main(folder: Path) -> None:
     """Ask for one worker a GPU, and then for one more than there are."""
     import ray
     from ray.cluster_utils import Cluster
-    from tiny_student import LABELS, make_rows, make_student
 
     from actors.student import TrainingJob
     from jobs import training
     from potstill.errors import InputError
     from potstill.student_config import StudentConfig
+    from tests.support.tiny_student import LABELS, make_rows, make_student
 
     def loop(config: Mapping[str, Any]) -> dict[str, Any]:
         context = ray.get_runtime_context()

@@ -1,6 +1,6 @@
 """Train on two nodes of one CPU each and take one away in mid-training; writes what came of it to found.json.
 
-    python tests/jobs/two_nodes.py FOLDER ZERO_STAGE
+    python tests/support/two_nodes.py FOLDER ZERO_STAGE
 
 A program of its own, since a process has one Ray and that of the tests has one node.
 """
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "actors")]
+sys.path.insert(0, str(ROOT))
 
 
 def main(folder: Path, stage: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
-    from tiny_student import LABELS, make_rows, make_student
 
     from actors.coverage import read_coverage, what_counts
     from jobs import training
     from jobs.training import Arm
     from potstill.batches import plan_steps
     from potstill.student_config import StudentConfig
+    from tests.support.tiny_student import LABELS, make_rows, make_student
 
     config = StudentConfig(
         model=make_student(folder / "bert"),

@@ -1,6 +1,6 @@
 """Run by tests in a process of its own: one pool in batch mode, on the Ray of RAY_ADDRESS; its answers as JSON.
 
-python -m tests.actors.batch_pool LEDGER_URI CONFIG_JSON COUNT
+python -m tests.support.batch_pool LEDGER_URI CONFIG_JSON COUNT
 """
 
 import json
@@ -11,7 +11,7 @@ import ray
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from potstill.teachers import OpenAITeacher
-from tests.actors.batch_requests import requests
+from tests.support.batch_requests import requests
 
 if __name__ == "__main__":
     uri, config, count = sys.argv[1:]

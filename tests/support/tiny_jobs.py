@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny_student import LABELS, make_rows
 
 from actors import export, student
 from actors.checkpoints import FolderCheckpoints
@@ -19,13 +18,14 @@ from actors.student import ArmJob, ArmReport, TrainingJob
 from potstill.arms import Arm, arm_digest
 from potstill.encoders import weights_digest
 from potstill.student_config import StudentConfig
+from tests.support.tiny_student import LABELS, make_rows
 
 STEPS = 50
 RATE = 3e-3
 """At 5e-3 the loss jumps about, and rounding that differs by machine grows to 1e-4 within 50 steps."""
 ROWS = make_rows(75)
-_HERE = Path(__file__).parent
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": f"{_HERE.parents[1]}:{_HERE}"}
+_ROOT = Path(__file__).parents[2]
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(_ROOT)}
 _WORKER = "import sys, tiny_jobs; tiny_jobs.work(int(sys.argv[1]), sys.argv[2])"
 
 

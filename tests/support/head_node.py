@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
-from command_line import MAILROOM, ROOT, environment
+
+from tests.support.command_line import MAILROOM, ROOT, environment
 
 RAY = Path(sys.executable).with_name("ray")
 START_S = 90

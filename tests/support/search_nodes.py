@@ -1,6 +1,6 @@
 """Trials on two nodes of one logical GPU each, one of which is taken away in mid-search; writes found.json.
 
-    python tests/jobs/search_nodes.py FOLDER
+    python tests/support/search_nodes.py FOLDER
 
 A program of its own, since a process has one Ray and that of the tests has one node. The GPUs are logical: students
 are trained on CPUs, but placed as on GPUs.
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "actors")]
+sys.path.insert(0, str(ROOT))
 
 
 def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
-    from tiny_student import make_student
 
     from actors.ledger import Ledger
     from actors.workshop import start_workshop
@@ -41,6 +40,7 @@ def main(folder: Path) -> None:
     from potstill.placement import place
     from potstill.search_budget import Ending
     from tests.endpoint.client import Endpoint
+    from tests.support.tiny_student import make_student
 
     folder.mkdir(parents=True, exist_ok=True)
     quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}

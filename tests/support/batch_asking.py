@@ -17,8 +17,8 @@ from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
 from potstill.rows import Request
 from potstill.teachers import OpenAITeacher
-from tests.actors.near import NearLedger, NearLimiter
 from tests.endpoint.client import Endpoint
+from tests.support.near import NearLedger, NearLimiter
 
 
 def start(config: OpenAITeacher, store: LedgerStore, owner: str = "job-a", submit: bool = True) -> BatchTeacherActor:
