@@ -25,10 +25,10 @@ from potstill.batch_files import (
     shrink,
 )
 from potstill.chat import most_completion_tokens
+from potstill.config.teacher import OpenAITeacher
 from potstill.cost import about_tokens
 from potstill.errors import LedgerError, TeacherError
 from potstill.rows import Request
-from potstill.teachers import OpenAITeacher
 
 GATHER_S = 2.0  # without another request, then a file is closed
 MOST_REFUSALS = 100  # one after another, for too many enqueued tokens: about a day

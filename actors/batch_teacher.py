@@ -23,12 +23,12 @@ from actors.ledger_batches import BatchBook
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
 from potstill.chat import Abilities
+from potstill.config.teacher import OpenAITeacher
 from potstill.cost import find_price, own_price
 from potstill.errors import TeacherError
 from potstill.failures import Refusals
 from potstill.pacing import Limits
 from potstill.rows import Request, Response, from_table
-from potstill.teachers import OpenAITeacher
 from potstill.wallet import Outcome
 
 BLOCK = 1000  # requests handed over together

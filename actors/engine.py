@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from actors.precision import pick_precision
 from actors.pretrained import Encoder
+from potstill.config.student import StudentConfig
 from potstill.errors import InputError, Problem, StageError
-from potstill.student_config import StudentConfig
 
 
 def initialise(student: StudentConfig, encoder: Encoder, device: Any, universal: bool = False) -> Any:

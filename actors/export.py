@@ -20,7 +20,7 @@ from fsspec.core import url_to_fs
 
 from potstill import __version__
 from potstill.arms import TrainingRow, from_table, to_table
-from potstill.student_config import StudentConfig
+from potstill.config.student import StudentConfig
 
 MARKER = "complete.json"
 

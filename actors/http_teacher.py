@@ -23,6 +23,7 @@ from actors.ledger import Ledger
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
 from potstill.chat import Abilities, most_completion_tokens
+from potstill.config.teacher import OpenAITeacher
 from potstill.cost import about_tokens, find_price, own_price
 from potstill.errors import TeacherError, TeacherStopped
 from potstill.failures import Refusals, backoff_s
@@ -30,7 +31,6 @@ from potstill.pacing import Limits
 from potstill.rate_control import LONG_PAUSE_S
 from potstill.rate_headers import read_rate_headers
 from potstill.rows import Request, Response, from_table
-from potstill.teachers import OpenAITeacher
 from potstill.wallet import Outcome
 
 KEPT_S = 5.0  # longer than a look into the ledger takes

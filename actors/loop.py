@@ -27,8 +27,8 @@ from actors.snapshot import Progress
 from actors.world import World
 from potstill import batches, objective
 from potstill.arms import TrainingRow
+from potstill.config.student import StudentConfig
 from potstill.errors import StageError
-from potstill.student_config import StudentConfig
 
 LOSS_WINDOW = 10
 """Steps between two looks at the loss: summing it over workers each step would wait for the GPU each step."""

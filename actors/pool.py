@@ -28,10 +28,10 @@ from actors.ledger_tables import to_response_table
 from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
 from potstill.chat import Abilities
+from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 from potstill.errors import PotstillError, TeacherError
 from potstill.pacing import PacerState
 from potstill.rows import Request, to_table
-from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
 T = TypeVar("T")
 LOOK_UP = 5000  # requests looked up in the ledger together

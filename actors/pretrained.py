@@ -11,8 +11,8 @@ import numpy as np
 
 from actors import pooling
 from potstill import encoders
+from potstill.config.student import StudentConfig
 from potstill.errors import InputError, Problem
-from potstill.student_config import StudentConfig
 
 _LARGEST_FIXED_PREFIX = 4096
 _POOLING_LOST = (

@@ -29,8 +29,8 @@ from actors.loop import Loop, Part
 from actors.pretrained import TokenCache, load_encoder
 from actors.snapshot import Progress, Snapshot
 from actors.world import World
+from potstill.config.student import StudentConfig
 from potstill.errors import PotstillError
-from potstill.student_config import StudentConfig
 
 log = logging.getLogger("potstill.student")
 

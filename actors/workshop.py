@@ -21,10 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors import bench
 from actors.ledger import Ledger
 from actors.pool import TeacherPool, cause
+from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import PotstillError, StageError, TeacherError
 from potstill.pacing import PacerState
 from potstill.placement import Placement
-from potstill.teachers import EmbeddedTeacher, TeacherConfig
 
 LATE_S = 60.0  # after the first training process is ready, how long the others are waited for
 MOST_GROWN_MB = 2000.0  # of a training process since its first student

@@ -42,7 +42,7 @@ from actors.precision import pick_precision
 from actors.student import ArmJob, TrainingJob
 from potstill import encoders
 from potstill.arms import Arm, TrainingRow, arm_digest
-from potstill.student_config import StudentConfig
+from potstill.config.student import StudentConfig
 
 SIDES = Path(__file__).resolve().parent / "sides"
 ROWS = 3000

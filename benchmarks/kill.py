@@ -49,8 +49,8 @@ from actors.backends.identity import identify
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster
+from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Message, Request, Sampling
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.book import Entry
 from tests.endpoint.client import Endpoint
 

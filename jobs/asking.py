@@ -18,10 +18,10 @@ from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import TableStream
 from potstill.answered import PLANNED, Answered
+from potstill.config.teacher import OpenAITeacher
 from potstill.error_rate import ErrorRate
 from potstill.errors import StageError
 from potstill.rows import REQUEST, Request, to_table
-from potstill.teachers import OpenAITeacher
 
 MAX_ERROR_RATE = 0.1  # of a teacher that has no such setting
 PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for no more

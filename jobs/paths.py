@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill.config import Config, Section, TaskRef
+from potstill.config.teacher import TeacherConfig
 from potstill.errors import Problem
 from potstill.study_config import StudyConfig
 from potstill.task import find_shipped
-from potstill.teachers import TeacherConfig
 
 _PACKAGE = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_[^/]+")
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)(.*)$")

@@ -28,13 +28,13 @@ from potstill import strategies
 from potstill.batch_files import WINDOW_S
 from potstill.chat import REASONING_TOKENS, reasons
 from potstill.config import Config
+from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price, teacher_price
 from potstill.errors import InputError, Problem
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer
 from potstill.rows import Example, Request
 from potstill.task import Task
-from potstill.teachers import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 
 ASKING = ("generate", "relabel")  # the stages that ask the teacher
 N = TypeVar("N", int, float)

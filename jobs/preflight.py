@@ -19,8 +19,8 @@ from jobs.job import prepare as read_task
 from jobs.terminal import Terminal
 from potstill import encoders, strategies
 from potstill.config import Config
+from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
-from potstill.teachers import EmbeddedTeacher, OpenAITeacher
 
 NODE_ANSWERS_S = 60.0
 

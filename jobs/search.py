@@ -31,11 +31,11 @@ from jobs.validating import make_validation
 from potstill import search_points
 from potstill.arms import RECIPE
 from potstill.config import Config
+from potstill.config.teacher import OpenAITeacher
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
 from potstill.placement import Placement, place
 from potstill.search_budget import Ending, gist
-from potstill.teachers import OpenAITeacher
 
 CLOSING_S = 30.0
 GROWS = {"trials", "concurrency", "budget_usd", "budget_hours", "top_k", "repeats"}

@@ -12,7 +12,7 @@ import numpy as np
 from jobs.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
 from jobs.search_table import Trial
 from potstill import search_points, search_ranking
-from potstill.search_space import BETTER_HIGH, SearchConfig
+from potstill.config.search import BETTER_HIGH, SearchConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,8 +19,8 @@ from jobs.search_finals import Final
 from jobs.search_log import show as put
 from jobs.search_table import Trial, TrialTable
 from potstill import search_points, search_ranking
+from potstill.config.search import SearchConfig
 from potstill.errors import InputError
-from potstill.search_space import SearchConfig
 from potstill.validation import Validation
 
 SHOWN = 10  # best trials on the terminal

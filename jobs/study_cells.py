@@ -17,10 +17,10 @@ from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill import encoders
 from potstill.config import Config, TaskRef
+from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.sources import Source
-from potstill.student_config import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.study_config import StudyConfig, cell_config, student_config
 from potstill.study_tables import LAYOUT, REGRESSION, TEACHER_ALONE
 from potstill.task import LabelledText, Task, TaskData

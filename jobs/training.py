@@ -21,9 +21,9 @@ from jobs import cluster, fits
 from potstill import arms as arms_
 from potstill import encoders
 from potstill.arms import Arm, TrainingRow, from_examples, from_texts, repeat
+from potstill.config.student import StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
-from potstill.student_config import StudentConfig
 
 if TYPE_CHECKING:
     from ray.train.backend import Backend, BackendConfig

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.rows import Example
-from potstill.student_config import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.task import LabelledText
 
 RECIPE = 4

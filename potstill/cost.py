@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Message
-from potstill.teachers import OpenAITeacher
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.arms import TrainingRow
-from potstill.student_config import StudentConfig
+from potstill.config.student import StudentConfig
 
 
 def targets(rows: Sequence[TrainingRow], student: StudentConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from potstill.config import Config
+from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import Problem
-from potstill.teachers import EmbeddedTeacher
 
 TRIAL_CPUS = 0.01
 TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/pool.py``)

@@ -17,15 +17,15 @@ from pydantic import ValidationError
 
 from potstill import draws
 from potstill.config import Config
-from potstill.config_file import explain
+from potstill.config.files import explain
+from potstill.config.reference import fields
+from potstill.config.search import SearchConfig, Value, rung_shares
+from potstill.config.student import STUDENT_WITHOUT_EFFECT
+from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import Problem
-from potstill.reference import fields
-from potstill.search_space import SearchConfig, Value, rung_shares
-from potstill.student_config import STUDENT_WITHOUT_EFFECT
-from potstill.teachers import EmbeddedTeacher
 
 if TYPE_CHECKING:
-    from potstill.search_space import Range
+    from potstill.config.search import Range
 
 Point = Mapping[str, Value]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from potstill.search_space import BETTER_HIGH
+from potstill.config.search import BETTER_HIGH
 
 Scores = Mapping[str, float]
 

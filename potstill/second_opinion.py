@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.agreement import kappa
-from potstill.student_config import StudentConfig
+from potstill.config.student import StudentConfig
 
 FLOOR = 0.02
 """The least probability that counts: a student of a few texts is too sure of itself to rule a class out."""

@@ -28,12 +28,12 @@ from potstill.config import (
     TrackingConfig,
     parse,
 )
-from potstill.config_file import explain, override
+from potstill.config.files import explain, override
+from potstill.config.sections import Section, home
+from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import InputError, Problem
-from potstill.sections import Section, home
 from potstill.sources import Source
 from potstill.study_tables import REGRESSION, TEACHER_ALONE
-from potstill.teachers import EmbeddedTeacher, TeacherConfig
 
 ALL_REAL = 100_000  # texts a class: all there are
 SECTIONS = ("augment", "relabel")

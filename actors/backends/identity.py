@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from actors.backends import openai, weights
+from potstill.config.teacher import OpenAITeacher, TeacherConfig
 from potstill.teacher import TeacherIdentity
-from potstill.teachers import OpenAITeacher, TeacherConfig
 
 
 def identify(config: TeacherConfig) -> TeacherIdentity:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill.chat import Abilities, body, give_up, read_choice
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.failures import Failure, FailureKind, classify
 from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
-from potstill.teachers import OpenAITeacher
 
 _CONNECT_S = 10.0
 _MOST_CONNECTIONS = 100_000  # what bounds the requests in flight is the limiter

@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from actors.backends.openai import OpenAIBackend, error_body, root_cause, seconds_to_wait
 from potstill.batch_files import URL, BatchStatus, looks_whole, read_status
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.failures import Failure, backoff_s, classify
-from potstill.teachers import OpenAITeacher
 
 METADATA = "potstill_batch"  # the field that holds our key
 PAGE = 100

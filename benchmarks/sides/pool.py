@@ -25,9 +25,9 @@ from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster
 from potstill.chat import Abilities
+from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
-from potstill.teachers import OpenAITeacher
 
 WARM_UP = 64
 AT_ONCE = 5000  # answers written together when the ledger is filled

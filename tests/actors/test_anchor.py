@@ -11,7 +11,7 @@ import pytest
 
 from actors import export, student
 from actors.student import ArmJob, TrainingJob
-from potstill.student_config import StudentConfig
+from potstill.config.student import StudentConfig
 from tests.support.tiny_student import LABELS, make_rows, make_student
 
 pytestmark = pytest.mark.slow

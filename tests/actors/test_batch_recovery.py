@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from actors import ledger_tables as tables
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import ROOT, Endpoint
 from tests.support.batch_asking import answered, ask, batches_of, forsake, left_over, start
 from tests.support.batch_requests import PRICE, requests, teacher

@@ -16,10 +16,10 @@ from actors.http_teacher import HttpTeacherActor
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
 from potstill.chat import Abilities
+from potstill.config.teacher import OpenAITeacher
 from potstill.cost import Price
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import Endpoint
 from tests.support.batch_requests import requests, teacher
 from tests.support.near import NearLedger, NearLimiter

@@ -14,9 +14,9 @@ import pytest
 from actors.backends.identity import identify
 from actors.ledger import Ledger
 from actors.pool import HTTP_BLOCK, TeacherPool
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import Endpoint
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ import pytest
 
 from actors.backends.openai import OpenAIBackend, identify
 from actors.backends.weights import locate
+from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling
-from potstill.teachers import EmbeddedTeacher, OpenAITeacher
 
 pytestmark = [
     pytest.mark.slow,

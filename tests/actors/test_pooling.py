@@ -5,7 +5,7 @@ import pytest
 
 from actors import pooling
 from actors.pretrained import TokenCache, load_encoder
-from potstill.student_config import StudentConfig
+from potstill.config.student import StudentConfig
 from tests.support.tiny_student import make_student
 
 pytestmark = pytest.mark.slow

@@ -15,10 +15,10 @@ import pytest
 from actors.backends.identity import identify
 from actors.ledger import Ledger
 from actors.workshop import SharedPool, account_of, fetch, start_workshop
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import InputError, TeacherError
 from potstill.placement import Placement
 from potstill.rows import Message, Request, Sampling
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import Endpoint
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,9 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors.workshop import MAX_LOST, Failed, Workshop
+from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import StageError
 from potstill.placement import Placement
-from potstill.teachers import EmbeddedTeacher
 
 
 class Process:

@@ -15,8 +15,8 @@ import pytest
 from actors.student import TrainingJob
 from jobs import fits, training
 from potstill.arms import Arm, TrainingRow
+from potstill.config.student import StudentConfig
 from potstill.errors import StageError
-from potstill.student_config import StudentConfig
 
 
 def leave(folder: Path, step: int, version: str | None = None) -> None:

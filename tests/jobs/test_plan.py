@@ -11,11 +11,11 @@ from jobs import generate, plan
 from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill.chat import Abilities, most_completion_tokens
+from potstill.config.teacher import OpenAITeacher
 from potstill.cost import Price
 from potstill.errors import InputError
 from potstill.rows import Example, Message, Request, Response, Sampling
 from potstill.task import LabelledText, Seed
-from potstill.teachers import OpenAITeacher
 from tests.support.examples import written
 
 

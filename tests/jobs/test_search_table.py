@@ -14,8 +14,8 @@ from jobs.search_table import Trial, TrialTable
 from jobs.tracking import NullTracker
 from jobs.trial import Quiet
 from potstill.config import parse
+from potstill.config.search import SearchConfig
 from potstill.pacing import PacerState
-from potstill.search_space import SearchConfig
 from tests.support.trials import point, rung
 
 SEARCH = SearchConfig(

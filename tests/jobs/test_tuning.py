@@ -90,7 +90,7 @@ def test_several_objectives_are_asked_for_by_name(tmp_path: Path) -> None:
 def test_optuna_draws_what_the_range_holds(content: dict[str, Any]) -> None:
     import optuna
 
-    from potstill.search_space import Range
+    from potstill.config.search import Range
 
     one = Range(**content)
     distribution = tuning.distribution(one)

@@ -22,10 +22,10 @@ from potstill.arms import (
     repeats_of,
     to_table,
 )
+from potstill.config.student import StudentConfig
 from potstill.errors import InputError
 from potstill.objective import learning_rate, peak_learning_rate, targets
 from potstill.rows import Example
-from potstill.student_config import StudentConfig
 from potstill.task import LabelledText
 
 LABELS = ("a", "b", "c")

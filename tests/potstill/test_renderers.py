@@ -9,13 +9,13 @@ import pytest
 
 from potstill.chat import Abilities, body
 from potstill.config import AugmentConfig
+from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.errors import InputError
 from potstill.prompts import ChoosePrompt, ClassCard, WritePrompt, card
 from potstill.renderers import choose_renderer, render, to_requests
 from potstill.rows import Request, Sampling
 from potstill.strategies import plan
 from potstill.teacher import TeacherIdentity
-from potstill.teachers import EmbeddedTeacher, OpenAITeacher
 from tests.support.made_up import IDENTITY, make_seeds, make_task
 
 CARDS = (ClassCard("city", "A city.", ("Bonn is  small",)), ClassCard("tool", "A tool.", ("a saw", "an axe")))

@@ -6,8 +6,8 @@ import pytest
 
 from potstill import search_points
 from potstill.config import Config, parse
+from potstill.config.search import SearchConfig
 from potstill.errors import InputError
-from potstill.search_space import SearchConfig
 
 SPACE = {"augment.shots": [1, 2], "augment.alpha.low": {"uniform": [0.5, 0.9], "step": 0.2}}
 

@@ -15,8 +15,8 @@ from actors import ledger_tables as tables
 from actors.batch_teacher import BatchTeacherActor
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
+from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Request
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import Endpoint
 from tests.support.near import NearLedger, NearLimiter
 

@@ -9,7 +9,7 @@ import sys
 
 from actors.batch_teacher import BatchTeacherActor
 from actors.ledger_store import LedgerStore
-from potstill.teachers import OpenAITeacher
+from potstill.config.teacher import OpenAITeacher
 from tests.support.batch_requests import requests
 from tests.support.near import NearLedger, NearLimiter
 

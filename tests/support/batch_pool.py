@@ -10,7 +10,7 @@ import ray
 
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
-from potstill.teachers import OpenAITeacher
+from potstill.config.teacher import OpenAITeacher
 from tests.support.batch_requests import requests
 
 if __name__ == "__main__":

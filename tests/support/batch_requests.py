@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from actors.backends.identity import identify
+from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Message, Request, Sampling
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.client import Endpoint
 
 PRICE = {"prompt": 1.0, "completion": 2.0}

@@ -28,8 +28,8 @@ def main(folder: Path) -> None:
 
     from actors.student import TrainingJob
     from jobs import training
+    from potstill.config.student import StudentConfig
     from potstill.errors import InputError
-    from potstill.student_config import StudentConfig
     from tests.support.tiny_student import LABELS, make_rows, make_student
 
     def loop(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from actors.allowance import Allowance
 from actors.batch_teacher import limits
 from actors.ledger_store import LedgerStore
+from potstill.config.teacher import OpenAITeacher
 from potstill.pacing import Pacer
-from potstill.teachers import OpenAITeacher
 
 
 class NearLedger:

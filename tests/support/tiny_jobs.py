@@ -16,8 +16,8 @@ from actors import export, student
 from actors.checkpoints import FolderCheckpoints
 from actors.student import ArmJob, ArmReport, TrainingJob
 from potstill.arms import Arm, arm_digest
+from potstill.config.student import StudentConfig
 from potstill.encoders import weights_digest
-from potstill.student_config import StudentConfig
 from tests.support.tiny_student import LABELS, make_rows
 
 STEPS = 50

@@ -27,7 +27,7 @@ def main(folder: Path, stage: int) -> None:
     from jobs import training
     from jobs.training import Arm
     from potstill.batches import plan_steps
-    from potstill.student_config import StudentConfig
+    from potstill.config.student import StudentConfig
     from tests.support.tiny_student import LABELS, make_rows, make_student
 
     config = StudentConfig(

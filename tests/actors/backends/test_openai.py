@@ -12,9 +12,9 @@ import pytest
 
 from actors.backends.openai import OpenAIBackend, Sent
 from potstill.chat import Abilities
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Sampling
-from potstill.teachers import OpenAITeacher
 from tests.endpoint.behaviour import Script
 from tests.endpoint.client import Endpoint
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from actors.backends.openai import OpenAIBackend
+from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
-from potstill.teachers import OpenAITeacher
 from tests.support.certificate import make_certificate
 
 

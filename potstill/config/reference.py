@@ -1,6 +1,6 @@
 """docs/config.md, written from the config itself so that it can't go stale.
 
-python -m potstill.reference > docs/config.md
+python -m potstill.config.reference > docs/config.md
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from potstill.config import Config, Section
+from potstill.config.job import Config, Section
 
 INTRODUCTION = """# Config
 
 One YAML file; every field can be overridden on the command line with `--set section.field=value`. `task` is the only field
-that must be there. Written by `python -m potstill.reference > docs/config.md`.
+that must be there. Written by `python -m potstill.config.reference > docs/config.md`.
 """
 
 

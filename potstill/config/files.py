@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from potstill.config.teacher import KINDS
 from potstill.errors import InputError, Problem
-from potstill.teachers import KINDS
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 from pathlib import Path
 
-from potstill.reference import as_markdown
+from potstill.config.reference import as_markdown
 
 
 def test_the_reference_is_up_to_date():
-    written = (Path(__file__).parents[2] / "docs/config.md").read_text()
-    assert written == as_markdown(), "run: python -m potstill.reference > docs/config.md"
+    written = (Path(__file__).parents[3] / "docs/config.md").read_text()
+    assert written == as_markdown(), "run: python -m potstill.config.reference > docs/config.md"
 
 
 def test_it_names_what_is_allowed():

@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from potstill.config import Config, load, parse
+from potstill.config.reference import fields
 from potstill.errors import InputError
-from potstill.reference import fields
 
 
 def problems(content, overrides=(), tmp_path=None) -> str:

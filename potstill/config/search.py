@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.sections import Section
+from potstill.config.sections import Section
 
 Metric = Literal["macro_f1", "accuracy", "cost_usd", "tokens", "training_s"]
 METRICS: tuple[str, ...] = get_args(Metric)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from potstill.search_space import Range, SearchConfig, rung_shares
+from potstill.config.search import Range, SearchConfig, rung_shares
 
 SPACE = {"augment.shots": [1, 2]}
 

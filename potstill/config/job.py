@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from potstill.config_file import explain, override, place_of
+from potstill.config.files import explain, override, place_of
+from potstill.config.search import SearchConfig
+from potstill.config.sections import Section, home
+from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
+from potstill.config.teacher import WITHOUT_EFFECT, EmbeddedTeacher, TeacherConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
-from potstill.search_space import SearchConfig
-from potstill.sections import Section, home
-from potstill.student_config import STUDENT_WITHOUT_EFFECT, StudentConfig
-from potstill.teachers import WITHOUT_EFFECT, EmbeddedTeacher, TeacherConfig
 
 
 class TaskRef(Section):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from potstill.sections import Section
+from potstill.config.sections import Section
 
 OPENAI_URL = "https://api.openai.com/v1"
 

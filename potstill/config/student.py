@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.deepspeed_settings import conflicts
-from potstill.sections import Section
+from potstill.config.deepspeed import conflicts
+from potstill.config.sections import Section
 
 STUDENT_WITHOUT_EFFECT = (
     "workers",
