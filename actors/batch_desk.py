@@ -19,11 +19,11 @@ from typing import Literal
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure, BatchApi
 from actors.ledger_batches import BatchBook, BatchRecord
-from potstill.batch_files import WINDOW_S, BatchStatus, Result, read_result, to_line
-from potstill.chat import Abilities, body
 from potstill.config.teacher import OpenAITeacher
+from potstill.endpoint.batch_files import WINDOW_S, BatchStatus, Result, read_result, to_line
+from potstill.endpoint.chat import Abilities, body
+from potstill.endpoint.failures import Failure, backoff_s
 from potstill.errors import TeacherError
-from potstill.failures import Failure, backoff_s
 from potstill.rows import Request, Response
 
 UNSURE_S = 30.0  # after an attempt without an answer: so long a batch may yet turn up

@@ -18,15 +18,10 @@ from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure
 from actors.batch_desk import UNSURE_S, YIELD, Batch, BatchDesk, Commit, Member, NotHeldError, lost
 from actors.ledger_batches import BatchBook
-from potstill.batch_files import (
-    BatchStatus,
-    Room,
-    count_fitting,
-    shrink,
-)
-from potstill.chat import most_completion_tokens
 from potstill.config.teacher import OpenAITeacher
-from potstill.cost import about_tokens
+from potstill.endpoint.batch_files import BatchStatus, Room, count_fitting, shrink
+from potstill.endpoint.chat import most_completion_tokens
+from potstill.endpoint.cost import about_tokens
 from potstill.errors import LedgerError, TeacherError
 from potstill.rows import Request
 

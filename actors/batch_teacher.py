@@ -22,11 +22,11 @@ from actors.ledger import Ledger
 from actors.ledger_batches import BatchBook
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
-from potstill.chat import Abilities
 from potstill.config.teacher import OpenAITeacher
-from potstill.cost import find_price, own_price
+from potstill.endpoint.chat import Abilities
+from potstill.endpoint.cost import find_price, own_price
+from potstill.endpoint.failures import Refusals
 from potstill.errors import TeacherError
-from potstill.failures import Refusals
 from potstill.pacing import Limits
 from potstill.rows import Request, Response, from_table
 from potstill.wallet import Outcome

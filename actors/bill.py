@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from actors.backends.openai import Sent
-from potstill.chat import Abilities, most_completion_tokens, schema_of
-from potstill.cost import Price, at_most_tokens, cost, worst_case
+from potstill.endpoint.chat import Abilities, most_completion_tokens, schema_of
+from potstill.endpoint.cost import Price, at_most_tokens, cost, worst_case
 from potstill.rows import Request, Response
 
 

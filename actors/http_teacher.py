@@ -22,11 +22,11 @@ from actors.bill import Bill, answered
 from actors.ledger import Ledger
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
-from potstill.chat import Abilities, most_completion_tokens
 from potstill.config.teacher import OpenAITeacher
-from potstill.cost import about_tokens, find_price, own_price
+from potstill.endpoint.chat import Abilities, most_completion_tokens
+from potstill.endpoint.cost import about_tokens, find_price, own_price
+from potstill.endpoint.failures import Refusals, backoff_s
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.failures import Refusals, backoff_s
 from potstill.pacing import Limits
 from potstill.rate_control import LONG_PAUSE_S
 from potstill.rate_headers import read_rate_headers

@@ -27,8 +27,8 @@ from actors.ledger_batches import under_way
 from actors.ledger_tables import to_response_table
 from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
-from potstill.chat import Abilities
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
+from potstill.endpoint.chat import Abilities
 from potstill.errors import PotstillError, TeacherError
 from potstill.pacing import PacerState
 from potstill.rows import Request, to_table

@@ -19,7 +19,7 @@ from jobs.progress import Meter
 from jobs.runs import TableStream
 from potstill.answered import PLANNED, Answered
 from potstill.config.teacher import OpenAITeacher
-from potstill.error_rate import ErrorRate
+from potstill.endpoint.error_rate import ErrorRate
 from potstill.errors import StageError
 from potstill.rows import REQUEST, Request, to_table
 

@@ -2,7 +2,7 @@
 
     potstill plan conf/trec6.yaml
 
-Needs no cluster and loads no model; tokens are estimated from the characters (``potstill/cost.py``), about within a
+Needs no cluster and loads no model; tokens are estimated from the characters (``potstill/endpoint/cost.py``), about within a
 fifth for English text.
 """
 
@@ -25,11 +25,20 @@ from jobs.job import Job, prepare
 from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
 from potstill import strategies
-from potstill.batch_files import WINDOW_S
-from potstill.chat import REASONING_TOKENS, reasons
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
-from potstill.cost import FREE, Price, about_tokens, cost, expected_seconds, find_price, own_price, teacher_price
+from potstill.endpoint.batch_files import WINDOW_S
+from potstill.endpoint.chat import REASONING_TOKENS, reasons
+from potstill.endpoint.cost import (
+    FREE,
+    Price,
+    about_tokens,
+    cost,
+    expected_seconds,
+    find_price,
+    own_price,
+    teacher_price,
+)
 from potstill.errors import InputError, Problem
 from potstill.relabelling import sample_questions
 from potstill.renderers import choose_renderer

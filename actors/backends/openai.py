@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from potstill.chat import Abilities, body, give_up, read_choice
 from potstill.config.teacher import OpenAITeacher
+from potstill.endpoint.chat import Abilities, body, give_up, read_choice
+from potstill.endpoint.failures import Failure, FailureKind, classify
 from potstill.errors import TeacherError
-from potstill.failures import Failure, FailureKind, classify
 from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.backends.openai import OpenAIBackend, error_body, root_cause, seconds_to_wait
-from potstill.batch_files import URL, BatchStatus, looks_whole, read_status
 from potstill.config.teacher import OpenAITeacher
+from potstill.endpoint.batch_files import URL, BatchStatus, looks_whole, read_status
+from potstill.endpoint.failures import Failure, backoff_s, classify
 from potstill.errors import TeacherError
-from potstill.failures import Failure, backoff_s, classify
 
 METADATA = "potstill_batch"  # the field that holds our key
 PAGE = 100

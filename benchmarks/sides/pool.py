@@ -24,8 +24,8 @@ from actors.backends.openai import Sent
 from actors.ledger import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster
-from potstill.chat import Abilities
 from potstill.config.teacher import OpenAITeacher
+from potstill.endpoint.chat import Abilities
 from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
 

@@ -13,7 +13,7 @@ import pytest
 
 from actors.backends.openai import OpenAIBackend
 from actors.ledger_store import LedgerStore
-from potstill.chat import Abilities, body
+from potstill.endpoint.chat import Abilities, body
 from potstill.errors import TeacherError
 from tests.endpoint.client import Endpoint
 from tests.support.batch_asking import answered, ask, batches_of, fetch, left_over, start
@@ -135,7 +135,7 @@ def test_a_cancelled_batch_keeps_what_it_answered(endpoint: Endpoint, store: Led
 def test_more_than_a_file_holds_goes_in_several(
     endpoint: Endpoint, store: LedgerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from potstill.batch_files import Room
+    from potstill.endpoint.batch_files import Room
 
     monkeypatch.setattr("actors.batch_runner.Room", lambda: Room(lines=70))
     config = teacher(endpoint)

@@ -15,9 +15,9 @@ from actors.bill import Bill
 from actors.http_teacher import HttpTeacherActor
 from actors.ledger_store import LedgerStore
 from actors.teacher import Answer
-from potstill.chat import Abilities
 from potstill.config.teacher import OpenAITeacher
-from potstill.cost import Price
+from potstill.endpoint.chat import Abilities
+from potstill.endpoint.cost import Price
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request
 from tests.endpoint.client import Endpoint

@@ -10,9 +10,9 @@ from actors.ledger_store import LedgerStore
 from jobs import generate, plan
 from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal
-from potstill.chat import Abilities, most_completion_tokens
 from potstill.config.teacher import OpenAITeacher
-from potstill.cost import Price
+from potstill.endpoint.chat import Abilities, most_completion_tokens
+from potstill.endpoint.cost import Price
 from potstill.errors import InputError
 from potstill.rows import Example, Message, Request, Response, Sampling
 from potstill.task import LabelledText, Seed

@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from potstill.chat import Abilities, body
 from potstill.config import AugmentConfig
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
+from potstill.endpoint.chat import Abilities, body
 from potstill.errors import InputError
 from potstill.prompts import ChoosePrompt, ClassCard, WritePrompt, card
 from potstill.renderers import choose_renderer, render, to_requests

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from actors.backends.openai import OpenAIBackend, Sent
-from potstill.chat import Abilities
 from potstill.config.teacher import OpenAITeacher
+from potstill.endpoint.chat import Abilities
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Sampling
 from tests.endpoint.behaviour import Script

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from potstill.error_rate import ErrorRate, kind_of
+from potstill.endpoint.error_rate import ErrorRate, kind_of
 
 
 def stopped_at(allowed, expected, fails):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from potstill.cost import (
+from potstill.endpoint.cost import (
     FREE,
     Price,
     about_tokens,
@@ -141,7 +141,7 @@ def test_a_look_up_needs_no_network(monkeypatch):
 
 def test_the_package_is_imported_with_the_first_look_up():
     script = (
-        "import sys, potstill.cost as cost; assert 'genai_prices' not in sys.modules;"
+        "import sys, potstill.endpoint.cost as cost; assert 'genai_prices' not in sys.modules;"
         "cost.find_price('gpt-4o-mini', 'openai'); assert 'genai_prices' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

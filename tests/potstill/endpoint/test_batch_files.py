@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.batch_files import (
+from potstill.endpoint.batch_files import (
     BatchStatus,
     Result,
     Room,

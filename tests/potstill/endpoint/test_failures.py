@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.failures import LONGEST_BACKOFF_S, MOST_FORBIDDEN, Refusals, backoff_s, classify
+from potstill.endpoint.failures import LONGEST_BACKOFF_S, MOST_FORBIDDEN, Refusals, backoff_s, classify
 
 
 @pytest.mark.parametrize(
