@@ -17,10 +17,10 @@ from jobs.batch_watch import watched
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import TableStream
-from potstill.answered import PLANNED, Answered
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.error_rate import ErrorRate
 from potstill.errors import StageError
+from potstill.labels.answered import PLANNED, Answered
 from potstill.rows import REQUEST, Request, to_table
 
 MAX_ERROR_RATE = 0.1  # of a teacher that has no such setting

@@ -29,12 +29,14 @@ from jobs.progress import Meter
 from jobs.runs import Run, as_json
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
-from potstill import advice, assessment, diversity, draws, evidence, relabelling, repetition
+from potstill import advice, assessment, diversity, draws, repetition
 from potstill.advice import Advice
 from potstill.assessment import Diagnosis
 from potstill.config import Config
 from potstill.errors import InputError, Problem, StageError
 from potstill.forecast import PREDICTORS, Forecast, Studied, forecast
+from potstill.labels import evidence
+from potstill.labels import questions as relabelling
 from potstill.renderers import choose_renderer
 from potstill.repetition import Repetition
 from potstill.rows import Example, Request

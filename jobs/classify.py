@@ -17,9 +17,9 @@ from jobs.generate import usage_metrics
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
-from potstill import evidence, relabelling
 from potstill.baselines import as_predictions
 from potstill.errors import StageError
+from potstill.labels import evidence, questions
 from potstill.renderers import choose_renderer
 from potstill.rows import Prediction
 from potstill.task import LabelledText
@@ -41,10 +41,10 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         # Which classes are near matters only where not all of them are offered.
         asked_about = [row.text for row in texts] if len(labels) > config.relabel.neighbours else []
         found, seeds, classes = embed(
-            asked_about, [seed.text for seed in job.data.seeds], relabelling.class_texts(job.task)
+            asked_about, [seed.text for seed in job.data.seeds], questions.class_texts(job.task)
         )
         vectors = found if asked_about else np.zeros((len(texts), classes.shape[1]), dtype=np.float32)
-        requests = relabelling.plan_relabel(
+        requests = questions.plan_relabel(
             job.task,
             job.data.seeds,
             [row.text for row in texts],
@@ -58,7 +58,7 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         )
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        each = relabelling.count_questions(job.task, config.relabel, identity, renderer)
+        each = questions.count_questions(job.task, config.relabel, identity, renderer)
         answered, usage = ask(job, pool, PART, requests, each * len(texts), meter)
         answers = evidence.read_answers(job.task, answered, len(texts))
         unanswered = int((~np.isfinite(answers.votes).any((1, 2))).sum())

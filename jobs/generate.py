@@ -20,8 +20,8 @@ from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
 from potstill import filters, strategies
-from potstill.answered import Answered
 from potstill.errors import StageError
+from potstill.labels.answered import Answered
 from potstill.parsing import CUT_SHORT
 from potstill.renderers import choose_renderer, texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id

@@ -40,7 +40,7 @@ from potstill.endpoint.cost import (
     teacher_price,
 )
 from potstill.errors import InputError, Problem
-from potstill.relabelling import sample_questions
+from potstill.labels.questions import sample_questions
 from potstill.renderers import choose_renderer
 from potstill.rows import Example, Request
 from potstill.task import Task

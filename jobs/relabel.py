@@ -23,9 +23,9 @@ from jobs.generate import usage_metrics
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
-from potstill import relabelling
+from potstill.labels import questions as relabelling
+from potstill.labels.resolution import RelabelReport, Resolution, resolve
 from potstill.renderers import choose_renderer
-from potstill.resolution import RelabelReport, Resolution, resolve
 from potstill.rows import Example, Request
 
 

@@ -18,9 +18,10 @@ from actors.backends.identity import identify
 from jobs import generate, plan, validating
 from jobs.job import Job
 from jobs.plan import StagePlan, Terms
-from potstill import relabelling, search_points, strategies
+from potstill import search_points, strategies
 from potstill.config import Config
 from potstill.errors import Problem
+from potstill.labels import questions
 from potstill.renderers import choose_renderer, texts_per_reply
 from potstill.search_points import Point
 from potstill.validation import from_real
@@ -171,7 +172,7 @@ def _relabelling(job: Job, terms: Terms, texts: int) -> StagePlan:
         return plan.plan_tokens("relabel", [], terms)
     identity = identify(config.teacher)
     renderer = choose_renderer(config.teacher.renderer, identity)
-    each = relabelling.sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
+    each = questions.sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
     return plan.plan_stage("relabel", each, terms, times=texts + len(job.data.seeds))
 
 

@@ -12,7 +12,7 @@ from jobs.plan import StagePlan
 from jobs.progress import format_usd
 from jobs.study_cells import Cell
 from jobs.terminal import Terminal
-from potstill.relabelling import sample_questions
+from potstill.labels.questions import sample_questions
 from potstill.renderers import choose_renderer
 
 

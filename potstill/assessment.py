@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import draws, subjectivity
-from potstill.calibration import calibrate
+from potstill.labels.calibration import calibrate
+from potstill.labels.questions import VOTE, without
 from potstill.prompts import ChoosePrompt, ClassCard, card
-from potstill.relabelling import VOTE, without
 from potstill.renderers import render
 from potstill.rows import Request, Sampling
 from potstill.task import LabelledText, Task

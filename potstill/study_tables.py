@@ -64,7 +64,7 @@ CELLS = pa.schema(
         ("macro_f1_low", _REAL),
         ("macro_f1_high", _REAL),
         ("expected_calibration_error", _REAL),
-        # What relabelling did to this source's texts; null where it was off. ``potstill.resolution.RelabelReport``.
+        # What relabelling did to this source's texts; null where it was off. ``potstill.labels.resolution.RelabelReport``.
         ("texts_written", _WHOLE),  # that passed the filters, before selection
         ("share_changed", _REAL),  # label used is another one than was written for
         ("share_contradicted", _REAL),  # teacher's first choice is another class

@@ -17,9 +17,9 @@ from actors.teacher import Answer, to_answer_table
 from jobs import asking, runs
 from jobs.progress import Meter
 from jobs.runs import Run
-from potstill.answered import Answered
 from potstill.config import parse
 from potstill.errors import StageError, TeacherError
+from potstill.labels.answered import Answered
 from potstill.rows import Message, Request, Response, Sampling
 
 PROMPT = "Write a question. " * 200  # 3,600 characters

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jobs.classify import raw_probs
-from potstill.evidence import Answers
+from potstill.labels.evidence import Answers
 
 
 def test_votes_are_averaged_and_what_was_not_offered_has_nothing() -> None:

@@ -13,7 +13,7 @@ from jobs.progress import Meter, format_usd
 from potstill.arms import arm_digest
 from potstill.config import parse
 from potstill.errors import StageError
-from potstill.relabelling import VOTE
+from potstill.labels.questions import VOTE
 from potstill.rows import Example, Request, Response, from_table
 from tests.support.examples import written
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from potstill import assessment
 from potstill.advice import advise, by_hand, learning_curve
-from potstill.evidence import read_answers
 from potstill.forecast import FEWEST, FEWEST_FOR_TWO, Forecast, Studied, forecast, leave_one_out
+from potstill.labels.evidence import read_answers
 from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TEXTS = [

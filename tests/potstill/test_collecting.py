@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from potstill import wordnet
 from potstill.config import AugmentConfig, RelabelConfig, parse
 from potstill.errors import InputError
-from potstill.evidence import expected_shares, target_prior
-from potstill.relabelling import VOTE, plan_relabel
+from potstill.labels.evidence import expected_shares, target_prior
+from potstill.labels.questions import VOTE, plan_relabel
+from potstill.labels.resolution import resolve
 from potstill.renderers import render
-from potstill.resolution import resolve
 from potstill.rows import UNKNOWN, Example
 from potstill.strategies import STRATEGIES, eda, gpt3mix, plan
 from potstill.strategies.contract import Written

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from potstill.answered import PLANNED, Answered
+from potstill.labels.answered import PLANNED, Answered
 from potstill.rows import Request, Response, to_table
 from potstill.task import LabelledText, Task
 from potstill.teacher import TeacherIdentity

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import answered as module
+from potstill.labels import answered as module
 from potstill.rows import Message, Request, Response, Sampling
 from tests.support.made_up import answered
 

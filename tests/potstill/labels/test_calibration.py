@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.calibration import calibrate, normalise
+from potstill.labels.calibration import calibrate, normalise
 
 
 def _biased(n: int, bias: list[float], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from potstill.config import RelabelConfig
-from potstill.relabelling import CHANNEL, VOTE, class_texts, plan_relabel, plan_seed_check
+from potstill.labels.questions import CHANNEL, VOTE, class_texts, plan_relabel, plan_seed_check
 from potstill.rows import Request
 from potstill.teacher import TeacherIdentity
 from tests.support.made_up import IDENTITY, WORDS, embed, make_seeds, make_task

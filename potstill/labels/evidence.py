@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 
 from potstill.agreement import kappa
-from potstill.answered import Answered
-from potstill.calibration import calibrate, normalise
 from potstill.config import RelabelConfig
-from potstill.relabelling import VOTE
+from potstill.labels.answered import Answered
+from potstill.labels.calibration import calibrate, normalise
+from potstill.labels.questions import VOTE
 from potstill.task import Task
 
 _UNNAMED = 0.05  # mass of all classes that an answer of one bare class does not name

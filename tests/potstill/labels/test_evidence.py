@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from potstill import evidence
 from potstill.config import RelabelConfig
-from potstill.relabelling import class_texts, plan_relabel
+from potstill.labels import evidence
+from potstill.labels.questions import class_texts, plan_relabel
 from potstill.rows import Response
 from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import binomtest
 
-from potstill import evidence
-from potstill.answered import Answered
 from potstill.config import AugmentConfig, RelabelConfig
+from potstill.labels import evidence
+from potstill.labels.answered import Answered
 from potstill.rows import Example
 from potstill.selection import select
 from potstill.task import LabelledText, Task

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from potstill.config import AugmentConfig, RelabelConfig
-from potstill.evidence import Answers
-from potstill.relabelling import class_texts, plan_relabel, plan_seed_check
-from potstill.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
+from potstill.labels.evidence import Answers
+from potstill.labels.questions import class_texts, plan_relabel, plan_seed_check
+from potstill.labels.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
 from potstill.rows import Example, Response
 from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
