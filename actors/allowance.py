@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.pacing import Grant, Report
-from potstill.wallet import Outcome, Wallet
+from potstill.limits.pacer import Grant, Report
+from potstill.limits.wallet import Outcome, Wallet
 
 Exchange = Callable[[Report], Awaitable[Grant]]
 

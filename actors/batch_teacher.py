@@ -27,9 +27,9 @@ from potstill.endpoint.chat import Abilities
 from potstill.endpoint.cost import find_price, own_price
 from potstill.endpoint.failures import Refusals
 from potstill.errors import TeacherError
-from potstill.pacing import Limits
+from potstill.limits.pacer import Limits
+from potstill.limits.wallet import Outcome
 from potstill.rows import Request, Response, from_table
-from potstill.wallet import Outcome
 
 BLOCK = 1000  # requests handed over together
 BLOCKS = 250  # on their way at a time

@@ -27,11 +27,11 @@ from potstill.endpoint.chat import Abilities, most_completion_tokens
 from potstill.endpoint.cost import about_tokens, find_price, own_price
 from potstill.endpoint.failures import Refusals, backoff_s
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.pacing import Limits
-from potstill.rate_control import LONG_PAUSE_S
-from potstill.rate_headers import read_rate_headers
+from potstill.limits.headers import read_rate_headers
+from potstill.limits.pacer import Limits
+from potstill.limits.rate import LONG_PAUSE_S
+from potstill.limits.wallet import Outcome
 from potstill.rows import Request, Response, from_table
-from potstill.wallet import Outcome
 
 KEPT_S = 5.0  # longer than a look into the ledger takes
 

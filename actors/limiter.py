@@ -22,10 +22,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.allowance import Allowance
-from potstill.breaker import BreakerSettings
-from potstill.budget import LEASE_S
 from potstill.errors import TeacherError
-from potstill.pacing import Grant, Limits, Pacer, PacerState, Report
+from potstill.limits.accounts import LEASE_S
+from potstill.limits.breaker import BreakerSettings
+from potstill.limits.pacer import Grant, Limits, Pacer, PacerState, Report
 
 MAX_RESTARTS = 20
 WRITE_S = 1.0  # what is no money is written so often

@@ -30,7 +30,7 @@ from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 from potstill.endpoint.chat import Abilities
 from potstill.errors import PotstillError, TeacherError
-from potstill.pacing import PacerState
+from potstill.limits.pacer import PacerState
 from potstill.rows import Request, to_table
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from actors.ledger import Ledger
 from actors.pool import TeacherPool, cause
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import PotstillError, StageError, TeacherError
-from potstill.pacing import PacerState
+from potstill.limits.pacer import PacerState
 from potstill.placement import Placement
 
 LATE_S = 60.0  # after the first training process is ready, how long the others are waited for

@@ -17,7 +17,7 @@ import pyarrow as pa
 from jobs.runs import Run
 from jobs.trial import RungResult
 from potstill import search_points
-from potstill.pacing import PacerState
+from potstill.limits.pacer import PacerState
 from potstill.search_points import Point
 
 Status = Literal["running", "finished", "stopped", "failed"]

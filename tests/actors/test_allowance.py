@@ -7,8 +7,8 @@ import pytest
 
 from actors.allowance import Allowance
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.pacing import Limits, Pacer
-from potstill.wallet import Outcome
+from potstill.limits.pacer import Limits, Pacer
+from potstill.limits.wallet import Outcome
 from tests.support.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer
 from tests.support.virtual_time import run
 

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from actors.limiter import LimiterHandle
-from potstill.breaker import BreakerSettings
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.pacing import Limits
-from potstill.wallet import Outcome
+from potstill.limits.breaker import BreakerSettings
+from potstill.limits.pacer import Limits
+from potstill.limits.wallet import Outcome
 
 pytestmark = pytest.mark.slow
 

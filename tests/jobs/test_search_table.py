@@ -15,7 +15,7 @@ from jobs.tracking import NullTracker
 from jobs.trial import Quiet
 from potstill.config import parse
 from potstill.config.search import SearchConfig
-from potstill.pacing import PacerState
+from potstill.limits.pacer import PacerState
 from tests.support.trials import point, rung
 
 SEARCH = SearchConfig(

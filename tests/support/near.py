@@ -11,7 +11,7 @@ from actors.allowance import Allowance
 from actors.batch_teacher import limits
 from actors.ledger_store import LedgerStore
 from potstill.config.teacher import OpenAITeacher
-from potstill.pacing import Pacer
+from potstill.limits.pacer import Pacer
 
 
 class NearLedger:

@@ -8,9 +8,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 
-from potstill.pacing import Pacer
-from potstill.rate_headers import Announced, RateHeaders
-from potstill.wallet import Outcome, Wallet
+from potstill.limits.headers import Announced, RateHeaders
+from potstill.limits.pacer import Pacer
+from potstill.limits.wallet import Outcome, Wallet
 
 
 class TokenBucketServer:

@@ -10,7 +10,7 @@ Without a known limit the rate is found by additive-increase/multiplicative-decr
 - *A refusal* sets the rate just below the measured rate of success. All refusals of what was sent before that
   took effect are one signal. Then the rate creeps up again, faster the longer nothing is refused.
   A cut that was too deep is made good quickly: up to the rate at which the refusals came.
-- *Refusals that don't depend on the rate* are found by an experiment (``potstill.rate_test``) and put up with.
+- *Refusals that don't depend on the rate* are found by an experiment (``potstill.limits.noise``) and put up with.
 - *A blackout* (nothing but refusals, or ``Retry-After`` of seconds) lets only a probe through now and then. When
   one succeeds, slow start begins again, up to the mean rate of the whole cycle, pause included: this is what
   finds the sustainable rate of an endpoint that counts in whole minutes.
@@ -22,8 +22,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from potstill.rate_headers import RateHeaders
-from potstill.rate_test import RateTest
+from potstill.limits.headers import RateHeaders
+from potstill.limits.noise import RateTest
 
 MARGIN = 0.98  # of a known limit; the rest is for jitter on the way, which a sliding window would count against us
 DEPTH_S = 0.5  # a bucket holds so much of its rate: a caller that comes late loses nothing, and no burst is larger

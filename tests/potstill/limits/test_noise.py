@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from potstill.rate_test import LONGEST_DIP_S, RateTest
+from potstill.limits.noise import LONGEST_DIP_S, RateTest
 
 
 def suspicious(share, answers=400):

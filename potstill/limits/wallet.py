@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.pacing import Grant, Report
-from potstill.rate_control import Answers
-from potstill.rate_headers import RateHeaders
+from potstill.limits.headers import RateHeaders
+from potstill.limits.pacer import Grant, Report
+from potstill.limits.rate import Answers
 
 AHEAD_S = 0.2  # of sending are asked for beforehand
 MOST_AHEAD = 4096

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.rate_headers import Announced, RateHeaders, parse_wait, read_rate_headers
+from potstill.limits.headers import Announced, RateHeaders, parse_wait, read_rate_headers
 
 NOW = 1_700_000_000.0
 

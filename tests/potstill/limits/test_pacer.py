@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.breaker import BreakerSettings
-from potstill.pacing import Limits, Pacer, Report
-from potstill.rate_control import Answers, RateControl
-from potstill.rate_headers import Announced, RateHeaders
-from potstill.shares import Shares
-from potstill.wallet import Outcome, Wallet
+from potstill.limits.breaker import BreakerSettings
+from potstill.limits.headers import Announced, RateHeaders
+from potstill.limits.pacer import Limits, Pacer, Report
+from potstill.limits.rate import Answers, RateControl
+from potstill.limits.shares import Shares
+from potstill.limits.wallet import Outcome, Wallet
 from tests.support.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer, World
 
 A_MINUTE = 3000

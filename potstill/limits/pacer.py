@@ -1,7 +1,7 @@
 """The limiter's decisions: who may send how many requests now. No clock and no cluster in here.
 
 Every method takes ``now``, monotonic seconds. Processes that send requests (holders) exchange a ``Report`` for a
-``Grant`` several times a second; ``potstill.wallet`` is their side of it.
+``Grant`` several times a second; ``potstill.limits.wallet`` is their side of it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from potstill.breaker import Breaker, BreakerSettings
-from potstill.budget import LEASE_S, Accounts
-from potstill.rate_control import Answers, RateControl
-from potstill.shares import Shares
+from potstill.limits.accounts import LEASE_S, Accounts
+from potstill.limits.breaker import Breaker, BreakerSettings
+from potstill.limits.rate import Answers, RateControl
+from potstill.limits.shares import Shares
 
 MOST_AT_ONCE = 8192  # requests a grant, at most
 OFTEN_S = 0.02
