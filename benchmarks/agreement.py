@@ -30,10 +30,11 @@ from jobs.asking import ask
 from jobs.job import Job, prepare
 from jobs.progress import Meter
 from jobs.terminal import Terminal
-from potstill import assessment, draws, subjectivity
-from potstill.annotation_files import read_annotations
+from potstill import assessment, draws
 from potstill.config import parse
 from potstill.labels import evidence
+from potstill.measures import subjectivity
+from potstill.measures.annotations import read_annotations
 from potstill.renderers import choose_renderer
 from potstill.rows import Request
 

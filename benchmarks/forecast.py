@@ -43,8 +43,8 @@ from potstill import assessment, draws, sources, task
 from potstill.config import Config, TaskRef
 from potstill.errors import InputError, PotstillError, Problem
 from potstill.forecast import FEWEST, PREDICTORS, Studied, leave_one_out, means_of_others, usable
+from potstill.measures.subjectivity import spearman
 from potstill.study_config import StudyConfig, cell_config, load
-from potstill.subjectivity import spearman
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "conf/study-forecast.yaml"

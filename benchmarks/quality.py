@@ -25,7 +25,7 @@ from jobs import cluster, evaluate, evaluation, finetune, generate, preflight, r
 from jobs.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
-from potstill.scores import mean_and_deviation, score
+from potstill.measures.scores import mean_and_deviation, score
 from potstill.task import find_shipped
 
 COLUMNS = ("seeds_only", "generated", "distilled", "real_equal")

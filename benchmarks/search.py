@@ -164,9 +164,9 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
     from jobs.runs import Run
     from jobs.trial import run_rung
     from potstill import search_points
-    from potstill.baselines import as_predictions
+    from potstill.measures.baselines import as_predictions
+    from potstill.measures.scores import score
     from potstill.placement import TRIAL_CPUS
-    from potstill.scores import score
 
     task = ray.remote(run_rung).options(num_cpus=TRIAL_CPUS)
     configs = [search_points.apply(scene.config, point) for point in points]

@@ -17,9 +17,9 @@ from jobs.generate import usage_metrics
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
-from potstill.baselines import as_predictions
 from potstill.errors import StageError
 from potstill.labels import evidence, questions
+from potstill.measures.baselines import as_predictions
 from potstill.renderers import choose_renderer
 from potstill.rows import Prediction
 from potstill.task import LabelledText

@@ -4,7 +4,7 @@
     scores.score(predictions["distilled"], task.labels)
 
 All students answer in one pass over the texts; a small split on a cluster without GPUs is the job's own process's
-(``jobs/bench.py``), which spares 15 CPU seconds of imports. What the predictions are worth is ``potstill/scores.py``.
+(``jobs/bench.py``), which spares 15 CPU seconds of imports. What the predictions are worth is ``potstill/measures/scores.py``.
 """
 
 from __future__ import annotations

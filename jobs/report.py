@@ -23,11 +23,11 @@ from jobs.runs import Run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill import second_opinion
-from potstill.annotation_files import Votes, read_annotations, read_rows
 from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
 from potstill.errors import InputError, Problem
-from potstill.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
+from potstill.measures.annotations import Votes, read_annotations, read_rows
+from potstill.measures.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
 from potstill.task import Task, TaskData, find, read
 
 PAGE = "report.html"
@@ -82,7 +82,7 @@ def _scores(data: Mapping[str, Any]) -> Scores:
 def show(config: Config, run: Run | None, annotations: str | None = None, open_it: bool = True) -> None:
     """Print the report of a run, and open its page; without one, of the run that the config names.
 
-    ``annotations``: a file of people's votes on the test texts (``potstill.annotation_files``), for which the page is
+    ``annotations``: a file of people's votes on the test texts (``potstill.measures.annotations``), for which the page is
     written anew. That takes reading the task's data, and so does a config in the place of a run. Raises ``InputError`` where
     the run has no report, or the votes can't be used.
     """

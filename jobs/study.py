@@ -25,12 +25,13 @@ from jobs.study_folder import Finished, StudyFolder
 from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.terminal import Terminal
 from jobs.tracking import Tracker, open_tracker
-from potstill import baselines, diversity, draws, second_opinion
+from potstill import diversity, draws, second_opinion
 from potstill.arms import Arm, from_texts
 from potstill.arms import problems as arm_problems
 from potstill.errors import InputError, Problem, StageError
+from potstill.measures import baselines
+from potstill.measures.scores import score
 from potstill.rows import Prediction
-from potstill.scores import score
 from potstill.study_config import StudyConfig
 from potstill.study_tables import REGRESSION
 from potstill.task import LabelledText

@@ -13,12 +13,13 @@ from jobs.asking import Usage
 from jobs.job import Job
 from jobs.runs import Run, as_json
 from jobs.study_cells import Cell
-from potstill.annotation_files import read_judgements, read_rows
 from potstill.diversity import Diversity
 from potstill.draws import digest
 from potstill.errors import InputError
+from potstill.measures.annotations import read_judgements, read_rows
+from potstill.measures.scores import Scores
+from potstill.measures.subjectivity import Ranking, rank
 from potstill.rows import Example, Prediction
-from potstill.scores import Scores
 from potstill.study_config import StudyConfig
 from potstill.study_scores import mean_difference
 from potstill.study_tables import (
@@ -32,7 +33,6 @@ from potstill.study_tables import (
     StudyTask,
     read_study,
 )
-from potstill.subjectivity import Ranking, rank
 
 ORDER_OF_PAPER, JUDGEMENTS = "Li et al. 2023", "judgements"
 

@@ -14,7 +14,7 @@ from jobs.study_cells import Cell
 from jobs.study_folder import StudyFolder
 from jobs.terminal import Terminal
 from jobs.tracking import Tracker
-from potstill.scores import mean_and_deviation
+from potstill.measures.scores import mean_and_deviation
 from potstill.study_config import StudyConfig
 from potstill.study_tables import REGRESSION, TEACHER_ALONE, Study
 

@@ -28,14 +28,14 @@ from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.arms import Arm
-from potstill.baselines import as_predictions
 from potstill.config import Config
 from potstill.draws import digest
 from potstill.errors import InputError, StageError
 from potstill.filters import normalise
+from potstill.measures.baselines import as_predictions
+from potstill.measures.scores import score
 from potstill.placement import Placement
 from potstill.rows import Example, Prediction
-from potstill.scores import score
 from potstill.task import LabelledText, Task, TaskData
 from potstill.validation import Validation
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill import draws, subjectivity
+from potstill import draws
 from potstill.labels.calibration import calibrate
 from potstill.labels.questions import VOTE, without
+from potstill.measures import subjectivity
 from potstill.prompts import ChoosePrompt, ClassCard, card
 from potstill.renderers import render
 from potstill.rows import Request, Sampling

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from potstill.scores import Interval
-from potstill.subjectivity import spearman
+from potstill.measures.scores import Interval
+from potstill.measures.subjectivity import spearman
 
 PREDICTORS = ("alpha", "entropy")  # of ``assessment.Diagnosis``, in this order
 FEWEST, FEWEST_FOR_TWO = 5, 10  # studied tasks for one predictor, and for both

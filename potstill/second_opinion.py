@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.agreement import kappa
 from potstill.config.student import StudentConfig
+from potstill.measures.kappa import kappa
 
 FLOOR = 0.02
 """The least probability that counts: a student of a few texts is too sure of itself to rule a class out."""

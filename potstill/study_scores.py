@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from potstill.draws import generator
+from potstill.measures.scores import Floats, Interval, accuracy, indices, macro_f1, resample, tally
 from potstill.rows import Prediction
-from potstill.scores import Floats, Interval, accuracy, indices, macro_f1, resample, tally
 
 Pair = tuple[Sequence[Prediction], Sequence[Prediction]]
 

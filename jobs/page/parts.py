@@ -8,8 +8,8 @@ from typing import Any
 from jobs.page import charts
 from jobs.page.content import Block, Chart, Examples, ExampleText, Paragraph, Section, Table
 from potstill import draws
-from potstill.scores import Scores
-from potstill.subjectivity import Agreement, AgreementCurve
+from potstill.measures.scores import Scores
+from potstill.measures.subjectivity import Agreement, AgreementCurve
 
 SHOWN = 8  # examples of a group
 _CELLS = 14  # classes up to which a confusion matrix is a table of numbers

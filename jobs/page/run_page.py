@@ -12,9 +12,9 @@ from jobs.job import Job
 from jobs.page import charts, parts
 from jobs.page.content import Block, Chart, Page, Paragraph, Section, Table
 from jobs.progress import format_duration, format_usd
-from potstill import subjectivity
-from potstill.annotation_files import Votes
 from potstill.errors import InputError, Problem
+from potstill.measures import subjectivity
+from potstill.measures.annotations import Votes
 from potstill.rows import Example, Prediction
 
 DISTILLED = "distilled"

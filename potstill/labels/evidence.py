@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from potstill.agreement import kappa
 from potstill.config import RelabelConfig
 from potstill.labels.answered import Answered
 from potstill.labels.calibration import calibrate, normalise
 from potstill.labels.questions import VOTE
+from potstill.measures.kappa import kappa
 from potstill.task import Task
 
 _UNNAMED = 0.05  # mass of all classes that an answer of one bare class does not name

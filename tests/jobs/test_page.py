@@ -19,9 +19,9 @@ from jobs.page import charts, run_page, study_page
 from jobs.page.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
 from jobs.page.render import render
 from jobs.terminal import Terminal
-from potstill.annotation_files import read_annotations
 from potstill.config import parse
 from potstill.errors import InputError
+from potstill.measures.annotations import read_annotations
 from potstill.rows import Example, Prediction
 from potstill.study_tables import TABLES, Study, StudySource, StudyTask
 from tests.support import browser

@@ -9,8 +9,8 @@ from jobs import bench, evaluation, loading, report
 from jobs.evaluate import on_this_node, stronger
 from jobs.mlflow_server import TrackingError
 from potstill.errors import InputError, StageError
+from potstill.measures.scores import Difference, Interval, score
 from potstill.rows import Prediction, from_table, to_table
-from potstill.scores import Difference, Interval, score
 
 
 def test_a_report_survives_its_file(job):

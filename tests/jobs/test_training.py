@@ -18,7 +18,7 @@ from jobs.training import Arm, choose_workers, problems
 from potstill.batches import plan_steps
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, StageError
-from potstill.scores import score
+from potstill.measures.scores import score
 from potstill.task import LabelledText
 from tests.support.tiny_student import LABELS, make_rows, make_student
 

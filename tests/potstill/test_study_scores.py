@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potstill.measures.scores import compare
 from potstill.rows import Prediction
-from potstill.scores import compare
 from potstill.study_scores import mean_difference
 
 LABELS = ["a", "b", "c"]

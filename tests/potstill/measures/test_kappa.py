@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from potstill.agreement import kappa
+from potstill.measures.kappa import kappa
 
 HALF = np.array([0, 1] * 50)
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from potstill.baselines import as_predictions, fit_predict
-from potstill.rows import Prediction
-from potstill.scores import (
+from potstill.measures.baselines import as_predictions, fit_predict
+from potstill.measures.scores import (
     accuracy,
     compare,
     expected_calibration_error,
@@ -21,6 +20,7 @@ from potstill.scores import (
     score,
     tally,
 )
+from potstill.rows import Prediction
 from potstill.task import LabelledText
 
 LABELS = ("a", "b", "c")

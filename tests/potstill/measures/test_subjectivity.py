@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from potstill import subjectivity
-from potstill.annotation_files import Judgement, Votes, read_annotations, read_judgements, read_rows
 from potstill.errors import InputError
+from potstill.measures import subjectivity
+from potstill.measures.annotations import Judgement, Votes, read_annotations, read_judgements, read_rows
 from potstill.rows import Prediction
 
 # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: an annotator a line, dots are missing votes.

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from potstill.annotation_files import Judgement, Votes
 from potstill.draws import generator
+from potstill.measures.annotations import Judgement, Votes
+from potstill.measures.scores import Interval, Margins, accuracy, indices, macro_f1, tally
 from potstill.rows import Prediction
-from potstill.scores import Interval, Margins, accuracy, indices, macro_f1, tally
 
 Floats = NDArray[np.float64]
 
