@@ -35,7 +35,7 @@ from potstill.config import parse
 from potstill.labels import evidence
 from potstill.measures import subjectivity
 from potstill.measures.annotations import read_annotations
-from potstill.renderers import choose_renderer
+from potstill.prompts.render import choose_renderer
 from potstill.rows import Request
 
 TASK = "md_agreement"

@@ -37,7 +37,7 @@ from potstill.errors import InputError, Problem, StageError
 from potstill.forecast import PREDICTORS, Forecast, Studied, forecast
 from potstill.labels import evidence
 from potstill.labels import questions as relabelling
-from potstill.renderers import choose_renderer
+from potstill.prompts.render import choose_renderer
 from potstill.repetition import Repetition
 from potstill.rows import Example, Request
 from potstill.study_config import SourceRef

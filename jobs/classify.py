@@ -20,7 +20,7 @@ from jobs.runs import as_json
 from potstill.errors import StageError
 from potstill.labels import evidence, questions
 from potstill.measures.baselines import as_predictions
-from potstill.renderers import choose_renderer
+from potstill.prompts.render import choose_renderer
 from potstill.rows import Prediction
 from potstill.task import LabelledText
 

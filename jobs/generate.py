@@ -23,7 +23,7 @@ from potstill import filters, strategies
 from potstill.errors import StageError
 from potstill.labels.answered import Answered
 from potstill.parsing import CUT_SHORT
-from potstill.renderers import choose_renderer, texts_per_reply, to_requests
+from potstill.prompts.render import choose_renderer, texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
 
 CUT_OFTEN = 0.2  # share of the texts that were cut short from which on it is said

@@ -41,7 +41,7 @@ from potstill.endpoint.cost import (
 )
 from potstill.errors import InputError, Problem
 from potstill.labels.questions import sample_questions
-from potstill.renderers import choose_renderer
+from potstill.prompts.render import choose_renderer
 from potstill.rows import Example, Request
 from potstill.task import Task
 

@@ -25,7 +25,7 @@ from jobs.progress import Meter
 from jobs.runs import as_json
 from potstill.labels import questions as relabelling
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
-from potstill.renderers import choose_renderer
+from potstill.prompts.render import choose_renderer
 from potstill.rows import Example, Request
 
 

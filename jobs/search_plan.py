@@ -22,7 +22,7 @@ from potstill import search_points, strategies
 from potstill.config import Config
 from potstill.errors import Problem
 from potstill.labels import questions
-from potstill.renderers import choose_renderer, texts_per_reply
+from potstill.prompts.render import choose_renderer, texts_per_reply
 from potstill.search_points import Point
 from potstill.validation import from_real
 

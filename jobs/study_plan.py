@@ -13,7 +13,7 @@ from jobs.progress import format_usd
 from jobs.study_cells import Cell
 from jobs.terminal import Terminal
 from potstill.labels.questions import sample_questions
-from potstill.renderers import choose_renderer
+from potstill.prompts.render import choose_renderer
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from potstill import draws
 from potstill.labels.calibration import calibrate
 from potstill.labels.questions import VOTE, without
 from potstill.measures import subjectivity
-from potstill.prompts import ChoosePrompt, ClassCard, card
-from potstill.renderers import render
+from potstill.prompts.contents import ChoosePrompt, ClassCard, card
+from potstill.prompts.render import render
 from potstill.rows import Request, Sampling
 from potstill.task import LabelledText, Task
 from potstill.teacher import TeacherIdentity

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from potstill.codes import code_names, resolve
+from potstill.prompts.codes import code_names, resolve
 from potstill.rows import Request
 
 TOP = 20

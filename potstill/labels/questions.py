@@ -18,8 +18,8 @@ import numpy as np
 
 from potstill import draws
 from potstill.config import RelabelConfig
-from potstill.prompts import ChoosePrompt, WritePrompt, card
-from potstill.renderers import render
+from potstill.prompts.contents import ChoosePrompt, WritePrompt, card
+from potstill.prompts.render import render
 from potstill.rows import Request, Sampling
 from potstill.task import LabelledText, Task
 from potstill.teacher import TeacherIdentity

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from potstill import wordnet
 from potstill.config import AugmentConfig
 from potstill.errors import InputError, Problem
-from potstill.prompts import Draft
+from potstill.prompts.contents import Draft
 from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, zero_shot
 from potstill.strategies.contract import Strategy, Written
 from potstill.task import LabelledText, Task

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from potstill.config import AugmentConfig
 from potstill.errors import Problem
 from potstill.parsing import read_reply
-from potstill.prompts import Draft
+from potstill.prompts.contents import Draft
 from potstill.task import LabelledText, Task, TaskData
 
 

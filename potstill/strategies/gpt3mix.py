@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from potstill import draws
 from potstill.config import AugmentConfig
 from potstill.parsing import clean_line, read_reply
-from potstill.prompts import Draft, WritePrompt, card
+from potstill.prompts.contents import Draft, WritePrompt, card
 from potstill.strategies.contract import Parsed, Written
 from potstill.strategies.exemplars import draw_exemplars
 from potstill.task import LabelledText, Task

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
-from potstill.prompts import Draft, WritePrompt, card
+from potstill.prompts.contents import Draft, WritePrompt, card
 from potstill.strategies.exemplars import draw_exemplars
 from potstill.task import LabelledText, Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
-from potstill.prompts import Draft
+from potstill.prompts.contents import Draft
 from potstill.strategies import few_shot
 from potstill.task import LabelledText, Task
 

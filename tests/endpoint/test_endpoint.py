@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from potstill.parsing import parse_reply
-from potstill.prompts import ChoosePrompt, ClassCard, WritePrompt
-from potstill.renderers import render
+from potstill.prompts.contents import ChoosePrompt, ClassCard, WritePrompt
+from potstill.prompts.render import render
 from tests.endpoint.asking import KEY, LABELS, ask, ask_all, chat, enum_format, post, with_client
 from tests.endpoint.behaviour import Script
 from tests.endpoint.book import content_digest

@@ -15,7 +15,7 @@ from potstill.errors import InputError
 from potstill.labels.evidence import expected_shares, target_prior
 from potstill.labels.questions import VOTE, plan_relabel
 from potstill.labels.resolution import resolve
-from potstill.renderers import render
+from potstill.prompts.render import render
 from potstill.rows import UNKNOWN, Example
 from potstill.strategies import STRATEGIES, eda, gpt3mix, plan
 from potstill.strategies.contract import Written

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from potstill.config import Alpha, AugmentConfig
 from potstill.errors import InputError
-from potstill.prompts import percentages
-from potstill.renderers import to_requests
+from potstill.prompts.contents import percentages
+from potstill.prompts.render import to_requests
 from potstill.rows import Sampling
 from potstill.strategies import STRATEGIES, next_counts, plan, texts_wanted
 from potstill.strategies.promptmix import draw_alpha

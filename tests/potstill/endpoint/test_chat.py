@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.codes import code_names
 from potstill.endpoint.chat import TOP, Abilities, body, give_up, most_completion_tokens, read_choice, reasons
+from potstill.prompts.codes import code_names
 from potstill.rows import Message, Request, Sampling
 
 ALL = Abilities()

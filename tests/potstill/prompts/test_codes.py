@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.codes import CODES, code_names, resolve
+from potstill.prompts.codes import CODES, code_names, resolve
 
 NAMES = ["app error", "billing", "app", "login"]
 

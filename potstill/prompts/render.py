@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from potstill.codes import code_names
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
-from potstill.prompts import ChoosePrompt, ClassCard, Draft, WritePrompt, percentages
+from potstill.prompts.codes import code_names
+from potstill.prompts.contents import ChoosePrompt, ClassCard, Draft, WritePrompt, percentages
 from potstill.rows import Message, Request, Sampling
 from potstill.teacher import TeacherIdentity
 

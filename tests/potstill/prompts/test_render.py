@@ -11,8 +11,8 @@ from potstill.config import AugmentConfig
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.endpoint.chat import Abilities, body
 from potstill.errors import InputError
-from potstill.prompts import ChoosePrompt, ClassCard, WritePrompt, card
-from potstill.renderers import choose_renderer, render, to_requests
+from potstill.prompts.contents import ChoosePrompt, ClassCard, WritePrompt, card
+from potstill.prompts.render import choose_renderer, render, to_requests
 from potstill.rows import Request, Sampling
 from potstill.strategies import plan
 from potstill.teacher import TeacherIdentity
