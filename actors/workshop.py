@@ -24,7 +24,7 @@ from actors.pool import TeacherPool, cause
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import PotstillError, StageError, TeacherError
 from potstill.limits.pacer import PacerState
-from potstill.placement import Placement
+from potstill.search.placement import Placement
 
 LATE_S = 60.0  # after the first training process is ready, how long the others are waited for
 MOST_GROWN_MB = 2000.0  # of a training process since its first student

@@ -163,10 +163,10 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
     from jobs import finetune
     from jobs.runs import Run
     from jobs.trial import run_rung
-    from potstill import search_points
     from potstill.measures.baselines import as_predictions
     from potstill.measures.scores import score
-    from potstill.placement import TRIAL_CPUS
+    from potstill.search import points as search_points
+    from potstill.search.placement import TRIAL_CPUS
 
     task = ray.remote(run_rung).options(num_cpus=TRIAL_CPUS)
     configs = [search_points.apply(scene.config, point) for point in points]
@@ -203,7 +203,7 @@ def empty(place: Place) -> dict[str, Any]:
     """Seconds of 2 and of 8 trials that ask nothing and train one step each, Ray and the training process being up."""
     from jobs.search_table import TrialTable
     from jobs.tuning import Listener, run_trials
-    from potstill.search_budget import Ending
+    from potstill.search.ending import Ending
 
     os.environ["POTSTILL_HOME"] = str(place.folder / "empty")
     decays = [round(0.001 * number, 4) for number in range(1, 11)]
@@ -260,7 +260,7 @@ def _scene(place: Place, path: str) -> Iterator[Any]:
     from jobs.trial import Scene
     from jobs.validating import make_validation
     from potstill.config import load
-    from potstill.placement import place as find_room
+    from potstill.search.placement import place as find_room
 
     config = paths.make_absolute(load(path))
     job = prepare(config, Terminal())

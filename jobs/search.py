@@ -28,14 +28,14 @@ from jobs.tracking import open_tracker
 from jobs.trial import Quiet, Scene
 from jobs.tuning import run_trials
 from jobs.validating import make_validation
-from potstill import search_points
 from potstill.arms import RECIPE
 from potstill.config import Config
 from potstill.config.teacher import OpenAITeacher
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
-from potstill.placement import Placement, place
-from potstill.search_budget import Ending, gist
+from potstill.search import points as search_points
+from potstill.search.ending import Ending, gist
+from potstill.search.placement import Placement, place
 
 CLOSING_S = 30.0
 GROWS = {"trials", "concurrency", "budget_usd", "budget_hours", "top_k", "repeats"}

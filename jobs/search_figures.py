@@ -11,8 +11,9 @@ import numpy as np
 
 from jobs.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
 from jobs.search_table import Trial
-from potstill import search_points, search_ranking
 from potstill.config.search import BETTER_HIGH, SearchConfig
+from potstill.search import points as search_points
+from potstill.search import ranking as search_ranking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,10 +16,11 @@ from jobs.job import Job
 from jobs.search_table import Trial, TrialTable
 from jobs.terminal import Terminal
 from jobs.trial import RungResult, Scene, run_rung
-from potstill import search_points, search_ranking
 from potstill.config import Config
 from potstill.errors import PotstillError, StageError
-from potstill.placement import TRIAL_CPUS
+from potstill.search import points as search_points
+from potstill.search import ranking as search_ranking
+from potstill.search.placement import TRIAL_CPUS
 
 FRESH_SEED = 104_729
 """Added to the data seed in the finals."""

@@ -11,7 +11,7 @@ from jobs.progress import format_usd
 from jobs.recorder import Recorder, status_of
 from jobs.search_table import Trial, TrialTable
 from jobs.tuning import Listener
-from potstill import search_points
+from potstill.search import points as search_points
 
 RUNS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "KILLED"}
 

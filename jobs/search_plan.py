@@ -18,13 +18,14 @@ from actors.backends.identity import identify
 from jobs import generate, plan, validating
 from jobs.job import Job
 from jobs.plan import StagePlan, Terms
-from potstill import search_points, strategies
+from potstill import strategies
 from potstill.config import Config
 from potstill.errors import Problem
 from potstill.labels import questions
 from potstill.prompts.render import choose_renderer, texts_per_reply
-from potstill.search_points import Point
-from potstill.validation import from_real
+from potstill.search import points as search_points
+from potstill.search.points import Point
+from potstill.search.validation import from_real
 
 MOST_POINTS = 256  # that are planned one by one where TPE chooses among them
 

@@ -18,10 +18,11 @@ from jobs.report import Report
 from jobs.search_finals import Final
 from jobs.search_log import show as put
 from jobs.search_table import Trial, TrialTable
-from potstill import search_points, search_ranking
 from potstill.config.search import SearchConfig
 from potstill.errors import InputError
-from potstill.validation import Validation
+from potstill.search import points as search_points
+from potstill.search import ranking as search_ranking
+from potstill.search.validation import Validation
 
 SHOWN = 10  # best trials on the terminal
 

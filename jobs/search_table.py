@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from jobs.runs import Run
 from jobs.trial import RungResult
-from potstill import search_points
 from potstill.limits.pacer import PacerState
-from potstill.search_points import Point
+from potstill.search import points as search_points
+from potstill.search.points import Point
 
 Status = Literal["running", "finished", "stopped", "failed"]
 TABLE = "trials"

@@ -34,10 +34,10 @@ from potstill.errors import InputError, StageError
 from potstill.filters import normalise
 from potstill.measures.baselines import as_predictions
 from potstill.measures.scores import score
-from potstill.placement import Placement
 from potstill.rows import Example, Prediction
+from potstill.search.placement import Placement
+from potstill.search.validation import Validation
 from potstill.task import LabelledText, Task, TaskData
-from potstill.validation import Validation
 
 RESAMPLES = 200  # the intervals of validation scores are for the eye
 

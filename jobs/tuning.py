@@ -19,14 +19,14 @@ from typing import Any
 
 from jobs.search_table import Status, Trial, TrialTable
 from jobs.trial import RungResult, Scene, owners, run_rung
-from potstill import search_points
 from potstill.config import Config
 from potstill.config.search import Range, SearchConfig
 from potstill.errors import PotstillError
-from potstill.placement import TRIAL_CPUS
-from potstill.search_budget import Ending
-from potstill.search_points import Point
-from potstill.search_ranking import mode
+from potstill.search import points as search_points
+from potstill.search.ending import Ending
+from potstill.search.placement import TRIAL_CPUS
+from potstill.search.points import Point
+from potstill.search.ranking import mode
 
 LOST_NODES = 2  # of a trial, before it counts as failed
 MOST_TRIES = 10  # suggestions in a row that were tried before: then another point is drawn

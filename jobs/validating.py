@@ -12,11 +12,11 @@ from jobs import generate, relabel
 from jobs.job import Job
 from jobs.runs import Run, name_run
 from jobs.tracking import NullTracker
-from potstill import search_points
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 from potstill.rows import Example
-from potstill.validation import HELD_BACK_SEED, Validation, from_real, from_written
+from potstill.search import points as search_points
+from potstill.search.validation import HELD_BACK_SEED, Validation, from_real, from_written
 
 
 def make_validation(job: Job, workshop: Any, ledger: Ledger) -> Validation:

@@ -281,7 +281,7 @@ def parse(content: dict[str, Any], where: str = "config") -> Config:
             problems += explain(error, where)
             rest = _without(rest, [place_of(item) for item in error.errors()])
     if config is not None and config.search is not None:
-        from potstill import search_points  # which knows the config
+        from potstill.search import points as search_points  # which knows the config
 
         problems += [Problem(f"{where}: {one.where}", one.message) for one in search_points.problems(config)]
     if problems or config is None:

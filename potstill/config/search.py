@@ -8,7 +8,7 @@
         augment.per_class: {randint: [25, 100]}     # both ends included
       trials: 20
 
-What a point of the space means for the rest of the config is ``potstill/search_points.py``.
+What a point of the space means for the rest of the config is ``potstill/search/points.py``.
 """
 
 from __future__ import annotations

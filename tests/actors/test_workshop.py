@@ -17,8 +17,8 @@ from actors.ledger import Ledger
 from actors.workshop import SharedPool, account_of, fetch, start_workshop
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import InputError, TeacherError
-from potstill.placement import Placement
 from potstill.rows import Message, Request, Sampling
+from potstill.search.placement import Placement
 from tests.endpoint.client import Endpoint
 
 pytestmark = pytest.mark.slow

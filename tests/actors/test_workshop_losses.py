@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 from actors.workshop import MAX_LOST, Failed, Workshop
 from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import StageError
-from potstill.placement import Placement
+from potstill.search.placement import Placement
 
 
 class Process:

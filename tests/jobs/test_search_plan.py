@@ -11,8 +11,8 @@ import pytest
 from jobs import generate, search_plan
 from jobs.job import Job, prepare
 from jobs.terminal import Terminal
-from potstill import search_points
 from potstill.config import parse
+from potstill.search import points as search_points
 
 SPACE = {"augment.shots": [1, 2], "augment.alpha.low": [0.5, 0.7], "augment.per_class": [5, 10, 20]}
 

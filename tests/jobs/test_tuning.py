@@ -13,9 +13,9 @@ from jobs import tuning
 from jobs.runs import Run
 from jobs.search_table import TrialTable
 from jobs.trial import RungResult
-from potstill import search_points
 from potstill.config import Config, parse
-from potstill.search_budget import Ending
+from potstill.search import points as search_points
+from potstill.search.ending import Ending
 
 pytestmark = pytest.mark.slow  # the imports of Ray Tune and Optuna
 

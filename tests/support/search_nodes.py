@@ -37,8 +37,8 @@ def main(folder: Path) -> None:
     from jobs.tuning import Listener, run_trials
     from jobs.validating import make_validation
     from potstill.config import parse
-    from potstill.placement import place
-    from potstill.search_budget import Ending
+    from potstill.search.ending import Ending
+    from potstill.search.placement import place
     from tests.endpoint.client import Endpoint
     from tests.support.tiny_student import make_student
 

@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import search_ranking
+from potstill.search import ranking as search_ranking
 
 OBJECTIVE = ("macro_f1", "cost_usd", "training_s")
 SCORES = st.fixed_dictionaries({name: st.integers(0, 3).map(float) for name in OBJECTIVE})

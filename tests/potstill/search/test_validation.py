@@ -1,8 +1,8 @@
 """What trials are scored on: real validation texts where there are some, else seeds in folds and texts that were held back."""
 
 from potstill.rows import Example
+from potstill.search.validation import from_real, from_written
 from potstill.task import LabelledText, TaskData
-from potstill.validation import from_real, from_written
 
 
 def texts(count, kind="x"):

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from potstill import search_points
 from potstill.config import Config, parse
 from potstill.config.search import SearchConfig
 from potstill.errors import InputError
+from potstill.search import points as search_points
 
 SPACE = {"augment.shots": [1, 2], "augment.alpha.low": {"uniform": [0.5, 0.9], "step": 0.2}}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill.search_budget import Ending, gist
+from potstill.search.ending import Ending, gist
 
 
 def test_the_first_three_trials_with_one_error_end_it():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.config import parse
-from potstill.placement import SMALL_CPUS, TEACHER_CPUS, TRIAL_CPUS, place
+from potstill.search.placement import SMALL_CPUS, TEACHER_CPUS, TRIAL_CPUS, place
 
 HTTP = {"kind": "openai", "model": "m", "api_key_env": ""}
 
