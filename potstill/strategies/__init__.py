@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from potstill import wordnet
 from potstill.config import AugmentConfig
 from potstill.errors import InputError, Problem
 from potstill.prompts.contents import Draft
-from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, zero_shot
+from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, wordnet, zero_shot
 from potstill.strategies.contract import Strategy, Written
 from potstill.task import LabelledText, Task
 
@@ -38,7 +37,7 @@ STRATEGIES: dict[str, Strategy] = {
     "real": Strategy("real training texts with their labels", collect=real.collect, alike=True),
     "annotate": Strategy("your own unlabelled texts", collect=annotate.collect, unlabelled=True),
 }
-"""By their name in ``augment.strategy``. ``tests/potstill/test_strategies.py`` holds the config to the same names."""
+"""By their name in ``augment.strategy``. ``tests/potstill/strategies/test_strategies.py`` holds the config to the same names."""
 
 
 def find(name: str) -> Strategy:

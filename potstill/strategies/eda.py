@@ -2,7 +2,7 @@
 
 Four edits, each of a share ``RATE`` of a text's words (at least one): words replaced by a synonym, synonyms of words
 put in at random places, pairs of words swapped, words left out. A text gets the four in turn, as in the authors' code.
-Synonyms come from WordNet (``potstill/wordnet.py``), stop words are never replaced. Differences from that code: case and
+Synonyms come from WordNet (``potstill/strategies/wordnet.py``), stop words are never replaced. Differences from that code: case and
 punctuation of a text stay, and draws are keyed.
 """
 
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from potstill import draws, wordnet
+from potstill import draws
 from potstill.config import AugmentConfig
+from potstill.strategies import wordnet
 from potstill.strategies.contract import Written
 from potstill.task import Task, TaskData
 

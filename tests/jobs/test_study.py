@@ -19,10 +19,10 @@ from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
 from jobs.study_texts import read_texts
 from jobs.terminal import Terminal
-from potstill import wordnet
 from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Example
 from potstill.sources import SOURCES
+from potstill.strategies import wordnet
 from potstill.study_config import load, parse_study
 from potstill.study_tables import TABLES, read_study
 from tests.support.study_fakes import World

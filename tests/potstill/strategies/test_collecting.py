@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import wordnet
 from potstill.config import AugmentConfig, RelabelConfig, parse
 from potstill.errors import InputError
 from potstill.labels.evidence import expected_shares, target_prior
@@ -17,7 +16,7 @@ from potstill.labels.questions import VOTE, plan_relabel
 from potstill.labels.resolution import resolve
 from potstill.prompts.render import render
 from potstill.rows import UNKNOWN, Example
-from potstill.strategies import STRATEGIES, eda, gpt3mix, plan
+from potstill.strategies import STRATEGIES, eda, gpt3mix, plan, wordnet
 from potstill.strategies.contract import Written
 from potstill.task import LabelledText, TaskData
 from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
