@@ -1,6 +1,6 @@
 """The seeds-only student's part in the training of another: consulted before, blended in after.
 
-See ``potstill.second_opinion`` for what it is good for.
+See ``potstill.student.second_opinion`` for what it is good for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from actors import export
 from actors.predictor import Predictor
-from potstill import second_opinion
-from potstill.arms import TrainingRow
+from potstill.student import second_opinion
+from potstill.student.arms import TrainingRow
 
 if TYPE_CHECKING:
     from actors.student import ArmJob, TrainingJob

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from potstill import encoders
 from potstill.errors import TeacherError
+from potstill.student import encoders
 
 PACKAGED = "embedded"
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from potstill import __version__
-from potstill.arms import TrainingRow, from_table, to_table
 from potstill.config.student import StudentConfig
+from potstill.student.arms import TrainingRow, from_table, to_table
 
 MARKER = "complete.json"
 

@@ -1,6 +1,6 @@
 """The optimiser steps of one arm on one worker.
 
-Every step is a global batch planned by ``potstill.batches``. A worker computes its micro-batches of it, each
+Every step is a global batch planned by ``potstill.student.batches``. A worker computes its micro-batches of it, each
 scaled so that what is exchanged (by ``actors.exchange`` at ZeRO stage 0, else by DeepSpeed) becomes the sum over the batch
 divided by the *global* sum of example weights; so, but for rounding, the loss curve is the same at any number of workers,
 ZeRO stage or micro-batch size.
@@ -25,10 +25,10 @@ from actors.engine import computing_precision
 from actors.pretrained import Encoder
 from actors.snapshot import Progress
 from actors.world import World
-from potstill import batches, objective
-from potstill.arms import TrainingRow
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
+from potstill.student import batches, objective
+from potstill.student.arms import TrainingRow
 
 LOSS_WINDOW = 10
 """Steps between two looks at the loss: summing it over workers each step would wait for the GPU each step."""

@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors import export
-from potstill import batches
 from potstill.errors import StageError
+from potstill.student import batches
 
 PREFIX = "probs:"
 """A student's column of probabilities is this and its name."""

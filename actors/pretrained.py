@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from actors import pooling
-from potstill import encoders
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, Problem
+from potstill.student import encoders
 
 _LARGEST_FIXED_PREFIX = 4096
 _POOLING_LOST = (

@@ -39,7 +39,7 @@ log = logging.getLogger("potstill.student")
 class ArmJob:
     """One arm as a worker gets it. ``folder`` holds ``rows.parquet`` (and ``validation.parquet``) and will
     hold ``model/`` and, written last, ``complete.json``. ``anchor``: the folder of the arm that has a say in
-    this one (``potstill.second_opinion``); it is complete when this one's turn comes."""
+    this one (``potstill.student.second_opinion``); it is complete when this one's turn comes."""
 
     name: str
     digest: str

@@ -40,9 +40,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from actors import export
 from actors.precision import pick_precision
 from actors.student import ArmJob, TrainingJob
-from potstill import encoders
-from potstill.arms import Arm, TrainingRow, arm_digest
 from potstill.config.student import StudentConfig
+from potstill.student import encoders
+from potstill.student.arms import Arm, TrainingRow, arm_digest
 
 SIDES = Path(__file__).resolve().parent / "sides"
 ROWS = 3000

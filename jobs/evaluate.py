@@ -20,12 +20,12 @@ from jobs.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
 from jobs.job import Job
 from jobs.mlflow_server import TrackingError, one_line
 from jobs.registry import StudentVersion
-from potstill.arms import repeats_of
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures import baselines
 from potstill.measures.scores import Scores, compare, mean_and_deviation, score
 from potstill.rows import Example, Prediction, to_table
+from potstill.student.arms import repeats_of
 
 REGRESSION = "seeds_regression"
 

@@ -16,10 +16,11 @@ from dataclasses import replace
 
 from jobs import training
 from jobs.job import Job
-from potstill import draws, second_opinion, strategies
-from potstill.arms import Arm, from_examples, from_opinions, from_texts, repeat
+from potstill import draws, strategies
 from potstill.errors import StageError
 from potstill.rows import Example
+from potstill.student import second_opinion
+from potstill.student.arms import Arm, from_examples, from_opinions, from_texts, repeat
 from potstill.task import LabelledText
 
 DISTILLED, SEEDS_ONLY, GENERATED, REAL_EQUAL = "distilled", "seeds_only", "generated", "real_equal"

@@ -17,10 +17,11 @@ from jobs import cluster, loading, mlflow_server, paths, plan, training
 from jobs.job import Job
 from jobs.job import prepare as read_task
 from jobs.terminal import Terminal
-from potstill import encoders, strategies
+from potstill import strategies
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
+from potstill.student import encoders
 
 NODE_ANSWERS_S = 60.0
 

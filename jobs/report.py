@@ -22,12 +22,12 @@ from jobs.registry import StudentVersion
 from jobs.runs import Run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
-from potstill import second_opinion
-from potstill.arms import repeats_of
 from potstill.config import Config, TrackingConfig, home
 from potstill.errors import InputError, Problem
 from potstill.measures.annotations import Votes, read_annotations, read_rows
 from potstill.measures.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
+from potstill.student import second_opinion
+from potstill.student.arms import repeats_of
 from potstill.task import Task, TaskData, find, read
 
 PAGE = "report.html"

@@ -19,11 +19,11 @@ import yaml
 from fsspec.core import url_to_fs
 
 from jobs.mlflow_server import redact
-from potstill.arms import RECIPE
 from potstill.config import Config, parse
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.rows import Row, from_table, to_table
+from potstill.student.arms import RECIPE
 from potstill.task import Task, TaskData
 
 ROW_GROUP = 10_000  # rows of a stream of tables that are written together

@@ -28,7 +28,6 @@ from jobs.tracking import open_tracker
 from jobs.trial import Quiet, Scene
 from jobs.tuning import run_trials
 from jobs.validating import make_validation
-from potstill.arms import RECIPE
 from potstill.config import Config
 from potstill.config.teacher import OpenAITeacher
 from potstill.draws import digest
@@ -36,6 +35,7 @@ from potstill.errors import InputError, Problem, StageError
 from potstill.search import points as search_points
 from potstill.search.ending import Ending, gist
 from potstill.search.placement import Placement, place
+from potstill.student.arms import RECIPE
 
 CLOSING_S = 30.0
 GROWS = {"trials", "concurrency", "budget_usd", "budget_hours", "top_k", "repeats"}

@@ -25,13 +25,14 @@ from jobs.study_folder import Finished, StudyFolder
 from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.terminal import Terminal
 from jobs.tracking import Tracker, open_tracker
-from potstill import diversity, draws, second_opinion
-from potstill.arms import Arm, from_texts
-from potstill.arms import problems as arm_problems
+from potstill import diversity, draws
 from potstill.errors import InputError, Problem, StageError
 from potstill.measures import baselines
 from potstill.measures.scores import score
 from potstill.rows import Prediction
+from potstill.student import second_opinion
+from potstill.student.arms import Arm, from_texts
+from potstill.student.arms import problems as arm_problems
 from potstill.study_config import StudyConfig
 from potstill.study_tables import REGRESSION
 from potstill.task import LabelledText

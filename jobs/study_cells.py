@@ -15,12 +15,12 @@ from jobs.job import Job
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
-from potstill import encoders
 from potstill.config import Config, TaskRef
 from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.sources import Source
+from potstill.student import encoders
 from potstill.study_config import StudyConfig, cell_config, student_config
 from potstill.study_tables import LAYOUT, REGRESSION, TEACHER_ALONE
 from potstill.task import LabelledText, Task, TaskData

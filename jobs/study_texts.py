@@ -18,10 +18,10 @@ from jobs.finetune import first_of_each_class
 from jobs.recorder import Recorder
 from jobs.study_cells import Cell
 from jobs.tracking import Tracker
-from potstill.arms import TrainingRow, from_examples, from_opinions, from_texts
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, StageError
 from potstill.rows import Example
+from potstill.student.arms import TrainingRow, from_examples, from_opinions, from_texts
 from potstill.task import LabelledText
 
 _DONE = "done-"  # of a stage, in the run's folder

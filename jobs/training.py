@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from actors import export, hub, student
 from jobs import cluster, fits
-from potstill import arms as arms_
-from potstill import encoders
-from potstill.arms import Arm, TrainingRow, from_examples, from_texts, repeat
 from potstill.config.student import StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
+from potstill.student import arms as arms_
+from potstill.student import encoders
+from potstill.student.arms import Arm, TrainingRow, from_examples, from_texts, repeat
 
 if TYPE_CHECKING:
     from ray.train.backend import Backend, BackendConfig
@@ -62,7 +62,7 @@ class StepRecord:
 @dataclass(frozen=True, slots=True)
 class TrainedStudent:
     """One arm's student. ``export`` is a transformers folder; ``seconds`` of training alone, without start,
-    loading and export; ``say``: what its anchor had to say (``potstill.second_opinion.Say``), empty without
+    loading and export; ``say``: what its anchor had to say (``potstill.student.second_opinion.Say``), empty without
     one; ``workers`` at the end; ``warnings``: checkpoints that could not be made; ``resumed``: the steps after which
     training went on from a checkpoint; ``reused`` where an export of the same digest was there already."""
 

@@ -27,7 +27,6 @@ from jobs.job import Job
 from jobs.runs import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
-from potstill.arms import Arm
 from potstill.config import Config
 from potstill.draws import digest
 from potstill.errors import InputError, StageError
@@ -37,6 +36,7 @@ from potstill.measures.scores import score
 from potstill.rows import Example, Prediction
 from potstill.search.placement import Placement
 from potstill.search.validation import Validation
+from potstill.student.arms import Arm
 from potstill.task import LabelledText, Task, TaskData
 
 RESAMPLES = 200  # the intervals of validation scores are for the eye

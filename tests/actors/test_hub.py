@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from actors import hub, pooling
-from potstill.encoders import weights_digest
+from potstill.student.encoders import weights_digest
 
 NAME = "owner/model"
 

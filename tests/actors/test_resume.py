@@ -16,9 +16,9 @@ from actors import snapshot, student
 from actors.checkpoints import FolderCheckpoints
 from actors.coverage import read_coverage, what_counts
 from actors.student import ArmReport, TrainingJob
-from potstill.arms import Arm
-from potstill.batches import plan_steps
 from potstill.errors import StageError
+from potstill.student.arms import Arm
+from potstill.student.batches import plan_steps
 from tests.support.tiny_jobs import ROWS, attempt, prepare, settings, train, two_workers, weights
 from tests.support.tiny_student import make_rows, make_student
 

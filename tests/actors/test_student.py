@@ -15,9 +15,9 @@ import pytest
 from actors import export, student
 from actors.pretrained import Encoder
 from actors.student import ArmReport
-from potstill.arms import Arm
-from potstill.encoders import problems
 from potstill.errors import InputError, StageError
+from potstill.student.arms import Arm
+from potstill.student.encoders import problems
 from tests.support.tiny_jobs import RATE, ROWS, STEPS, prepare, settings, train, two_workers, weights
 from tests.support.tiny_student import LABELS, make_rows, make_student
 
@@ -83,7 +83,7 @@ def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmRe
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from potstill.batches import plan_steps
+    from potstill.student.batches import plan_steps
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tiny)

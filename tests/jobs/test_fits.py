@@ -14,9 +14,9 @@ import pytest
 
 from actors.student import TrainingJob
 from jobs import fits, training
-from potstill.arms import Arm, TrainingRow
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
+from potstill.student.arms import Arm, TrainingRow
 
 
 def leave(folder: Path, step: int, version: str | None = None) -> None:

@@ -10,11 +10,11 @@ from actors.teacher import Answer, to_answer_table
 from jobs import finetune, generate, loading, preflight, relabel, report
 from jobs.asking import Usage, ask
 from jobs.progress import Meter, format_usd
-from potstill.arms import arm_digest
 from potstill.config import parse
 from potstill.errors import StageError
 from potstill.labels.questions import VOTE
 from potstill.rows import Example, Request, Response, from_table
+from potstill.student.arms import arm_digest
 from tests.support.examples import written
 
 

@@ -15,10 +15,10 @@ import pytest
 from actors.coverage import read_coverage, what_counts
 from jobs import evaluation, training
 from jobs.training import Arm, choose_workers, problems
-from potstill.batches import plan_steps
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, StageError
 from potstill.measures.scores import score
+from potstill.student.batches import plan_steps
 from potstill.task import LabelledText
 from tests.support.tiny_student import LABELS, make_rows, make_student
 

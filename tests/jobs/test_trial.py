@@ -11,8 +11,8 @@ import pytest
 
 from jobs import trial
 from jobs.finetune import DISTILLED, SEEDS_ONLY
-from potstill.arms import Arm, TrainingRow
 from potstill.config.student import StudentConfig
+from potstill.student.arms import Arm, TrainingRow
 
 ROWS = (TrainingRow("a", (1.0, 0.0)), TrainingRow("b", (0.0, 1.0)))
 ARMS = [Arm(SEEDS_ONLY, ROWS), Arm(DISTILLED, ROWS, anchor=SEEDS_ONLY), Arm("fold0", ROWS[:1])]

@@ -11,8 +11,8 @@ import numpy as np
 from actors.teacher import Answer, to_answer_table
 from jobs import training
 from potstill import draws
-from potstill.arms import arm_digest
 from potstill.rows import Prediction, Request, Response, from_table
+from potstill.student.arms import arm_digest
 
 WORDS = ("lamp", "river", "stone", "cloud", "paper", "horse", "green", "early", "quiet", "seven", "market", "bridge")
 

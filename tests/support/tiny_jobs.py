@@ -15,9 +15,9 @@ import numpy as np
 from actors import export, student
 from actors.checkpoints import FolderCheckpoints
 from actors.student import ArmJob, ArmReport, TrainingJob
-from potstill.arms import Arm, arm_digest
 from potstill.config.student import StudentConfig
-from potstill.encoders import weights_digest
+from potstill.student.arms import Arm, arm_digest
+from potstill.student.encoders import weights_digest
 from tests.support.tiny_student import LABELS, make_rows
 
 STEPS = 50

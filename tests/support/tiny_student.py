@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from potstill.arms import TrainingRow
+from potstill.student.arms import TrainingRow
 
 LABELS = ("fruit", "tool", "weather")
 WORDS = {

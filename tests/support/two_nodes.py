@@ -26,8 +26,8 @@ def main(folder: Path, stage: int) -> None:
     from actors.coverage import read_coverage, what_counts
     from jobs import training
     from jobs.training import Arm
-    from potstill.batches import plan_steps
     from potstill.config.student import StudentConfig
+    from potstill.student.batches import plan_steps
     from tests.support.tiny_student import LABELS, make_rows, make_student
 
     config = StudentConfig(

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.arms import (
+from potstill.config.student import StudentConfig
+from potstill.errors import InputError
+from potstill.rows import Example
+from potstill.student.arms import (
     Arm,
     TrainingRow,
     arm_digest,
@@ -22,10 +25,7 @@ from potstill.arms import (
     repeats_of,
     to_table,
 )
-from potstill.config.student import StudentConfig
-from potstill.errors import InputError
-from potstill.objective import learning_rate, peak_learning_rate, targets
-from potstill.rows import Example
+from potstill.student.objective import learning_rate, peak_learning_rate, targets
 from potstill.task import LabelledText
 
 LABELS = ("a", "b", "c")

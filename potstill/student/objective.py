@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.arms import TrainingRow
 from potstill.config.student import StudentConfig
+from potstill.student.arms import TrainingRow
 
 
 def targets(rows: Sequence[TrainingRow], student: StudentConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.batches import length_sorted, padded_tokens, plan_steps, shard, share
+from potstill.student.batches import length_sorted, padded_tokens, plan_steps, shard, share
 
 LENGTHS = st.lists(st.integers(2, 200), min_size=1, max_size=80)
 

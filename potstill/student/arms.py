@@ -41,7 +41,7 @@ class TrainingRow:
 class Arm:
     """One student to train. ``seed``: order, dropout, head. ``validation`` (real texts the setting allows)
     turns on early stopping; ``anchor`` names an earlier arm of the job that has a say in this one
-    (``potstill.second_opinion``), as far as it agrees with what others
+    (``potstill.student.second_opinion``), as far as it agrees with what others
     say of the texts in ``asked`` (kept for training or not); ``lineage`` goes into the model card and decides nothing."""
 
     name: str

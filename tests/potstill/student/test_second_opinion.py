@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.config.student import StudentConfig
-from potstill.second_opinion import FLOOR, Say, choose_say, refine, wanted
+from potstill.student.second_opinion import FLOOR, Say, choose_say, refine, wanted
 
 AUTO = StudentConfig()
 HALF = np.array([0, 1] * 50)
