@@ -30,13 +30,14 @@ from jobs.asking import ask
 from jobs.job import Job, prepare
 from jobs.progress import Meter
 from jobs.terminal import Terminal
-from potstill import assessment, draws
+from potstill import draws
 from potstill.config import parse
 from potstill.labels import evidence
 from potstill.measures import subjectivity
 from potstill.measures.annotations import read_annotations
 from potstill.prompts.render import choose_renderer
 from potstill.rows import Request
+from potstill.study import assessment
 
 TASK = "md_agreement"
 LABELS = ("not offensive", "offensive")  # of votes 0 and 1

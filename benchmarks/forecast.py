@@ -4,7 +4,7 @@
 
 ``DIR/<task>/{train,test}.parquet`` of the config's tasks; those that DIR lacks are left out. Task by task ``potstill
 study`` runs, then ``potstill assess`` (about 14,600 and 6,600 requests for all fourteen), and the line of
-``potstill/forecast.py`` on its declared predictors is held against saying the mean of the other tasks. The line alone is
+``potstill/study/forecast.py`` on its declared predictors is held against saying the mean of the other tasks. The line alone is
 judged here: where it errs more than the mean, ``potstill assess`` says the mean. Every task is a study of its own, so the
 same command goes on with a benchmark that broke off, and with more ``--tasks`` it does those that are new. PLACE should
 hold nothing else: gaps are read as ``potstill assess`` reads them, over all finished studies of the storage, and a task
@@ -39,12 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from actors.backends.identity import identify
 from jobs import assess, paths
 from jobs.terminal import Terminal
-from potstill import assessment, draws, sources, task
+from potstill import draws, task
 from potstill.config import Config, TaskRef
 from potstill.errors import InputError, PotstillError, Problem
-from potstill.forecast import FEWEST, PREDICTORS, Studied, leave_one_out, means_of_others, usable
 from potstill.measures.subjectivity import spearman
-from potstill.study_config import StudyConfig, cell_config, load
+from potstill.study import assessment, sources
+from potstill.study.config import StudyConfig, cell_config, load
+from potstill.study.forecast import FEWEST, PREDICTORS, Studied, leave_one_out, means_of_others, usable
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "conf/study-forecast.yaml"

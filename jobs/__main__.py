@@ -21,7 +21,7 @@ from potstill.errors import InputError, PotstillError, Problem
 
 if TYPE_CHECKING:
     from jobs.runs import Run
-    from potstill.study_config import StudyConfig
+    from potstill.study.config import StudyConfig
 
 app = typer.Typer(
     name="potstill",
@@ -51,7 +51,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's and D
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Show requests, tokens and cost, and what the ledger already holds: a job's, a search's or a study's. Nothing is spent."""
-    from potstill.study_config import is_study
+    from potstill.study.config import is_study
 
     if is_study(config):
         from jobs.study import show_plan
@@ -155,7 +155,7 @@ def assess(
 ) -> None:
     """Ask the teacher about some texts, and say beforehand what can be known of a task: go, or label by hand."""
     from jobs.assess import assess as run
-    from potstill.assessment import TEXTS
+    from potstill.study.assessment import TEXTS
 
     run(_load(config, overrides, ["relabel"]), verbose, yes, TEXTS if texts is None else texts)
 
@@ -200,7 +200,7 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
 
 def _load_study(path: str, overrides: Sequence[str] | None) -> StudyConfig:
     from jobs import paths
-    from potstill.study_config import load as load_study
+    from potstill.study.config import load as load_study
 
     return paths.make_study_absolute(load_study(path, overrides or ()))
 

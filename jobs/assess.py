@@ -4,7 +4,7 @@
 
 The texts are the task's unlabelled ones, else the train split's with their labels put aside, else some that the teacher
 writes first. About each there are four short questions, so 300 texts cost about as much as relabelling 600 with two
-votes. What is said of the future is said only where tasks were studied with the same teacher (``potstill/forecast.py``).
+votes. What is said of the future is said only where tasks were studied with the same teacher (``potstill/study/forecast.py``).
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from jobs.progress import Meter
 from jobs.runs import Run, as_json
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
-from potstill import advice, assessment, diversity, draws, repetition
-from potstill.advice import Advice
-from potstill.assessment import Diagnosis
+from potstill import diversity, draws, repetition
 from potstill.config import Config
 from potstill.errors import InputError, Problem, StageError
-from potstill.forecast import PREDICTORS, Forecast, Studied, forecast
 from potstill.labels import evidence
 from potstill.labels import questions as relabelling
 from potstill.prompts.render import choose_renderer
 from potstill.repetition import Repetition
 from potstill.rows import Example, Request
-from potstill.study_config import SourceRef
-from potstill.study_tables import Study, read_study
+from potstill.study import advice, assessment
+from potstill.study.advice import Advice
+from potstill.study.assessment import Diagnosis
+from potstill.study.config import SourceRef
+from potstill.study.forecast import PREDICTORS, Forecast, Studied, forecast
+from potstill.study.tables import Study, read_study
 
 PART = "assess"
 STAGES = ("generate", "relabel")  # whose needs an assessment has: the teacher may have to write

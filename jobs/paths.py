@@ -15,7 +15,7 @@ from typing import Any
 from potstill.config import Config, Section, TaskRef
 from potstill.config.teacher import TeacherConfig
 from potstill.errors import Problem
-from potstill.study_config import StudyConfig
+from potstill.study.config import StudyConfig
 from potstill.task import find_shipped
 
 _PACKAGE = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_[^/]+")

@@ -126,7 +126,7 @@ def show_study(run: Run, open_it: bool = True) -> None:
     """Print the tables of a study, write its page, and open that."""
     from jobs import study_report
     from jobs.page import study_page
-    from potstill.study_tables import read_study
+    from potstill.study.tables import read_study
 
     terminal = Terminal()
     study_page.write(run)

@@ -33,8 +33,8 @@ from potstill.rows import Prediction
 from potstill.student import second_opinion
 from potstill.student.arms import Arm, from_texts
 from potstill.student.arms import problems as arm_problems
-from potstill.study_config import StudyConfig
-from potstill.study_tables import REGRESSION
+from potstill.study.config import StudyConfig
+from potstill.study.tables import REGRESSION
 from potstill.task import LabelledText
 
 STAGES = ("generate", "relabel", "finetune")

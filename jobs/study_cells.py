@@ -19,10 +19,10 @@ from potstill.config import Config, TaskRef
 from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
-from potstill.sources import Source
 from potstill.student import encoders
-from potstill.study_config import StudyConfig, cell_config, student_config
-from potstill.study_tables import LAYOUT, REGRESSION, TEACHER_ALONE
+from potstill.study.config import StudyConfig, cell_config, student_config
+from potstill.study.sources import Source
+from potstill.study.tables import LAYOUT, REGRESSION, TEACHER_ALONE
 from potstill.task import LabelledText, Task, TaskData
 
 _WITHOUT_EFFECT = (*STUDENT_WITHOUT_EFFECT, "repeats")  # a study has repeats of its own

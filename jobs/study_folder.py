@@ -1,4 +1,4 @@
-"""A study's folder: finished cells, and the tables made of them (``potstill/study_tables.py`` has the layout)."""
+"""A study's folder: finished cells, and the tables made of them (``potstill/study/tables.py`` has the layout)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from potstill.measures.annotations import read_judgements, read_rows
 from potstill.measures.scores import Scores
 from potstill.measures.subjectivity import Ranking, rank
 from potstill.rows import Example, Prediction
-from potstill.study_config import StudyConfig
-from potstill.study_scores import mean_difference
-from potstill.study_tables import (
+from potstill.study.config import StudyConfig
+from potstill.study.differences import mean_difference
+from potstill.study.tables import (
     DIFFERENCES,
     EXAMPLES,
     FOLDER,

@@ -15,8 +15,8 @@ from jobs.study_folder import StudyFolder
 from jobs.terminal import Terminal
 from jobs.tracking import Tracker
 from potstill.measures.scores import mean_and_deviation
-from potstill.study_config import StudyConfig
-from potstill.study_tables import REGRESSION, TEACHER_ALONE, Study
+from potstill.study.config import StudyConfig
+from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study
 
 _A1, _A2 = "promptmix_a1", "promptmix"
 
@@ -64,7 +64,7 @@ def print_places(terminal: Terminal, folder: StudyFolder) -> None:
     """Where the tables are."""
     terminal.say()
     terminal.say(f"page      {folder.run.path}/report.html")
-    terminal.say(f"tables    {folder.run.path}/study/*.parquet (potstill/study_tables.py says what is in them)")
+    terminal.say(f"tables    {folder.run.path}/study/*.parquet (potstill/study/tables.py says what is in them)")
 
 
 def log(tracker: Tracker, study: Study, tables: dict[str, pa.Table]) -> None:

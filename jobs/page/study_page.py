@@ -17,7 +17,7 @@ from jobs.page.render import render
 from jobs.progress import format_duration, format_usd
 from jobs.runs import Run
 from jobs.study_report import Shown
-from potstill.study_tables import REGRESSION, TEACHER_ALONE, Study, read_study
+from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study, read_study
 
 Row = dict[str, Any]
 _MOST = charts.SERIES

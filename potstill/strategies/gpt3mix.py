@@ -8,7 +8,7 @@ new text *and* its label.
 
 The label in the reply is the class the text was written for; one that is none of the task's leaves the class whose
 turn it was. The paper's soft label, the model's distribution over label words after the text, is what relabelling
-asks for: ``relabel: {soft: true, target_prior: 1/classes}``, which ``potstill study`` sets (``potstill/sources.py``).
+asks for: ``relabel: {soft: true, target_prior: 1/classes}``, which ``potstill study`` sets (``potstill/study/sources.py``).
 Departure: a draw belongs to a class, whose example stands last, so that every class is written for equally often.
 """
 

@@ -19,8 +19,8 @@ import forecast
 from jobs.terminal import Terminal
 from potstill import draws
 from potstill.errors import InputError
-from potstill.forecast import FEWEST, FEWEST_FOR_TWO, PREDICTORS, Studied
-from potstill.study_config import load
+from potstill.study.config import load
+from potstill.study.forecast import FEWEST, FEWEST_FOR_TWO, PREDICTORS, Studied
 
 
 def made_up(count: int, slope: float = -0.4) -> list[Studied]:

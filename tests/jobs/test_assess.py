@@ -14,11 +14,11 @@ import yaml
 
 from jobs import assess, cluster, preflight
 from jobs.__main__ import main
-from potstill import assessment
 from potstill.config import parse
-from potstill.forecast import Forecast
 from potstill.measures.scores import Interval
-from potstill.study_tables import TABLES
+from potstill.study import assessment
+from potstill.study.forecast import Forecast
+from potstill.study.tables import TABLES
 from tests.support.command_line import write_config
 from tests.support.study_fakes import World, _embed, _Pool
 

@@ -23,7 +23,7 @@ from potstill.config import parse
 from potstill.errors import InputError
 from potstill.measures.annotations import read_annotations
 from potstill.rows import Example, Prediction
-from potstill.study_tables import TABLES, Study, StudySource, StudyTask
+from potstill.study.tables import TABLES, Study, StudySource, StudyTask
 from tests.support import browser
 
 MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")

@@ -21,10 +21,10 @@ from jobs.study_texts import read_texts
 from jobs.terminal import Terminal
 from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Example
-from potstill.sources import SOURCES
 from potstill.strategies import wordnet
-from potstill.study_config import load, parse_study
-from potstill.study_tables import TABLES, read_study
+from potstill.study.config import load, parse_study
+from potstill.study.sources import SOURCES
+from potstill.study.tables import TABLES, read_study
 from tests.support.study_fakes import World
 
 TASKS = Path(__file__).parents[1] / "fixtures/tasks"

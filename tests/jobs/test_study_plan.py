@@ -14,7 +14,7 @@ from jobs.study import study
 from jobs.study_cells import plan_cells
 from jobs.terminal import Terminal
 from potstill.errors import InputError
-from potstill.study_config import is_study, parse_study
+from potstill.study.config import is_study, parse_study
 from tests.support.study_fakes import World
 
 ROOT = Path(__file__).parents[2]

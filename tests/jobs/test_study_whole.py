@@ -8,7 +8,7 @@ import subprocess
 import mlflow
 import pytest
 
-from potstill.study_tables import read_study
+from potstill.study.tables import read_study
 from tests.endpoint.client import Endpoint
 from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 

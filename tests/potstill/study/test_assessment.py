@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import assessment
-from potstill.advice import advise, by_hand, learning_curve
-from potstill.forecast import FEWEST, FEWEST_FOR_TWO, Forecast, Studied, forecast, leave_one_out
 from potstill.labels.evidence import read_answers
+from potstill.study import assessment
+from potstill.study.advice import advise, by_hand, learning_curve
+from potstill.study.forecast import FEWEST, FEWEST_FOR_TWO, Forecast, Studied, forecast, leave_one_out
 from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
 
 TEXTS = [

@@ -13,7 +13,7 @@ A study's folder is ``<storage>/study-<name>-<digest>/``. It is laid out like an
     cell/<cell>.json                  a finished cell as it was computed; a study that is resumed reads these
 
 A *cell* is (teacher, task, source, student, repeat). Its ``cell`` is a digest of all that decides its result, so the same
-cell in another study has the same name. A *source* is where training texts come from (``potstill.sources``). ``run``
+cell in another study has the same name. A *source* is where training texts come from (``potstill.study.sources``). ``run``
 names the folder beside the study's (``<storage>/<run>``) with the requests, responses and examples of a cell; null
 where the teacher had no part in it. Macro-F1, accuracy and shares are fractions of 1. An interval is a 95 % bootstrap
 interval (``docs/study.md`` has every formula). Tables are rewritten whole after every task; only ``study.json`` with

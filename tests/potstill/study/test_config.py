@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from potstill.errors import InputError
-from potstill.study_config import cell_config, parse_study
+from potstill.study.config import cell_config, parse_study
 
 
 def _study(**settings):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from potstill import draws
-from potstill.assessment import Diagnosis
 from potstill.measures.baselines import fit_predict
+from potstill.study.assessment import Diagnosis
 
 SIZES = (2, 4, 8, 16, 32)  # real texts a class on the learning curve
 _KNOWS, _STABLE = 0.9, 0.6  # accuracy on the seeds; alpha among votes: from here on the teacher can be left alone

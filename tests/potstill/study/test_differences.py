@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from potstill.measures.scores import compare
 from potstill.rows import Prediction
-from potstill.study_scores import mean_difference
+from potstill.study.differences import mean_difference
 
 LABELS = ["a", "b", "c"]
 

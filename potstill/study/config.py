@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from potstill import sources
 from potstill.config import (
     AugmentConfig,
     Config,
@@ -32,8 +31,9 @@ from potstill.config.files import explain, override
 from potstill.config.sections import Section, home
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import InputError, Problem
-from potstill.sources import Source
-from potstill.study_tables import REGRESSION, TEACHER_ALONE
+from potstill.study import sources
+from potstill.study.sources import Source
+from potstill.study.tables import REGRESSION, TEACHER_ALONE
 
 ALL_REAL = 100_000  # texts a class: all there are
 SECTIONS = ("augment", "relabel")
