@@ -1,7 +1,7 @@
 """Nearest neighbours of many rows, block by block over Ray Data: on every node's GPU or CPUs at once.
 
 The rows lie in the object store once a node; what travels is a pair of block numbers there and two short rows of
-maxima back. 100,000 rows of 384 on two cores fit one process as well (``potstill.diversity``); this is for millions.
+maxima back. 100,000 rows of 384 on two cores fit one process as well (``potstill.texts.diversity``); this is for millions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from potstill.diversity import block_maxima, block_pairs
+from potstill.texts.diversity import block_maxima, block_pairs
 
 BLOCK = 4096
 ROW, COLUMN, OF_ROWS, OF_COLUMNS = "row", "column", "of_rows", "of_columns"

@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from potstill.diversity import nearest_distances, remote_clique
+from potstill.texts.diversity import nearest_distances, remote_clique
 
 SETTINGS = [
     (None, 32),

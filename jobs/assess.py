@@ -29,13 +29,12 @@ from jobs.progress import Meter
 from jobs.runs import Run, as_json
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
-from potstill import diversity, draws, repetition
+from potstill import draws
 from potstill.config import Config
 from potstill.errors import InputError, Problem, StageError
 from potstill.labels import evidence
 from potstill.labels import questions as relabelling
 from potstill.prompts.render import choose_renderer
-from potstill.repetition import Repetition
 from potstill.rows import Example, Request
 from potstill.study import advice, assessment
 from potstill.study.advice import Advice
@@ -43,6 +42,8 @@ from potstill.study.assessment import Diagnosis
 from potstill.study.config import SourceRef
 from potstill.study.forecast import PREDICTORS, Forecast, Studied, forecast
 from potstill.study.tables import Study, read_study
+from potstill.texts import diversity, repetition
+from potstill.texts.repetition import Repetition
 
 PART = "assess"
 STAGES = ("generate", "relabel")  # whose needs an assessment has: the teacher may have to write

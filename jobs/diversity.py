@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from actors.nearest import BLOCK, COLUMN, OF_COLUMNS, OF_ROWS, ROW, BlockNearest, pair_table
-from potstill import diversity, draws
+from potstill import draws
 from potstill.errors import StageError
+from potstill.texts import diversity
 
 LARGE = 100_000  # rows from which on a cluster is worth starting a pipeline for: 20 s on two cores
 MEASURED = 20_000  # texts of a run that are measured, at most: under a second, and stages don't wait for it

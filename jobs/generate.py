@@ -19,12 +19,13 @@ from jobs.asking import Usage, ask
 from jobs.job import Job
 from jobs.progress import Meter
 from jobs.runs import as_json
-from potstill import filters, strategies
+from potstill import strategies
 from potstill.errors import StageError
 from potstill.labels.answered import Answered
-from potstill.parsing import CUT_SHORT
 from potstill.prompts.render import choose_renderer, texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
+from potstill.texts import filters
+from potstill.texts.parsing import CUT_SHORT
 
 CUT_OFTEN = 0.2  # share of the texts that were cut short from which on it is said
 

@@ -22,9 +22,9 @@ from fsspec.core import url_to_fs
 from potstill import draws, strategies
 from potstill.config import Config
 from potstill.errors import InputError, Problem
-from potstill.filters import normalise
 from potstill.rows import example_id
 from potstill.task import DataSource, LabelledText, Task, TaskData, find, read
+from potstill.texts.filters import normalise
 
 VALIDATION_SHARE = 0.1
 UNLABELLED = "unlabelled"  # a split whose labels nobody knows

@@ -25,7 +25,7 @@ from jobs.study_folder import Finished, StudyFolder
 from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.terminal import Terminal
 from jobs.tracking import Tracker, open_tracker
-from potstill import diversity, draws
+from potstill import draws
 from potstill.errors import InputError, Problem, StageError
 from potstill.measures import baselines
 from potstill.measures.scores import score
@@ -36,6 +36,7 @@ from potstill.student.arms import problems as arm_problems
 from potstill.study.config import StudyConfig
 from potstill.study.tables import REGRESSION
 from potstill.task import LabelledText
+from potstill.texts import diversity
 
 STAGES = ("generate", "relabel", "finetune")
 SEEDS_ONLY = "seeds_only"  # the arm that may have a say in others

@@ -13,7 +13,6 @@ from jobs.asking import Usage
 from jobs.job import Job
 from jobs.runs import Run, as_json
 from jobs.study_cells import Cell
-from potstill.diversity import Diversity
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures.annotations import read_judgements, read_rows
@@ -33,6 +32,7 @@ from potstill.study.tables import (
     StudyTask,
     read_study,
 )
+from potstill.texts.diversity import Diversity
 
 ORDER_OF_PAPER, JUDGEMENTS = "Li et al. 2023", "judgements"
 

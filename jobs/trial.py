@@ -30,7 +30,6 @@ from jobs.tracking import NullTracker
 from potstill.config import Config
 from potstill.draws import digest
 from potstill.errors import InputError, StageError
-from potstill.filters import normalise
 from potstill.measures.baselines import as_predictions
 from potstill.measures.scores import score
 from potstill.rows import Example, Prediction
@@ -38,6 +37,7 @@ from potstill.search.placement import Placement
 from potstill.search.validation import Validation
 from potstill.student.arms import Arm
 from potstill.task import LabelledText, Task, TaskData
+from potstill.texts.filters import normalise
 
 RESAMPLES = 200  # the intervals of validation scores are for the eye
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from potstill.config import AugmentConfig
 from potstill.errors import Problem
-from potstill.parsing import read_reply
 from potstill.prompts.contents import Draft
 from potstill.task import LabelledText, Task, TaskData
+from potstill.texts.parsing import read_reply
 
 
 @dataclass(frozen=True, slots=True)

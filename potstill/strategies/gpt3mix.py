@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from potstill import draws
 from potstill.config import AugmentConfig
-from potstill.parsing import clean_line, read_reply
 from potstill.prompts.contents import Draft, WritePrompt, card
 from potstill.strategies.contract import Parsed, Written
 from potstill.strategies.exemplars import draw_exemplars
 from potstill.task import LabelledText, Task
+from potstill.texts.parsing import clean_line, read_reply
 
 _LABEL = re.compile(r"\s*\(\s*class\s*:\s*([^()]*?)\s*\)?\s*$", re.IGNORECASE)
 

@@ -11,9 +11,9 @@ import openai
 import psutil
 import pytest
 
-from potstill.parsing import parse_reply
 from potstill.prompts.contents import ChoosePrompt, ClassCard, WritePrompt
 from potstill.prompts.render import render
+from potstill.texts.parsing import parse_reply
 from tests.endpoint.asking import KEY, LABELS, ask, ask_all, chat, enum_format, post, with_client
 from tests.endpoint.behaviour import Script
 from tests.endpoint.book import content_digest

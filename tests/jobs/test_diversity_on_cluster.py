@@ -5,8 +5,8 @@ import pytest
 
 from actors.nearest import BlockNearest, pair_table
 from jobs.diversity import MEASURED, as_rows, nearest, nearest_on_cluster
-from potstill.diversity import nearest_distances
 from potstill.errors import InputError
+from potstill.texts.diversity import nearest_distances
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 from jobs.loading import load
 from potstill.config import parse
 from potstill.errors import InputError
-from potstill.filters import normalise
 from potstill.task import PRESETS
+from potstill.texts.filters import normalise
 
 LABELS = {"cat": "About a cat.", "dog": "About a dog."}
 

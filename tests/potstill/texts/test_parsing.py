@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.parsing import CHATTER, CUT_SHORT, HEADING, OTHER_LIST, clean_line, parse_reply, read_reply
+from potstill.texts.parsing import CHATTER, CUT_SHORT, HEADING, OTHER_LIST, clean_line, parse_reply, read_reply
 
 
 def test_continued_list() -> None:

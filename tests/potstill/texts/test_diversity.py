@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from potstill.diversity import by_class, chamfer, nearest_distances, remote_clique
 from potstill.errors import InputError
+from potstill.texts.diversity import by_class, chamfer, nearest_distances, remote_clique
 
 ENTRY = st.floats(-100, 100, width=32).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
 SETS = st.tuples(st.integers(2, 40), st.integers(1, 12)).flatmap(

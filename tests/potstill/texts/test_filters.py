@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import filters
-from potstill.filters import (
+from potstill.rows import Example
+from potstill.texts import filters
+from potstill.texts.filters import (
     COPY_OF_SEED,
     DUPLICATE,
     NEAR_DUPLICATE,
@@ -18,7 +19,6 @@ from potstill.filters import (
     nearest_jaccard,
     normalise,
 )
-from potstill.rows import Example
 
 
 def examples(*texts: str) -> list[Example]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.repetition import distinct, measure, self_bleu
+from potstill.texts.repetition import distinct, measure, self_bleu
 
 
 def test_distinct_by_hand():

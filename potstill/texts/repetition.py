@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from potstill import draws, filters
+from potstill import draws
 from potstill.rows import Example
+from potstill.texts import filters
 
 SAMPLE = 100  # texts of a class or set that self-BLEU is taken over: 10,000 comparisons
 
