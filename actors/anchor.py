@@ -13,7 +13,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
-from actors import export
+from actors import student_folder
 from actors.predictor import Predictor
 from potstill.student import second_opinion
 from potstill.student.arms import TrainingRow
@@ -37,13 +37,13 @@ class Anchor:
         Raises ``StageError`` if it can't be loaded.
         """
         assert arm.anchor is not None
-        model = export.model_folder(arm.anchor)
-        asked = export.read_rows(arm.folder, "asked")
+        model = student_folder.model_folder(arm.anchor)
+        asked = student_folder.read_rows(arm.folder, "asked")
         predictor = Predictor({"anchor": model}, job.labels, job.device, job.student.max_length, threads=job.threads)
         opinion = predictor.predict([row.text for row in (*rows, *asked)])["anchor"]
         say = second_opinion.choose_say(
             job.student,
-            n_seeds=len(export.read_rows(arm.anchor)),
+            n_seeds=len(student_folder.read_rows(arm.anchor)),
             choices=opinion[len(rows) :].argmax(axis=1),
             others=np.array([row.label_probs for row in asked]).reshape(len(asked), len(job.labels)),
         )

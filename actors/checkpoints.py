@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from actors.world import World
+from actors.process_group import World
 
 
 class Checkpoints(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from actors.world import World
+from actors.process_group import World
 
 SHARED = "/dev/shm"  # noqa: S108 (names there are random, files are made exclusively and for this user alone)
 """Where files are memory (Linux)."""

@@ -23,8 +23,8 @@ from actors.checkpoints import Checkpoints
 from actors.coverage import Coverage
 from actors.engine import computing_precision
 from actors.pretrained import Encoder
+from actors.process_group import World
 from actors.snapshot import Progress
-from actors.world import World
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
 from potstill.student import batches, objective

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from actors import export
+from actors import student_folder
 from potstill.errors import StageError
 from potstill.student import batches
 
@@ -52,7 +52,7 @@ class Predictor:
         self._tokenizers: dict[str, Any] = {}
         for name, folder in students.items():
             try:
-                with export.fetched(folder) as local:
+                with student_folder.fetched(folder) as local:
                     model = AutoModelForSequenceClassification.from_pretrained(
                         local, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
                     )

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from actors.world import World
+from actors.process_group import World
 
 _TAG = "engine"
 

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from actors import export, loop, pooling
+from actors import loop, pooling, student_folder
 from actors.anchor import Anchor
-from actors.chatter import chatter_to
 from actors.checkpoints import Checkpoints, NoCheckpoints, RayCheckpoints
 from actors.coverage import Coverage
 from actors.engine import initialise
 from actors.loop import Loop, Part
 from actors.pretrained import TokenCache, load_encoder
+from actors.process_group import World
+from actors.quiet import chatter_to
 from actors.snapshot import Progress, Snapshot
-from actors.world import World
 from potstill.config.student import StudentConfig
 from potstill.errors import PotstillError
 
@@ -121,7 +121,7 @@ def train_arms(job: TrainingJob, place: Checkpoints | None = None) -> list[ArmRe
     texts = TokenCache()
     reports = []
     for arm in job.arms:
-        done = world.agree(export.read_report(arm.folder) if world.rank == 0 else None)
+        done = world.agree(student_folder.read_report(arm.folder) if world.rank == 0 else None)
         if done is None:
             report = _train_arm(world, job, arm, texts, place)
             done = world.agree(asdict(report) if world.rank == 0 else None)
@@ -150,7 +150,7 @@ def _train_arm(world: World, job: TrainingJob, arm: ArmJob, texts: TokenCache, p
     student = job.student
     _seed_everything(arm.seed)
     encoder = world.together(lambda: load_encoder(student, job.labels))
-    rows, validation = export.read_rows(arm.folder), export.read_rows(arm.folder, "validation")
+    rows, validation = student_folder.read_rows(arm.folder), student_folder.read_rows(arm.folder, "validation")
     anchor = None
     if arm.anchor is not None:
         anchor = world.agree(world.together(lambda: Anchor.consult(arm, rows, job) if world.rank == 0 else None))
@@ -171,11 +171,11 @@ def _train_arm(world: World, job: TrainingJob, arm: ArmJob, texts: TokenCache, p
     state = steps.best_state if held_out is not None else steps.state()
     if world.rank == 0:
         assert state is not None
-        model_card = export.model_card(arm.name, job.labels, student, len(rows), asdict(report), arm.lineage)
+        model_card = student_folder.model_card(arm.name, job.labels, student, len(rows), asdict(report), arm.lineage)
         state = full_vocabulary.restore(state)
         if anchor is not None:
             state = anchor.blend(state)
-        export.write(arm.folder, encoder, state, job.labels, model_card, asdict(report))
+        student_folder.write(arm.folder, encoder, state, job.labels, model_card, asdict(report))
     steps.engine.destroy()
     return report
 

@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors import export
+from actors import student_folder
 from actors.precision import pick_precision
 from actors.student import ArmJob, TrainingJob
 from potstill.config.student import StudentConfig
@@ -127,7 +127,7 @@ def potstill_side(
     ]
     key = arm_digest(Arm("one", rows, seed=student.seed), student, data.classes, encoders.weights_digest(student.model))
     arm = ArmJob(name="one", digest=key, seed=student.seed, folder=str(folder / key))
-    export.write_rows(arm.folder, rows=rows)
+    student_folder.write_rows(arm.folder, rows=rows)
     threads = len(cores[0].split(","))
     job = TrainingJob(data.classes, student, (arm,), device, threads=threads).to_json()
     (folder / "job.json").write_text(json.dumps({**job, "workers": len(cores), "meet": str(folder / "meet")}))

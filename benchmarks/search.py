@@ -252,7 +252,7 @@ def _points(place: Place) -> list[dict[str, Any]]:
 def _scene(place: Place, path: str) -> Iterator[Any]:
     """What trials need, as ``jobs.search`` makes it, without a search."""
     from actors.ledger import Ledger
-    from actors.workshop import start_workshop
+    from actors.search_workers import start_workshop
     from jobs import cluster, paths, search
     from jobs.job import prepare
     from jobs.runs import Run

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors import export
+from actors import student_folder
 from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors, short_requests
 from potstill.errors import StageError
 
@@ -91,7 +91,7 @@ def register_student(
         **{key: repr(float(value)) for key, value in scores.items()},
         **facts,
     }
-    with export.fetched(str(folder)) as local:
+    with student_folder.fetched(str(folder)) as local:
         _check_folder(Path(local), labels)
         try:
             with short_requests(UPLOAD_TIMEOUT_S), _tracking_to(tracking_uri), mlflow_errors():

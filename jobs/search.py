@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from actors.backends.identity import identify
 from actors.ledger import Ledger
-from actors.workshop import account_of, start_workshop
+from actors.search_workers import account_of, start_workshop
 from jobs import cluster, evaluate, finetune, generate, plan, preflight, relabel, search_plan, search_report
 from jobs.distill import STAGES
 from jobs.job import Job

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.workshop import account_of
+from actors.search_workers import account_of
 from jobs.job import Job
 from jobs.search_table import Trial, TrialTable
 from jobs.terminal import Terminal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from actors.workshop import account_of
+from actors.search_workers import account_of
 from jobs.job import Job
 from jobs.progress import format_usd
 from jobs.recorder import Recorder, status_of

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors import export, hub, student
+from actors import hub, student, student_folder
 from jobs import cluster, fits
 from potstill.config.student import StudentConfig
 from potstill.draws import digest
@@ -170,7 +170,7 @@ def train(
     if found:
         raise InputError(found)
     jobs = _prepare(arms, config, labels, storage, reuse)
-    missing = {job.digest: job for job in jobs if not reuse or export.read_report(job.folder) is None}
+    missing = {job.digest: job for job in jobs if not reuse or student_folder.read_report(job.folder) is None}
     workers, on_gpu = choose_workers(config, resources)
     log_dir = None
     if missing:
@@ -202,7 +202,7 @@ def train_with(
     if found:
         raise InputError(found)
     jobs = _prepare(arms, config, labels, storage, reuse=True)
-    missing = {job.digest: job for job in jobs if export.read_report(job.folder) is None}
+    missing = {job.digest: job for job in jobs if student_folder.read_report(job.folder) is None}
     if missing:
         run(student.TrainingJob(tuple(labels), config, tuple(missing.values()), device, config.threads).to_json())
     students = {job.name: _collect(job, reused=job.digest not in missing) for job in jobs}
@@ -237,9 +237,9 @@ def _prepare(
             lineage=dict(arm.lineage),
         )
         if not reuse:
-            export.discard(job.folder)
-        if export.read_report(job.folder) is None:
-            export.write_rows(job.folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
+            student_folder.discard(job.folder)
+        if student_folder.read_report(job.folder) is None:
+            student_folder.write_rows(job.folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
         jobs.append(job)
     return jobs
 
@@ -309,7 +309,7 @@ def run_fit(
 
 
 def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:
-    report = export.read_report(job.folder)
+    report = student_folder.read_report(job.folder)
     if report is None:
         raise StageError(
             f"training of {job.name!r} ended, but {job.folder} is not complete; do all nodes share storage?"
@@ -318,7 +318,7 @@ def _collect(job: student.ArmJob, reused: bool) -> TrainedStudent:
     return TrainedStudent(
         name=job.name,
         digest=job.digest,
-        export=export.model_folder(job.folder),
+        export=student_folder.model_folder(job.folder),
         records=tuple(StepRecord(job.name, step, loss, rate) for step, (loss, rate) in steps),
         examples=report["examples"],
         tokens=report["tokens"],

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from actors import export
+from actors import student_folder
 from actors.backends.identity import identify
 from actors.ledger import Ledger
 from actors.pool import TeacherPool, cause
-from actors.workshop import SharedPool, fetch
+from actors.search_workers import SharedPool, fetch
 from jobs import finetune, generate, relabel, training
 from jobs.asking import Usage
 from jobs.job import Job
@@ -219,7 +219,7 @@ def _students(
         if not keep:
             # A student is 90 MB; an anchor stays, since the next trial needs it again.
             for name in predictions:
-                export.discard(f"{storage}/students/{result.students[name].digest}")
+                student_folder.discard(f"{storage}/students/{result.students[name].digest}")
     finally:
         _ask(scene.workshop.release.remote(asker))
     return result, predictions, trained

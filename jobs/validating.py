@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.backends.identity import identify
 from actors.ledger import Ledger
-from actors.workshop import SharedPool, fetch
+from actors.search_workers import SharedPool, fetch
 from jobs import generate, relabel
 from jobs.job import Job
 from jobs.runs import Run, name_run

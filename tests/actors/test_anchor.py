@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import export, student
+from actors import student, student_folder
 from actors.student import ArmJob, TrainingJob
 from potstill.config.student import StudentConfig
 from tests.support.tiny_student import LABELS, make_rows, make_student
@@ -31,8 +31,8 @@ def train(
     """A student of the seeds, and one of ``rows`` that it has a say in: both exports, and the say."""
     settings = {"model": tiny, "epochs": 1, "min_steps": 300, "batch_size": 16, "learning_rate": 2e-3}
     config = StudentConfig(**{**settings, "precision": "float32", **changes})
-    export.write_rows(str(folder / "seeds"), rows=SEEDS)
-    export.write_rows(str(folder / "all"), rows=rows, asked=asked)
+    student_folder.write_rows(str(folder / "seeds"), rows=SEEDS)
+    student_folder.write_rows(str(folder / "all"), rows=rows, asked=asked)
     arms = (
         ArmJob(name="seeds", digest="a", seed=0, folder=str(folder / "seeds")),
         ArmJob(name="all", digest="b", seed=0, folder=str(folder / "all"), anchor=str(folder / "seeds")),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import export, student
+from actors import student, student_folder
 from actors.pretrained import Encoder
 from actors.student import ArmReport
 from potstill.errors import InputError, StageError
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(tiny: str, tmp_path: Pa
     config = settings(tiny, learning_rate=1e30, clip_norm=0.0, warmup_ratio=0.0)
     with pytest.raises(StageError, match=r"'one' stopped: the loss is (nan|inf) at step [2-9] "):
         train(tmp_path, config)
-    assert export.read_report(prepare(tmp_path, config).arms[0].folder) is None
+    assert student_folder.read_report(prepare(tmp_path, config).arms[0].folder) is None
 
 
 def test_long_texts_are_cut_and_counted_and_it_is_said(

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from actors.ledger import Ledger
-    from actors.workshop import start_workshop
+    from actors.search_workers import start_workshop
     from jobs import cluster as clusters
     from jobs import search
     from jobs.job import prepare

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actors import export, student
+from actors import student, student_folder
 from actors.checkpoints import FolderCheckpoints
 from actors.student import ArmJob, ArmReport, TrainingJob
 from potstill.config.student import StudentConfig
@@ -63,7 +63,7 @@ def prepare(folder: Path, config: StudentConfig, *arms: Arm, record: bool = Fals
         jobs.append(
             ArmJob(name=arm.name, digest=key, seed=arm.seed, folder=str(folder / key), lineage=dict(arm.lineage))
         )
-        export.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
+        student_folder.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
     return TrainingJob(LABELS, config, tuple(jobs), record=record)
 
 

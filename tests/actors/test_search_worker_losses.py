@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.workshop import MAX_LOST, Failed, Workshop
+from actors.search_workers import MAX_LOST, Failed, Workshop
 from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import StageError
 from potstill.search.placement import Placement

@@ -14,7 +14,7 @@ import pytest
 
 from actors.backends.identity import identify
 from actors.ledger import Ledger
-from actors.workshop import SharedPool, account_of, fetch, start_workshop
+from actors.search_workers import SharedPool, account_of, fetch, start_workshop
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import InputError, TeacherError
 from potstill.rows import Message, Request, Sampling

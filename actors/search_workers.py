@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors import bench
+from actors import torch_worker as bench
 from actors.ledger import Ledger
 from actors.pool import TeacherPool, cause
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from actors.chatter import chatter_to
 from actors.embedder import Embedder
+from actors.quiet import chatter_to
 from actors.student import TrainingJob, log, train_arms
 
 VARIABLES = {

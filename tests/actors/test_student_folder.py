@@ -8,11 +8,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from actors import export
+from actors import student_folder
 
 
 def test_a_local_folder_is_itself(tmp_path: Path) -> None:
-    with export.fetched(str(tmp_path)) as local:
+    with student_folder.fetched(str(tmp_path)) as local:
         assert local == str(tmp_path)
     assert tmp_path.is_dir()
 
@@ -20,13 +20,13 @@ def test_a_local_folder_is_itself(tmp_path: Path) -> None:
 def test_a_copy_of_a_remote_one_does_not_stay() -> None:
     with fsspec.open("memory://potstill-export/model/config.json", "w") as file:
         json.dump({"a": 1}, file)
-    with export.fetched("memory://potstill-export/model") as local:
+    with student_folder.fetched("memory://potstill-export/model") as local:
         assert json.loads(Path(local, "config.json").read_text()) == {"a": 1}
     assert not Path(local).exists()
     places = []
 
     def break_off() -> None:
-        with export.fetched("memory://potstill-export/model/") as local:
+        with student_folder.fetched("memory://potstill-export/model/") as local:
             places.append(Path(local))
             raise ValueError("can't be loaded")
 
