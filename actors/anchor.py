@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from actors import student_folder
-from actors.predictor import Predictor
+from actors.inference.predictor import Predictor
 from potstill.student import second_opinion
 from potstill.student.arms import TrainingRow
 

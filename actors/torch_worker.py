@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from actors.embedder import Embedder
+from actors.inference.embedder import Embedder
 from actors.quiet import chatter_to
 from actors.student import TrainingJob, log, train_arms
 
@@ -66,7 +66,7 @@ class Bench:
         self, students: Mapping[str, str], texts: Sequence[str], labels: Sequence[str], max_length: int, device: str
     ) -> dict[str, np.ndarray]:
         """Class probabilities ``[texts, classes]`` of exported students by name."""
-        from actors.predictor import Predictor
+        from actors.inference.predictor import Predictor
 
         with chatter_to(self._log_dir, log):
             return Predictor(students, labels, device=device, max_length=max_length).predict(texts)

@@ -254,7 +254,7 @@ def measure_start(rows: int = 64) -> dict[str, float]:
 
 def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Sequence[str]) -> dict[str, Any]:
     """Test accuracy of a student of the whole training split, by training seed."""
-    from actors.predictor import Predictor
+    from actors.inference.predictor import Predictor
 
     train, test = read(folder / task, "train"), read(folder / task, "test")
     scores = []

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from actors.predictor import PREFIX, Predictor
+from actors.inference.predictor import PREFIX, Predictor
 from jobs import bench
 from potstill.errors import StageError
 from potstill.rows import Prediction

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from actors.backends.identity import identify
-from actors.embedder import PACKAGED
+from actors.inference.embedder import PACKAGED
 from actors.ledger_database import NoLedgerError
 from actors.ledger_store import LedgerStore
 from jobs import generate

@@ -9,9 +9,9 @@ from typing import Any
 
 import fsspec.core
 
-from actors import embedder
 from actors.backends.identity import identify
 from actors.backends.openai import read_key
+from actors.inference import embedder
 from actors.ledger_store import LedgerStore
 from jobs import cluster, loading, mlflow_server, paths, plan, training
 from jobs.job import Job

@@ -60,7 +60,7 @@ def test_the_export_is_the_weighted_mean_of_both_students(tiny: str, tmp_path: P
 
 def test_an_opinion_pulls_wrong_labels_back(tiny: str, tmp_path: Path) -> None:
     """Half of the fruit is labelled tool, undecidedly; a student that knows better makes itself heard."""
-    from actors.predictor import Predictor
+    from actors.inference.predictor import Predictor
 
     def spoil(number: int, row: Any) -> Any:
         return replace(row, label_probs=(0.4, 0.6, 0.0)) if number % 6 == 0 else row

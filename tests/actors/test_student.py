@@ -210,7 +210,7 @@ def test_predictor_agrees_with_transformers_and_serves_several_students(tiny: st
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from actors.predictor import Predictor
+    from actors.inference.predictor import Predictor
 
     job = prepare(tmp_path, settings(tiny, min_steps=10), Arm("a", ROWS), Arm("b", ROWS, seed=1))
     student.train_arms(job)
