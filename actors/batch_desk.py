@@ -1,6 +1,6 @@
 """One batch at the endpoint: submitted once whatever happens, looked at, collected.
 
-What is done there is noted in the ledger before and after (``actors/ledger_batches.py``), so that a process which
+What is done there is noted in the ledger before and after (``actors/ledger/batches.py``), so that a process which
 takes a batch over goes on where the last one stopped.
 """
 
@@ -18,7 +18,7 @@ from typing import Literal
 
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure, BatchApi
-from actors.ledger_batches import BatchBook, BatchRecord
+from actors.ledger.batches import BatchBook, BatchRecord
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import WINDOW_S, BatchStatus, Result, read_result, to_line
 from potstill.endpoint.chat import Abilities, body

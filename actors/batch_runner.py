@@ -1,6 +1,6 @@
 """Batches from the first request to the last answer: gathered into files, submitted, polled, collected.
 
-What is done at the endpoint is recorded before and after (``actors/ledger_batches.py``), and answers are committed
+What is done at the endpoint is recorded before and after (``actors/ledger/batches.py``), and answers are committed
 before a batch is closed, so a process that takes over begins where the last one stopped. Once submitted, a batch goes
 on whoever lives.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure
 from actors.batch_desk import UNSURE_S, YIELD, Batch, BatchDesk, Commit, Member, NotHeldError, lost
-from actors.ledger_batches import BatchBook
+from actors.ledger.batches import BatchBook
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import BatchStatus, Room, count_fitting, shrink
 from potstill.endpoint.chat import most_completion_tokens

@@ -18,8 +18,8 @@ from actors.backends.openai import OpenAIBackend, Sent, identify
 from actors.batch_desk import UNSURE_S
 from actors.batch_runner import GATHER_S, BatchProgress, BatchRunner
 from actors.bill import Bill
-from actors.ledger import Ledger
-from actors.ledger_batches import BatchBook
+from actors.ledger.batches import BatchBook
+from actors.ledger.handle import Ledger
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
 from potstill.config.teacher import OpenAITeacher

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.bill import Bill, answered
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.limiter import LimiterHandle
 from actors.teacher import Answer, keep_leases, to_answer_table
 from potstill.config.teacher import OpenAITeacher

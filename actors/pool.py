@@ -22,9 +22,9 @@ import ray
 from actors import batch_teacher, http_teacher
 from actors.batch_runner import BatchProgress
 from actors.large_stage import Spool, ask_through_ray_data
-from actors.ledger import Ledger
-from actors.ledger_batches import under_way
-from actors.ledger_tables import to_response_table
+from actors.ledger.batches import under_way
+from actors.ledger.handle import Ledger
+from actors.ledger.tables import to_response_table
 from actors.limiter import LimiterHandle
 from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig

@@ -19,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import torch_worker as bench
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool, cause
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import PotstillError, StageError, TeacherError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import ray
 
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from potstill.config import EmbeddedTeacher
 from potstill.errors import LedgerError
 from potstill.rows import RESPONSE, Request, Response, from_table, to_table

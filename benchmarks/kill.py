@@ -46,7 +46,7 @@ import psutil
 import pyarrow as pa
 
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster
 from potstill.config.teacher import OpenAITeacher

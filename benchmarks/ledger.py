@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from jobs import cluster
 from potstill.rows import Message, Request, Response, Sampling
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster, evaluate, evaluation, finetune, generate, preflight, relabel
 from jobs.job import Job, prepare

@@ -251,7 +251,7 @@ def _points(place: Place) -> list[dict[str, Any]]:
 @contextmanager
 def _scene(place: Place, path: str) -> Iterator[Any]:
     """What trials need, as ``jobs.search`` makes it, without a search."""
-    from actors.ledger import Ledger
+    from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
     from jobs import cluster, paths, search
     from jobs.job import prepare

@@ -26,8 +26,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.ledger import Ledger
-from actors.ledger_store import LedgerStore
+from actors.ledger.handle import Ledger
+from actors.ledger.store import LedgerStore
 from actors.pool import CHUNK, TeacherPool, chunks
 from benchmarks.ledger import TEXT, answer, make_requests
 from jobs import cluster, generate

@@ -19,7 +19,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster, generate, plan, preflight
 from jobs.asking import Usage, ask

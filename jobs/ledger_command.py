@@ -26,8 +26,8 @@ from potstill.config import LedgerConfig
 from potstill.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from actors.ledger_database import LedgerDatabase
-    from actors.ledger_upkeep import Spent
+    from actors.ledger.database import LedgerDatabase
+    from actors.ledger.upkeep import Spent
 
 app = typer.Typer(
     no_args_is_help=True, help="The ledger of all answers: what was spent, a copy and back, pruning, a check."
@@ -47,7 +47,7 @@ def stats(
     ledger: Place = None, as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False
 ) -> None:
     """Answers, tokens and dollars by model, stage, task and day."""
-    from actors import ledger_upkeep
+    from actors.ledger import upkeep as ledger_upkeep
 
     with _opened(ledger) as database:
         spent, size = ledger_upkeep.spent(database), ledger_upkeep.size_bytes(database)
@@ -71,7 +71,7 @@ def export(
     ledger: Place = None,
 ) -> None:
     """Write all answers with their requests to one Parquet file."""
-    from actors import ledger_upkeep
+    from actors.ledger import upkeep as ledger_upkeep
 
     if file.exists():
         raise InputError([Problem(f"FILE = {str(file)!r}", "is there already; name another file, or delete it")])
@@ -92,8 +92,8 @@ def import_(
     ledger: Place = None,
 ) -> None:
     """Take in the answers of an exported file; what the ledger has stays. A ledger that isn't there is made."""
-    from actors import ledger_upkeep
-    from actors.ledger_store import LedgerStore
+    from actors.ledger import upkeep as ledger_upkeep
+    from actors.ledger.store import LedgerStore
 
     store = LedgerStore(_uri(ledger))
     try:
@@ -112,7 +112,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="delete without asking")] = False,
 ) -> None:
     """Delete answers by age and give their space back. A job that wants them again pays again."""
-    from actors import ledger_upkeep
+    from actors.ledger import upkeep as ledger_upkeep
 
     before = time.time() - _seconds(older_than)
     terminal = Terminal()
@@ -137,7 +137,7 @@ def prune(
 @app.command()
 def verify(ledger: Place = None) -> None:
     """Check the file and every answer in it; exit code 1 and a line for each fault."""
-    from actors import ledger_upkeep
+    from actors.ledger import upkeep as ledger_upkeep
 
     with _opened(ledger) as database:
         findings = ledger_upkeep.verify(database)
@@ -153,7 +153,7 @@ def verify(ledger: Place = None) -> None:
 @contextmanager
 def _opened(place: str | None) -> Iterator[LedgerDatabase]:
     """An existing ledger."""
-    from actors.ledger_database import LedgerDatabase
+    from actors.ledger.database import LedgerDatabase
 
     database = LedgerDatabase(_uri(place), create=False)
     try:

@@ -18,8 +18,8 @@ from rich.markup import escape
 
 from actors.backends.identity import identify
 from actors.inference.embedder import PACKAGED
-from actors.ledger_database import NoLedgerError
-from actors.ledger_store import LedgerStore
+from actors.ledger.database import NoLedgerError
+from actors.ledger.store import LedgerStore
 from jobs import generate
 from jobs.job import Job, prepare
 from jobs.progress import format_duration, format_usd

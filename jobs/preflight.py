@@ -12,7 +12,7 @@ import fsspec.core
 from actors.backends.identity import identify
 from actors.backends.openai import read_key
 from actors.inference import embedder
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from jobs import cluster, loading, mlflow_server, paths, plan, training
 from jobs.job import Job
 from jobs.job import prepare as read_task

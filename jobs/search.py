@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.search_workers import account_of, start_workshop
 from jobs import cluster, evaluate, finetune, generate, plan, preflight, relabel, search_plan, search_report
 from jobs.distill import STAGES

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster, evaluation, preflight, study_plan, study_report, training
 from jobs.bench import embed

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from actors import student_folder
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool, cause
 from actors.search_workers import SharedPool, fetch
 from jobs import finetune, generate, relabel, training

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.search_workers import SharedPool, fetch
 from jobs import generate, relabel
 from jobs.job import Job

@@ -21,7 +21,7 @@ from workload import MAX_TOKENS, MODEL, messages, options, serve
 
 from actors import http_teacher
 from actors.backends.openai import Sent
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from jobs import cluster
 from potstill.config.teacher import OpenAITeacher

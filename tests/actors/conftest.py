@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from tests.endpoint.behaviour import Script
 from tests.endpoint.client import Endpoint
 from tests.support import postgres

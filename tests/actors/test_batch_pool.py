@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from actors import ledger_tables as tables
-from actors.ledger import Ledger
-from actors.ledger_store import LedgerStore
+from actors.ledger import tables
+from actors.ledger.handle import Ledger
+from actors.ledger.store import LedgerStore
 from actors.pool import TeacherPool
 from potstill.rows import Response, from_table
 from tests.endpoint.client import ROOT, Endpoint

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from actors import ledger_tables as tables
-from actors.ledger_store import LedgerStore
+from actors.ledger import tables
+from actors.ledger.store import LedgerStore
 from actors.teacher import Answer
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
@@ -64,7 +64,7 @@ def test_wherever_its_process_dies_a_batch_is_paid_for_once(
 
     async def run() -> None:
         from actors.backends.openai_batches import BatchApi
-        from actors.ledger_batches import BatchBook
+        from actors.ledger.batches import BatchBook
 
         with monkeypatch.context() as patch:
             note = BatchBook.note

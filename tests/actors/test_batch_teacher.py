@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actors.backends.openai import OpenAIBackend
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from potstill.endpoint.chat import Abilities, body
 from potstill.errors import TeacherError
 from tests.endpoint.client import Endpoint

@@ -13,7 +13,7 @@ import pytest
 from actors.backends.openai import OpenAIBackend
 from actors.bill import Bill
 from actors.http_teacher import HttpTeacherActor
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from actors.teacher import Answer
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities

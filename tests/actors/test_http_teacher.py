@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import HTTP_BLOCK, TeacherPool
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError

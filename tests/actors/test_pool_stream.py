@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from actors import pool as pool_module
-from actors.ledger import Ledger
-from actors.ledger_store import LedgerStore
-from actors.ledger_tables import to_response_table
+from actors.ledger.handle import Ledger
+from actors.ledger.store import LedgerStore
+from actors.ledger.tables import to_response_table
 from actors.pool import TeacherPool, _cut, chunks
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from actors.backends.identity import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.search_workers import SharedPool, account_of, fetch, start_workshop
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import InputError, TeacherError

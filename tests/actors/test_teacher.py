@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from actors.backends.embedded import identify
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from actors.teacher import Answer, to_answer_table
 from potstill.config import EmbeddedTeacher

@@ -136,7 +136,7 @@ def test_relabelling_alone_is_asked_about_first(run: Run, endpoint: Endpoint) ->
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     """A ledger of this version, without answers."""
-    from actors.ledger_store import LedgerStore
+    from actors.ledger.store import LedgerStore
 
     file = tmp_path / "ledger.db"
     LedgerStore(f"sqlite:///{file}").close()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from jobs.__main__ import main
 from potstill.rows import Message, Request, Response, Sampling
 
@@ -146,7 +146,7 @@ def test_where_there_is_no_ledger_none_is_made(home, potstill, command, tmp_path
 @pytest.mark.slow
 def test_a_job_whose_ledger_can_not_be_written_does_not_start(home, potstill, tmp_path, monkeypatch):
     """Here the disk is all but full for a ledger that would need more than any disk has."""
-    monkeypatch.setattr("actors.ledger_database.ROOM_BYTES", 2**62)
+    monkeypatch.setattr("actors.ledger.database.ROOM_BYTES", 2**62)
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"task": "no-such-task"}))
     code, _, err = potstill("distill", config)

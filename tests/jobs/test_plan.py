@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from jobs import generate, plan
 from jobs.progress import format_duration, format_usd
 from jobs.terminal import Terminal

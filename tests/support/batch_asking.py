@@ -11,9 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from actors import ledger_tables as tables
 from actors.batch_teacher import BatchTeacherActor
-from actors.ledger_store import LedgerStore
+from actors.ledger import tables
+from actors.ledger.store import LedgerStore
 from actors.teacher import Answer
 from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Request

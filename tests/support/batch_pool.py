@@ -8,7 +8,7 @@ import sys
 
 import ray
 
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from actors.pool import TeacherPool
 from potstill.config.teacher import OpenAITeacher
 from tests.support.batch_requests import requests

@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.allowance import Allowance
 from actors.batch_teacher import limits
-from actors.ledger_store import LedgerStore
+from actors.ledger.store import LedgerStore
 from potstill.config.teacher import OpenAITeacher
 from potstill.limits.pacer import Pacer
 

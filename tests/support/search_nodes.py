@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from actors.ledger import Ledger
+    from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
     from jobs import cluster as clusters
     from jobs import search

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
-from actors import ledger_tables as tables
-from actors.ledger_tables import Row, pack_request, unpack_request
+from actors.ledger import tables
+from actors.ledger.tables import Row, pack_request, unpack_request
 from potstill.rows import Request
 
 if TYPE_CHECKING:
-    from actors.ledger import Ledger
+    from actors.ledger.handle import Ledger
 
 HOLD_S = 60.0
 KEPT_S = 30 * 86_400.0  # so long endpoints keep what a batch has answered; nobody can collect it later

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from actors.ledger_database import LedgerDatabase, NoLedgerError, redact
-from actors.ledger_store import LedgerStore
+from actors.ledger.database import LedgerDatabase, NoLedgerError, redact
+from actors.ledger.store import LedgerStore
 from potstill.errors import LedgerError
 from potstill.rows import Message, Request, Response, Sampling
 
@@ -222,7 +222,7 @@ def test_a_ledger_that_can_be_written_is_as_it_was_after_the_check(uri):
 
 
 def test_a_ledger_that_is_kept_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr("actors.ledger_database.LOCK_WAIT_S", 0)
+    monkeypatch.setattr("actors.ledger.database.LOCK_WAIT_S", 0)
     uri = f"sqlite:///{tmp_path}/ledger.db"
     one, two = LedgerDatabase(uri), LedgerDatabase(uri)
     with one.write():

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 import sqlalchemy as sa
 
-from actors.ledger_store import LedgerStore
-from actors.ledger_tables import to_rows
+from actors.ledger.store import LedgerStore
+from actors.ledger.tables import to_rows
 from potstill.errors import LedgerError
 from potstill.rows import Message, Request, Response, Sampling
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import ray
 
-from actors.ledger import Ledger
+from actors.ledger.handle import Ledger
 from potstill.errors import LedgerError
 from potstill.rows import Message, Request, Response, Sampling
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from actors import ledger_tables as tables
-from actors import ledger_upkeep as upkeep
-from actors.ledger_batches import BatchBook
-from actors.ledger_store import LedgerStore
+from actors.ledger import tables, upkeep
+from actors.ledger.batches import BatchBook
+from actors.ledger.store import LedgerStore
 from potstill.rows import Message, Request, Response, Sampling
 from tests.support.near import NearLedger
 

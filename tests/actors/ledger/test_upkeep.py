@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from actors import ledger_upkeep as upkeep
-from actors.ledger_store import LedgerStore
+from actors.ledger import upkeep
+from actors.ledger.store import LedgerStore
 from potstill.errors import LedgerError
 from potstill.rows import Message, Request, Response, Sampling, from_table
 

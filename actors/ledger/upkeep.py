@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from actors import ledger_batches
-from actors import ledger_tables as tables
-from actors.ledger_database import LedgerDatabase
-from actors.ledger_store import LedgerStore
-from actors.ledger_tables import ANSWER_COLUMNS, COLUMNS, Row, to_request, to_response
+from actors.ledger import batches as ledger_batches
+from actors.ledger import tables
+from actors.ledger.database import LedgerDatabase
+from actors.ledger.store import LedgerStore
+from actors.ledger.tables import ANSWER_COLUMNS, COLUMNS, Row, to_request, to_response
 from potstill.errors import InputError, Problem
 from potstill.rows import REQUEST, RESPONSE, Request, Response, from_table
 

@@ -1,6 +1,6 @@
 """What is asked of a ledger while teachers work: take, commit, fetch.
 
-This module knows no Ray: ``actors/ledger.py`` puts it behind one named actor, so that any number of nodes
+This module knows no Ray: ``actors/ledger/handle.py`` puts it behind one named actor, so that any number of nodes
 share one SQLite file. Many calls can share one transaction (``LedgerStore.write``), since what a commit costs
 is the disk's answer, whatever it holds.
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from actors import ledger_batches
-from actors import ledger_tables as tables
-from actors.ledger_database import LedgerDatabase, redact
-from actors.ledger_tables import ANSWER_COLUMNS, COLUMNS, SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
+from actors.ledger import batches as ledger_batches
+from actors.ledger import tables
+from actors.ledger.database import LedgerDatabase, redact
+from actors.ledger.tables import ANSWER_COLUMNS, COLUMNS, SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
 from potstill.rows import Request, Response
 
 __all__ = ["LEASE_S", "SCHEMA_VERSION", "Call", "LedgerStore", "Taken", "redact"]
@@ -71,7 +71,7 @@ class LedgerStore:
         """Carry out calls that came at the same time in one transaction: all are durable, or none.
 
         Calls are ``("commit", rows, request_ids)``, ``("take", request_ids, owner[, lease_s])``,
-        ``("renew", owner[, lease_s])``, ``("release", owner)`` and those of ``actors/ledger_batches.py``. Commits go
+        ``("renew", owner[, lease_s])``, ``("release", owner)`` and those of ``actors/ledger/batches.py``. Commits go
         first, so that takes find their answers. What ``take`` gives is for ``to_taken``; of the others only those of
         batches give anything.
         """

@@ -7,7 +7,7 @@ from concurrent.futures import wait
 import pytest
 import sqlalchemy as sa
 
-from actors.ledger_writer import MOST_CALLS, GroupWriter
+from actors.ledger.writer import MOST_CALLS, GroupWriter
 from potstill.errors import LedgerError
 
 FULL = "ledger.uri = 'x': disk is full"

@@ -5,7 +5,7 @@ node of the cluster talks to that actor. Its name holds the schema version and t
 the code a new version starts beside an old one, and both are safe since claims live in the database.
 It ends by itself when nobody has asked for ``IDLE_S``.
 
-Calls from all over the cluster share transactions (``actors/ledger_writer.py``), and calls of one process's
+Calls from all over the cluster share transactions (``actors/ledger/writer.py``), and calls of one process's
 coroutines share messages to the actor.
 """
 
@@ -22,10 +22,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.ledger_database import redact
-from actors.ledger_store import LEASE_S, Call, LedgerStore
-from actors.ledger_tables import SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
-from actors.ledger_writer import GroupWriter
+from actors.ledger.database import redact
+from actors.ledger.store import LEASE_S, Call, LedgerStore
+from actors.ledger.tables import SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
+from actors.ledger.writer import GroupWriter
 from potstill.draws import digest
 from potstill.errors import LedgerError
 from potstill.rows import Request, Response

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from actors import ledger_tables as tables
+from actors.ledger import tables
 from potstill.errors import LedgerError
 
 LOCK_WAIT_S = 60  # how long a writer waits for another process's transaction
