@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import torch_worker as bench
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool, cause
+from actors.teachers.pool import TeacherPool, cause
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import PotstillError, StageError, TeacherError
 from potstill.limits.pacer import PacerState

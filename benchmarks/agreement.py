@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs import cluster
 from jobs.asking import ask
 from jobs.job import Job, prepare

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs import cluster, evaluate, evaluation, finetune, generate, preflight, relabel
 from jobs.job import Job, prepare
 from jobs.terminal import Terminal

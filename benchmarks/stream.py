@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.ledger.handle import Ledger
 from actors.ledger.store import LedgerStore
-from actors.pool import CHUNK, TeacherPool, chunks
+from actors.teachers.pool import CHUNK, TeacherPool, chunks
 from benchmarks.ledger import TEXT, answer, make_requests
 from jobs import cluster, generate
 from jobs.asking import ask
@@ -50,7 +50,7 @@ class InstantTeacher:
 
     def answer_table(self, requests: pa.Table) -> pa.Table:
         """A reply of three texts to each request."""
-        from actors.teacher import Answer, to_answer_table
+        from actors.teachers.answers import Answer, to_answer_table
 
         reply = "\n".join(f"{i}. {TEXT[:100]}" for i in (1, 2, 3))
         names = requests["request_id"].to_pylist()

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.pool import TeacherPool, chunks
-from actors.teacher import ANSWER
+from actors.teachers.answers import ANSWER
+from actors.teachers.pool import TeacherPool, chunks
 from jobs.batch_watch import watched
 from jobs.job import Job
 from jobs.progress import Meter

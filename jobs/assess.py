@@ -20,7 +20,7 @@ from fsspec.core import url_to_fs
 
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs import cluster, generate, plan, preflight
 from jobs.asking import Usage, ask
 from jobs.bench import embed

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from actors.batch_runner import BatchProgress
-from actors.pool import TeacherPool
+from actors.teachers.batch_queue import BatchProgress
+from actors.teachers.pool import TeacherPool
 from jobs.progress import Meter
 
 EVERY_S = 2.0

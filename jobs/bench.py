@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.pool import cause
+from actors.teachers.pool import cause
 from potstill.errors import StageError
 
 SHARE = 0.01

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from actors.backends.identity import identify
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.bench import embed
 from jobs.generate import usage_metrics

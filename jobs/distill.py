@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs import STAGES, cluster, plan, preflight
 from jobs.job import Job
 from jobs.runs import Run

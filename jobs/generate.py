@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.backends.identity import identify
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.job import Job
 from jobs.progress import Meter

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM (``ray job stop``): the job ends within ``DEADLINE_S`` and leaves no process behind.
 
 The first signal raises ``KeyboardInterrupt``, so that stages unwind: no request is sent any more, those on their way
-to an endpoint are waited for (``actors.pool.INTERRUPTED_S``), claims in the ledger are released, the MLflow run is
+to an endpoint are waited for (``actors.teachers.pool.INTERRUPTED_S``), claims in the ledger are released, the MLflow run is
 marked as killed. Whatever of that takes longer than ``DEADLINE_S`` is given up. Every answer was committed when it came;
 what is lost are requests that the endpoint needed longer for, which it may charge all the same. A signal is noticed even
 while a library has put its own handler in place of ours (Ray Train and Tune do).

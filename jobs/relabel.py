@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.backends.identity import identify
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.diversity import as_rows
 from jobs.generate import usage_metrics

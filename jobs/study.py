@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs import cluster, evaluation, preflight, study_plan, study_report, training
 from jobs.bench import embed
 from jobs.finetune import remarks

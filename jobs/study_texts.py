@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from jobs import classify, generate, relabel
 from jobs.asking import Usage
 from jobs.finetune import first_of_each_class

@@ -19,8 +19,8 @@ from rich.console import Console
 from actors import student_folder
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool, cause
 from actors.search_workers import SharedPool, fetch
+from actors.teachers.pool import TeacherPool, cause
 from jobs import finetune, generate, relabel, training
 from jobs.asking import Usage
 from jobs.job import Job

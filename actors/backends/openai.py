@@ -4,7 +4,7 @@
     await backend.probe()                      # key, model and address are right; what the endpoint takes
     sent = await backend.send(request)         # one attempt: a response, or a failure and what to do about it
 
-The client's own retries are off: when and whether to try again is the pool's decision (``actors/http_teacher.py``).
+The client's own retries are off: when and whether to try again is the pool's decision (``actors/teachers/http.py``).
 Its transport is aiohttp, which carries twice the requests of httpx a second.
 """
 

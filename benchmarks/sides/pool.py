@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workload import MAX_TOKENS, MODEL, messages, options, serve
 
-from actors import http_teacher
 from actors.backends.openai import Sent
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers import http as http_teacher
+from actors.teachers.pool import TeacherPool
 from jobs import cluster
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities

@@ -17,8 +17,8 @@ from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import Problem
 
 TRIAL_CPUS = 0.01
-TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/pool.py``)
-HTTP_CPUS = 0.1  # of a process that sends requests (``actors/http_teacher.py``)
+TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/teachers/pool.py``)
+HTTP_CPUS = 0.1  # of a process that sends requests (``actors/teachers/http.py``)
 SMALL_CPUS = 0.1  # for what hands out work and looks after the rest
 BENCH_CPUS = 0.8  # of a training process, for each of its threads
 BENCH_CPUS_BESIDE_TEACHER = 0.4  # the same beside embedded teachers, who work in bursts: each core has one of both

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.teacher import Answer, to_answer_table
+from actors.teachers.answers import Answer, to_answer_table
 from jobs import asking, runs
 from jobs.progress import Meter
 from jobs.runs import Run

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors.batch_runner import BatchProgress
+from actors.teachers.batch_queue import BatchProgress
 from jobs.batch_watch import watched
 from jobs.progress import Meter, Progress, format_duration, format_progress, format_usd
 from jobs.terminal import Terminal

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from actors.teacher import Answer, to_answer_table
+from actors.teachers.answers import Answer, to_answer_table
 from jobs import finetune, generate, loading, preflight, relabel, report
 from jobs.asking import Usage, ask
 from jobs.progress import Meter, format_usd

@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from actors.batch_teacher import BatchTeacherActor
 from actors.ledger import tables
 from actors.ledger.store import LedgerStore
-from actors.teacher import Answer
+from actors.teachers.answers import Answer
+from actors.teachers.batch import BatchTeacherActor
 from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Request
 from tests.endpoint.client import Endpoint

@@ -7,8 +7,8 @@ import asyncio
 import json
 import sys
 
-from actors.batch_teacher import BatchTeacherActor
 from actors.ledger.store import LedgerStore
+from actors.teachers.batch import BatchTeacherActor
 from potstill.config.teacher import OpenAITeacher
 from tests.support.batch_requests import requests
 from tests.support.near import NearLedger, NearLimiter

@@ -9,7 +9,7 @@ import sys
 import ray
 
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from potstill.config.teacher import OpenAITeacher
 from tests.support.batch_requests import requests
 

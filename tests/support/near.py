@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from actors.allowance import Allowance
-from actors.batch_teacher import limits
 from actors.ledger.store import LedgerStore
+from actors.teachers.allowance import Allowance
+from actors.teachers.batch import limits
 from potstill.config.teacher import OpenAITeacher
 from potstill.limits.pacer import Pacer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.teacher import Answer, to_answer_table
+from actors.teachers.answers import Answer, to_answer_table
 from jobs import training
 from potstill import draws
 from potstill.rows import Prediction, Request, Response, from_table

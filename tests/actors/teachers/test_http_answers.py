@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from actors.backends.openai import OpenAIBackend
-from actors.bill import Bill
-from actors.http_teacher import HttpTeacherActor
 from actors.ledger.store import LedgerStore
-from actors.teacher import Answer
+from actors.teachers.answers import Answer
+from actors.teachers.bill import Bill
+from actors.teachers.http import HttpTeacherActor
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities
 from potstill.endpoint.cost import Price

@@ -13,7 +13,7 @@ import pytest
 
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.pool import HTTP_BLOCK, TeacherPool
+from actors.teachers.pool import HTTP_BLOCK, TeacherPool
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
@@ -190,7 +190,7 @@ def test_what_is_on_its_way_when_a_job_ends_is_kept(
     endpoint: Endpoint, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """One request gets 402, in one of many batches; or somebody presses Ctrl-C."""
-    monkeypatch.setattr("actors.pool.INTERRUPTED_S", 30.0)  # however busy the machine is
+    monkeypatch.setattr("actors.teachers.pool.INTERRUPTED_S", 30.0)  # however busy the machine is
     config = teacher(endpoint)
     # The last one of its batch: what is on its way then belongs to others.
     prompts = sorted(request.messages[0].content for request in requests(config, 400))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from actors.allowance import Allowance
+from actors.teachers.allowance import Allowance
 from potstill.errors import TeacherError, TeacherStopped
 from potstill.limits.pacer import Limits, Pacer
 from potstill.limits.wallet import Outcome

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from actors.limiter import LimiterHandle
+from actors.teachers.limiter import LimiterHandle
 from potstill.errors import TeacherError, TeacherStopped
 from potstill.limits.breaker import BreakerSettings
 from potstill.limits.pacer import Limits

@@ -137,7 +137,7 @@ def test_more_than_a_file_holds_goes_in_several(
 ) -> None:
     from potstill.endpoint.batch_files import Room
 
-    monkeypatch.setattr("actors.batch_runner.Room", lambda: Room(lines=70))
+    monkeypatch.setattr("actors.teachers.batch_queue.Room", lambda: Room(lines=70))
     config = teacher(endpoint)
     answers = ask(config, store, requests(config, 200))
     assert all(answer.response.error is None for answer in answers)

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from actors.backends.openai import OpenAIBackend, Sent
-from actors.bill import Bill, answered
 from actors.ledger.handle import Ledger
-from actors.limiter import LimiterHandle
-from actors.teacher import Answer, keep_leases, to_answer_table
+from actors.teachers.answers import Answer, keep_leases, to_answer_table
+from actors.teachers.bill import Bill, answered
+from actors.teachers.limiter import LimiterHandle
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities, most_completion_tokens
 from potstill.endpoint.cost import about_tokens, find_price, own_price

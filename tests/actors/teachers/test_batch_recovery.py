@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from actors.ledger import tables
 from actors.ledger.store import LedgerStore
-from actors.teacher import Answer
+from actors.teachers.answers import Answer
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from tests.endpoint.client import ROOT, Endpoint

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from actors.ledger import tables
 from actors.ledger.handle import Ledger
 from actors.ledger.store import LedgerStore
-from actors.pool import TeacherPool
+from actors.teachers.pool import TeacherPool
 from potstill.rows import Response, from_table
 from tests.endpoint.client import ROOT, Endpoint
 from tests.support.batch_asking import batches_of

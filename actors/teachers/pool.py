@@ -19,14 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from actors import batch_teacher, http_teacher
-from actors.batch_runner import BatchProgress
-from actors.large_stage import Spool, ask_through_ray_data
 from actors.ledger.batches import under_way
 from actors.ledger.handle import Ledger
 from actors.ledger.tables import to_response_table
-from actors.limiter import LimiterHandle
-from actors.teacher import ANSWER, TeacherActor, block_size, to_known_table
+from actors.teachers import batch as batch_teacher
+from actors.teachers import http as http_teacher
+from actors.teachers.answers import ANSWER, TeacherActor, block_size, to_known_table
+from actors.teachers.batch_queue import BatchProgress
+from actors.teachers.limiter import LimiterHandle
+from actors.teachers.ray_data import Spool, ask_through_ray_data
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 from potstill.endpoint.chat import Abilities
 from potstill.errors import PotstillError, TeacherError

@@ -1,7 +1,7 @@
 """One process of the teacher pool for a model of its own, and what every kind of process has in common.
 
-Nothing leaves a process before the ledger has committed it. The pool is in ``actors/pool.py``, the process for a
-teacher behind HTTP in ``actors/http_teacher.py``.
+Nothing leaves a process before the ledger has committed it. The pool is in ``actors/teachers/pool.py``, the process for a
+teacher behind HTTP in ``actors/teachers/http.py``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import ray
 
 from actors.backends.embedded import identify
 from actors.ledger.handle import Ledger
-from actors.pool import TeacherPool
-from actors.teacher import Answer, to_answer_table
+from actors.teachers.answers import Answer, to_answer_table
+from actors.teachers.pool import TeacherPool
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table

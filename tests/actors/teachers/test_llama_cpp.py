@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 KEY = "sk-of-the-llama-0123456789"
-SERVER = Path(__file__).resolve().parents[1] / "support/llama_server.py"
+SERVER = Path(__file__).resolve().parents[2] / "support/llama_server.py"
 QUESTION = "Classes:\n{}\n\nText: {}\n\nAnswer with the code of one class and nothing else."
 Result = TypeVar("Result")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure
-from actors.batch_desk import UNSURE_S, YIELD, Batch, BatchDesk, Commit, Member, NotHeldError, lost
 from actors.ledger.batches import BatchBook
+from actors.teachers.batch_job import UNSURE_S, YIELD, Batch, BatchDesk, Commit, Member, NotHeldError, lost
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import BatchStatus, Room, count_fitting, shrink
 from potstill.endpoint.chat import most_completion_tokens

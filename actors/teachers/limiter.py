@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.allowance import Allowance
+from actors.teachers.allowance import Allowance
 from potstill.errors import TeacherError
 from potstill.limits.accounts import LEASE_S
 from potstill.limits.breaker import BreakerSettings

@@ -1,6 +1,6 @@
 """The process of the pool for a teacher asked in batches: half the price, answers within a day.
 
-It answers the same calls as ``actors/http_teacher.py``; what it waits for is a batch, not a request. What a request
+It answers the same calls as ``actors/teachers/http.py``; what it waits for is a batch, not a request. What a request
 may cost at worst is reserved before its batch is submitted, so a budget that bears a part lets that part go, and the
 next when its real price is known.
 """
@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from actors.backends.openai import OpenAIBackend, Sent, identify
-from actors.batch_desk import UNSURE_S
-from actors.batch_runner import GATHER_S, BatchProgress, BatchRunner
-from actors.bill import Bill
 from actors.ledger.batches import BatchBook
 from actors.ledger.handle import Ledger
-from actors.limiter import LimiterHandle
-from actors.teacher import Answer, keep_leases, to_answer_table
+from actors.teachers.answers import Answer, keep_leases, to_answer_table
+from actors.teachers.batch_job import UNSURE_S
+from actors.teachers.batch_queue import GATHER_S, BatchProgress, BatchRunner
+from actors.teachers.bill import Bill
+from actors.teachers.limiter import LimiterHandle
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities
 from potstill.endpoint.cost import find_price, own_price

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 import ray
 
-from actors import pool as pool_module
 from actors.ledger.handle import Ledger
 from actors.ledger.store import LedgerStore
 from actors.ledger.tables import to_response_table
-from actors.pool import TeacherPool, _cut, chunks
+from actors.teachers import pool as pool_module
+from actors.teachers.pool import TeacherPool, _cut, chunks
 from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
@@ -82,7 +82,7 @@ def pool(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> I
             self.batches: list[list[str]] = []
 
         def answer_table(self, asked: pa.Table) -> pa.Table:
-            from actors.teacher import Answer, to_answer_table
+            from actors.teachers.answers import Answer, to_answer_table
 
             names = asked["request_id"].to_pylist()
             self.batches.append(names)
