@@ -19,7 +19,7 @@ import psutil
 
 from actors.inference.embedder import Embedder
 from actors.quiet import chatter_to
-from actors.student import TrainingJob, log, train_arms
+from actors.training.worker import TrainingJob, log, train_arms
 
 VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors import student_folder
 from actors.precision import pick_precision
-from actors.student import ArmJob, TrainingJob
+from actors.training.worker import ArmJob, TrainingJob
 from potstill.config.student import StudentConfig
 from potstill.student import encoders
 from potstill.student.arms import Arm, TrainingRow, arm_digest

@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors import hub, student, student_folder
+from actors import student_folder
+from actors.training import hub
+from actors.training import worker as student
 from jobs import cluster, fits
 from potstill.config.student import StudentConfig
 from potstill.draws import digest

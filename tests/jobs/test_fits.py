@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors.student import TrainingJob
+from actors.training.worker import TrainingJob
 from jobs import fits, training
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from actors.student import TrainingJob
+    from actors.training.worker import TrainingJob
     from jobs import training
     from potstill.config.student import StudentConfig
     from potstill.errors import InputError

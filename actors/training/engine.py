@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from actors.precision import pick_precision
-from actors.pretrained import Encoder
+from actors.training.encoder import Encoder
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, Problem, StageError
 
@@ -44,7 +44,7 @@ def initialise(student: StudentConfig, encoder: Encoder, device: Any, universal:
         advice = f"DeepSpeed can't shard {student.model!r} ({message[:200]}); use zero_stage 2 or lower"
         raise InputError([Problem("student.zero_stage = 3", advice)]) from error
     if student.zero_stage == 0:
-        engine.enable_backward_allreduce = False  # the loop exchanges them (``actors/exchange.py``)
+        engine.enable_backward_allreduce = False  # the loop exchanges them (``actors/training/kernels/exchange.py``)
     return engine
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors import dropout
+from actors.training.kernels import dropout
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors import pooling
-from actors.pretrained import TokenCache, load_encoder
+from actors.training import pooling
+from actors.training.encoder import TokenCache, load_encoder
 from potstill.config.student import StudentConfig
 from tests.support.tiny_student import make_student
 

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from actors import hub, pooling
+from actors.training import hub, pooling
 from potstill.student.encoders import weights_digest
 
 NAME = "owner/model"

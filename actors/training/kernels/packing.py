@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import Function
 
-from actors.dropout import drop
+from actors.training.kernels.dropout import drop
 
 NAME = "potstill_packed"
 """Of the attention function in transformers' registry."""
@@ -245,7 +245,7 @@ def attend_grouped(
 
 def _attention(query: Any, key: Any, value: Any, mask: Any, scaling: float | None, dropout: float) -> Any:
     """Of states ``[rows, heads, longest, size]``. With dropout on a CPU torch does no more than this, but draws
-    dearly (``actors/dropout.py``)."""
+    dearly (``actors/training/kernels/dropout.py``)."""
     if dropout == 0.0 or query.is_cuda:
         attend = torch.nn.functional.scaled_dot_product_attention
         return attend(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)

@@ -19,7 +19,7 @@ from potstill.student import second_opinion
 from potstill.student.arms import TrainingRow
 
 if TYPE_CHECKING:
-    from actors.student import ArmJob, TrainingJob
+    from actors.training.worker import ArmJob, TrainingJob
 
 
 @dataclass(frozen=True, slots=True)

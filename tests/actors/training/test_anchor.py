@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import student, student_folder
-from actors.student import ArmJob, TrainingJob
+from actors import student_folder
+from actors.training import worker as student
+from actors.training.worker import ArmJob, TrainingJob
 from potstill.config.student import StudentConfig
 from tests.support.tiny_student import LABELS, make_rows, make_student
 

@@ -1,4 +1,4 @@
-"""What one worker of a fit does: every arm from its rows to its export. The steps themselves are in ``actors/loop.py``.
+"""What one worker of a fit does: every arm from its rows to its export. The steps themselves are in ``actors/training/loop.py``.
 
 Ray Train runs ``run_worker`` on every worker of a fit (``jobs/training.py``); ``train_arms`` runs in one
 process without Ray as well. torch, deepspeed and transformers are imported inside functions only.
@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from actors import loop, pooling, student_folder
-from actors.anchor import Anchor
-from actors.checkpoints import Checkpoints, NoCheckpoints, RayCheckpoints
+from actors import student_folder
 from actors.coverage import Coverage
-from actors.engine import initialise
-from actors.loop import Loop, Part
-from actors.pretrained import TokenCache, load_encoder
 from actors.process_group import World
 from actors.quiet import chatter_to
-from actors.snapshot import Progress, Snapshot
+from actors.training import loop, pooling
+from actors.training.anchor import Anchor
+from actors.training.encoder import TokenCache, load_encoder
+from actors.training.engine import initialise
+from actors.training.loop import Loop, Part
+from actors.training.recovery.checkpoints import Checkpoints, NoCheckpoints, RayCheckpoints
+from actors.training.recovery.snapshot import Progress, Snapshot
 from potstill.config.student import StudentConfig
 from potstill.errors import PotstillError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actors import pooling
+from actors.training import pooling
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, Problem
 from potstill.student import encoders
@@ -113,12 +113,12 @@ class Encoder:
         return Vocabulary(name, index, full)
 
     def collate(self, ids: Sequence[Sequence[int]], device: Any) -> dict[str, Any]:
-        """What the model takes for these token ids, on ``device``: packed (``actors/packing.py``), or ``input_ids`` and
+        """What the model takes for these token ids, on ``device``: packed (``actors/training/kernels/packing.py``), or ``input_ids`` and
         ``attention_mask`` ``[rows, longest]`` padded on the right."""
         import torch
 
         if self.packed:
-            from actors import packing
+            from actors.training.kernels import packing
 
             return packing.inputs(self.model, ids, device, self._renumber)
 
@@ -144,7 +144,7 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
     """
     import torch
 
-    from actors import dropout, packing
+    from actors.training.kernels import dropout, packing
 
     where = f"student.model = {student.model!r}"
     place = encoders.locate(student.model)

@@ -1,7 +1,7 @@
 """The optimiser steps of one arm on one worker.
 
 Every step is a global batch planned by ``potstill.student.batches``. A worker computes its micro-batches of it, each
-scaled so that what is exchanged (by ``actors.exchange`` at ZeRO stage 0, else by DeepSpeed) becomes the sum over the batch
+scaled so that what is exchanged (by ``actors.training.kernels.exchange`` at ZeRO stage 0, else by DeepSpeed) becomes the sum over the batch
 divided by the *global* sum of example weights; so, but for rounding, the loss curve is the same at any number of workers,
 ZeRO stage or micro-batch size.
 """
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors import checkpoints, snapshot
-from actors.checkpoints import Checkpoints
 from actors.coverage import Coverage
-from actors.engine import computing_precision
-from actors.pretrained import Encoder
 from actors.process_group import World
-from actors.snapshot import Progress
+from actors.training.encoder import Encoder
+from actors.training.engine import computing_precision
+from actors.training.recovery import checkpoints, snapshot
+from actors.training.recovery.checkpoints import Checkpoints
+from actors.training.recovery.snapshot import Progress
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
 from potstill.student import batches, objective
@@ -94,7 +94,7 @@ class Loop:
         # DeepSpeed divides by the number of workers; times that number it is a sum again.
         self._exchange, self._summed = None, world.size
         if student.zero_stage == 0:  # the other stages exchange gradients as they go
-            from actors.exchange import Exchange
+            from actors.training.kernels.exchange import Exchange
 
             precision = computing_precision(student, world.device.type)
             self._exchange, self._summed = Exchange(engine.module.parameters(), world, precision), 1

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors import hub
+from actors.training import hub
 
 _CONFIG = "1_Pooling/config.json"  # where sentence encoders say how they are pooled
 GAIN = 20.0  # at 20 the first token's own state keeps a twentieth of the weight

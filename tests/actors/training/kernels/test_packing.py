@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import packing
+from actors.training.kernels import packing
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import student, student_folder
-from actors.pretrained import Encoder
-from actors.student import ArmReport
+from actors import student_folder
+from actors.training import worker as student
+from actors.training.encoder import Encoder
+from actors.training.worker import ArmReport
 from potstill.errors import InputError, StageError
 from potstill.student.arms import Arm
 from potstill.student.encoders import problems

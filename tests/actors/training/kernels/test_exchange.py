@@ -41,7 +41,7 @@ print(json.dumps({"shared": add.shared, "found": found}))
 def test_every_worker_gets_the_sum(place: str, precision: str, tmp_path: Path) -> None:
     shared = place if Path(place).is_dir() else str(tmp_path / place)
     before = {path.name for path in Path("/dev/shm").glob("potstill-*")}
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"}
     commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path), shared, precision] for rank in range(WORKERS)]
     workers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import snapshot, student
-from actors.checkpoints import FolderCheckpoints
 from actors.coverage import read_coverage, what_counts
-from actors.student import ArmReport, TrainingJob
+from actors.training import worker as student
+from actors.training.recovery import snapshot
+from actors.training.recovery.checkpoints import FolderCheckpoints
+from actors.training.worker import ArmReport, TrainingJob
 from potstill.errors import StageError
 from potstill.student.arms import Arm
 from potstill.student.batches import plan_steps
@@ -209,7 +210,7 @@ def test_steps_zero_means_none(tiny: str, tmp_path: Path) -> None:
 
 
 def test_a_notice_checkpoints_at_once_and_once(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from actors import loop
+    from actors.training import loop
 
     class Noticed(FolderCheckpoints):
         asked = 0
@@ -231,7 +232,7 @@ def test_a_notice_checkpoints_at_once_and_once(tiny: str, tmp_path: Path, monkey
 
 
 def test_auto_goes_by_the_clock(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from actors import loop
+    from actors.training import loop
 
     for seconds, made in ((3600.0, False), (0.0, True)):
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
