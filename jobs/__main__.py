@@ -131,7 +131,7 @@ def report(
     open_it: Annotated[bool, typer.Option("--open/--no-open", help="show the page in a browser")] = True,
 ) -> None:
     """Print the report of a finished run or study, write it as a page (report.html) and open that."""
-    from jobs import report as reports
+    from jobs.report import printed as reports
 
     if study_run := reports.find_study(run):
         given = {"--set": overrides, "--annotations": annotations}

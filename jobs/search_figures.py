@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
+from jobs.report.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
 from jobs.search_table import Trial
 from potstill.config.search import BETTER_HIGH, SearchConfig
 from potstill.search import points as search_points

@@ -15,11 +15,12 @@ import yaml
 
 from actors.backends import embedded
 from jobs import job as job_module
-from jobs import preflight, relabel, report, runs
+from jobs import preflight, relabel, runs
 from jobs.asking import Usage
 from jobs.evaluate import digest_examples
 from jobs.job import Job, prepare
 from jobs.registry import StudentVersion
+from jobs.report import printed as report
 from jobs.runs import Run, name_run
 from jobs.spool import spool_folder
 from jobs.terminal import Terminal

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from actors.teachers.answers import Answer, to_answer_table
-from jobs import finetune, generate, loading, preflight, relabel, report
+from jobs import finetune, generate, loading, preflight, relabel
 from jobs.asking import Usage, ask
 from jobs.progress import Meter, format_usd
+from jobs.report import printed as report
 from potstill.config import parse
 from potstill.errors import StageError
 from potstill.labels.questions import VOTE

@@ -140,8 +140,8 @@ def show_study(run: Run, open_it: bool = True) -> None:
 
 def write_page(job: Job, result: Report, votes: Votes | None = None) -> str:
     """Write the run's ``report.html``; its text. Raises ``InputError`` where no vote is about a test text."""
-    from jobs.page import run_page
-    from jobs.page.render import render
+    from jobs.report import run_page
+    from jobs.report.render import render
 
     text = render(run_page.build(job, result, votes))
     job.run.write_text(PAGE, text)

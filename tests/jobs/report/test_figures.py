@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.figures import AlphaBin, alpha_bins, class_scores_figure, confusion_figure, relabelling_figure
+from jobs.report.figures import AlphaBin, alpha_bins, class_scores_figure, confusion_figure, relabelling_figure
 
 MANY = [f"{'card_payment_fee_charged' if i % 2 else 'wrong_exchange_rate_for_cash_withdrawal'}_{i}" for i in range(77)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.page import charts
-from jobs.page.content import Block, Chart, Examples, ExampleText, Paragraph, Section, Table
+from jobs.report import charts
+from jobs.report.content import Block, Chart, Examples, ExampleText, Paragraph, Section, Table
 from potstill import draws
 from potstill.measures.scores import Scores
 from potstill.measures.subjectivity import Agreement, AgreementCurve

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, report
+from jobs import evaluate
 from jobs.job import prepare
-from jobs.page import charts, run_page, study_page
-from jobs.page.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
-from jobs.page.render import render
+from jobs.page import study_page
+from jobs.report import charts, run_page
+from jobs.report import printed as report
+from jobs.report.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
+from jobs.report.render import render
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.errors import InputError
@@ -26,7 +28,7 @@ from potstill.rows import Example, Prediction
 from potstill.study.tables import TABLES, Study, StudySource, StudyTask
 from tests.support import browser
 
-MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
+MAILROOM = str(Path(__file__).parents[2] / "fixtures/tasks/mailroom")
 EVIL = (
     "<script>document.title = 'broken'; console.error('ran')</script><img src=x onerror=alert(1)>\"'&amp; {{ 7 * 7 }}"
 )
@@ -257,7 +259,7 @@ def test_nothing_that_is_given_becomes_markup():
 
 @pytest.mark.parametrize("size", [2, 14, 15, 77, 150])
 def test_confusions_of_any_size_are_drawn(size):
-    from jobs.page import parts
+    from jobs.report import parts
 
     block = parts.confusion(
         "x", np.eye(size, dtype=int).tolist(), [f"a class with a rather long name {i}" for i in range(size)]

@@ -5,9 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from jobs import bench, evaluation, loading, report
+from jobs import bench, evaluation, loading
 from jobs.evaluate import on_this_node, stronger
 from jobs.mlflow_server import TrackingError
+from jobs.report import printed as report
 from potstill.errors import InputError, StageError
 from potstill.measures.scores import Difference, Interval, score
 from potstill.rows import Prediction, from_table, to_table

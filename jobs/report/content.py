@@ -1,6 +1,6 @@
 """What a page consists of, before it is HTML: sections of paragraphs, tables, charts and examples.
 
-Everything is text; only charts are markup, made by ``jobs.page.charts``, which escapes what it is given.
+Everything is text; only charts are markup, made by ``jobs.report.charts``, which escapes what it is given.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.page.content import Page, Table
+from jobs.report.content import Page, Table
 
 _HERE = Path(__file__).parent
 
