@@ -27,8 +27,8 @@ from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs import cluster
 from jobs.asking import ask
-from jobs.job import Job, prepare
 from jobs.progress import Meter
+from jobs.run.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill import draws
 from potstill.config import parse

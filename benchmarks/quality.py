@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs import cluster, evaluate, evaluation, finetune, generate, preflight, relabel
-from jobs.job import Job, prepare
+from jobs.run.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.measures.scores import mean_and_deviation, score

@@ -97,7 +97,7 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
 
 def search(place: Place) -> dict[str, Any]:
     """The whole search on an empty ledger."""
-    from jobs.job import prepare
+    from jobs.run.job import prepare
     from jobs.search_plan import plan_search
     from jobs.terminal import Terminal
     from potstill.config import load
@@ -161,7 +161,7 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
     import ray
 
     from jobs import finetune
-    from jobs.runs import Run
+    from jobs.run.folder import Run
     from jobs.trial import run_rung
     from potstill.measures.baselines import as_predictions
     from potstill.measures.scores import score
@@ -254,8 +254,8 @@ def _scene(place: Place, path: str) -> Iterator[Any]:
     from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
     from jobs import cluster, paths, search
-    from jobs.job import prepare
-    from jobs.runs import Run
+    from jobs.run.folder import Run
+    from jobs.run.job import prepare
     from jobs.terminal import Terminal
     from jobs.trial import Scene
     from jobs.validating import make_validation

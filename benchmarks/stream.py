@@ -32,8 +32,8 @@ from actors.teachers.pool import CHUNK, TeacherPool, chunks
 from benchmarks.ledger import TEXT, answer, make_requests
 from jobs import cluster, generate
 from jobs.asking import ask
-from jobs.job import Job, prepare
 from jobs.progress import Meter
+from jobs.run.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.rows import Request, Response, to_table

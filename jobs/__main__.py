@@ -20,7 +20,7 @@ from potstill.config import Config, ConfigError, load
 from potstill.errors import InputError, PotstillError, Problem
 
 if TYPE_CHECKING:
-    from jobs.runs import Run
+    from jobs.run.folder import Run
     from potstill.study.config import StudyConfig
 
 app = typer.Typer(
@@ -216,7 +216,7 @@ def _resolve(reference: str, overrides: list[str] | None, stages: Sequence[str] 
     """The config that is meant, and the run where one was named instead of a config."""
     if reference.endswith((".yaml", ".yml")):
         return _load(reference, overrides, stages), None
-    from jobs.runs import Run
+    from jobs.run.folder import Run
     from potstill.config import home
 
     found = Run.find(reference, str(home() / "runs"))

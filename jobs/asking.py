@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from actors.teachers.answers import ANSWER
 from actors.teachers.pool import TeacherPool, chunks
 from jobs.batch_watch import watched
-from jobs.job import Job
 from jobs.progress import Meter
-from jobs.runs import TableStream
+from jobs.run.folder import TableStream
+from jobs.run.job import Job
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.error_rate import ErrorRate
 from potstill.errors import StageError

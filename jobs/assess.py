@@ -24,9 +24,9 @@ from actors.teachers.pool import TeacherPool
 from jobs import cluster, generate, plan, preflight
 from jobs.asking import Usage, ask
 from jobs.bench import embed
-from jobs.job import Job
 from jobs.progress import Meter
-from jobs.runs import Run, as_json
+from jobs.run.folder import Run, as_json
+from jobs.run.job import Job
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
 from potstill import draws

@@ -14,9 +14,9 @@ from actors.teachers.pool import TeacherPool
 from jobs.asking import Usage, ask
 from jobs.bench import embed
 from jobs.generate import usage_metrics
-from jobs.job import Job
 from jobs.progress import Meter
-from jobs.runs import as_json
+from jobs.run.folder import as_json
+from jobs.run.job import Job
 from potstill.errors import StageError
 from potstill.labels import evidence, questions
 from potstill.measures.baselines import as_predictions

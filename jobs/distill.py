@@ -15,8 +15,8 @@ from dataclasses import replace
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs import STAGES, cluster, plan, preflight
-from jobs.job import Job
-from jobs.runs import Run
+from jobs.run.folder import Run
+from jobs.run.job import Job
 from jobs.terminal import Terminal
 from jobs.tracking import open_tracker
 from potstill.config import Config

@@ -17,11 +17,11 @@ from jobs import bench, evaluation, registry
 from jobs.bench import embed
 from jobs.diversity import as_rows
 from jobs.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
-from jobs.job import Job
 from jobs.mlflow_server import TrackingError, one_line
 from jobs.registry import StudentVersion
 from jobs.report import figures
 from jobs.report import printed as report
+from jobs.run.job import Job
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures import baselines

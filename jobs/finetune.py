@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs import training
-from jobs.job import Job
+from jobs.run.job import Job
 from potstill import draws, strategies
 from potstill.errors import StageError
 from potstill.rows import Example

@@ -21,8 +21,8 @@ from actors.inference.embedder import PACKAGED
 from actors.ledger.database import NoLedgerError
 from actors.ledger.store import LedgerStore
 from jobs import generate
-from jobs.job import Job, prepare
 from jobs.progress import format_duration, format_usd
+from jobs.run.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill import strategies
 from potstill.config import Config

@@ -18,8 +18,8 @@ from actors.ledger.handle import Ledger
 from actors.search_workers import account_of, start_workshop
 from jobs import cluster, evaluate, finetune, generate, plan, preflight, relabel, search_plan, search_report
 from jobs.distill import STAGES
-from jobs.job import Job
-from jobs.runs import Run, name_run
+from jobs.run.folder import Run, name_run
+from jobs.run.job import Job
 from jobs.search_finals import Final, name_winner, run_finals, say_warnings
 from jobs.search_log import SearchLog
 from jobs.search_table import TrialTable

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.search_workers import account_of
-from jobs.job import Job
+from jobs.run.job import Job
 from jobs.search_table import Trial, TrialTable
 from jobs.terminal import Terminal
 from jobs.trial import RungResult, Scene, run_rung

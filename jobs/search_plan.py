@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 from actors.backends.identity import identify
 from jobs import generate, plan, validating
-from jobs.job import Job
 from jobs.plan import StagePlan, Terms
+from jobs.run.job import Job
 from potstill import strategies
 from potstill.config import Config
 from potstill.errors import Problem

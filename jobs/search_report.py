@@ -13,8 +13,8 @@ from fsspec.core import url_to_fs
 
 from jobs import search_figures
 from jobs.finetune import DISTILLED
-from jobs.job import Job
 from jobs.report.printed import Report
+from jobs.run.job import Job
 from jobs.search_finals import Final
 from jobs.search_log import show as put
 from jobs.search_table import Trial, TrialTable

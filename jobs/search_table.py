@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs.runs import Run
+from jobs.run.folder import Run
 from jobs.trial import RungResult
 from potstill.limits.pacer import PacerState
 from potstill.search import points as search_points

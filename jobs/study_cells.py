@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from actors.backends.identity import identify
-from jobs import loading
-from jobs.job import Job
-from jobs.runs import Run, name_run
+from jobs.run import data as loading
+from jobs.run.folder import Run, name_run
+from jobs.run.job import Job
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import Config, TaskRef

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from actors.backends.identity import identify
 from jobs.asking import Usage
-from jobs.job import Job
-from jobs.runs import Run, as_json
+from jobs.run.folder import Run, as_json
+from jobs.run.job import Job
 from jobs.study_cells import Cell
 from potstill.draws import digest
 from potstill.errors import InputError

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from actors.backends.identity import identify
 from jobs import plan
-from jobs.job import Job
 from jobs.plan import StagePlan
 from jobs.progress import format_usd
+from jobs.run.job import Job
 from jobs.study_cells import Cell
 from jobs.terminal import Terminal
 from potstill.labels.questions import sample_questions

@@ -23,8 +23,8 @@ from actors.search_workers import SharedPool, fetch
 from actors.teachers.pool import TeacherPool, cause
 from jobs import finetune, generate, relabel, training
 from jobs.asking import Usage
-from jobs.job import Job
-from jobs.runs import Run, name_run
+from jobs.run.folder import Run, name_run
+from jobs.run.job import Job
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import Config

@@ -1,6 +1,6 @@
 """What is to be classified: classes, descriptions, seeds, and where the texts are.
 
-A task YAML is parsed here; reading its data is ``jobs/loading.py``, since that may touch a network.
+A task YAML is parsed here; reading its data is ``jobs/run/data.py``, since that may touch a network.
 """
 
 from __future__ import annotations

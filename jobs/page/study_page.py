@@ -16,7 +16,7 @@ from jobs.report import charts, parts
 from jobs.report import printed as report
 from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
 from jobs.report.render import render
-from jobs.runs import Run
+from jobs.run.folder import Run
 from jobs.study_report import Shown
 from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study, read_study
 

@@ -229,7 +229,7 @@ class Config(Section):
     def digest(self) -> str:
         """Hash of what the config says about the result: not where things are stored or how many processes work.
 
-        Nor where the task is: what it says, and its texts, are digested themselves (``jobs.runs.name_run``).
+        Nor where the task is: what it says, and its texts, are digested themselves (``jobs.run.folder.name_run``).
         """
         content = self.model_dump(mode="json")
         for name in ("storage", "ledger", "tracking", "search"):

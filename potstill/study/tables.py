@@ -1,6 +1,6 @@
 """The tables that a study leaves, for whoever reads them: the report, a notebook, a later assessment.
 
-A study's folder is ``<storage>/study-<name>-<digest>/``. It is laid out like any run's folder (``jobs.runs.Run``):
+A study's folder is ``<storage>/study-<name>-<digest>/``. It is laid out like any run's folder (``jobs.run.folder.Run``):
 
     study.json                        ``Study``: what was compared, in which order, and the settings
     study/cells.parquet               ``CELLS``: one row a trained (or asked) classifier

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.job import prepare
+from jobs.run.job import prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.__main__ import main
-from jobs.job import prepare
+from jobs.run.job import prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.rows import Example

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import generate, search_plan
-from jobs.job import Job, prepare
+from jobs.run.job import Job, prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.search import points as search_points

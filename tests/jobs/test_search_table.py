@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import search, search_figures, search_log, search_report
-from jobs.runs import Run
+from jobs.run.folder import Run
 from jobs.search_table import Trial, TrialTable
 from jobs.tracking import NullTracker
 from jobs.trial import Quiet

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from actors.teachers.answers import Answer, to_answer_table
-from jobs import finetune, generate, loading, preflight, relabel
+from jobs import finetune, generate, preflight, relabel
 from jobs.asking import Usage, ask
 from jobs.progress import Meter, format_usd
 from jobs.report import printed as report
+from jobs.run import data as loading
 from potstill.config import parse
 from potstill.errors import StageError
 from potstill.labels.questions import VOTE

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import tuning
-from jobs.runs import Run
+from jobs.run.folder import Run
 from jobs.search_table import TrialTable
 from jobs.trial import RungResult
 from potstill.config import Config, parse

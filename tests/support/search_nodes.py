@@ -29,8 +29,8 @@ def main(folder: Path) -> None:
     from actors.search_workers import start_workshop
     from jobs import cluster as clusters
     from jobs import search
-    from jobs.job import prepare
-    from jobs.runs import Run
+    from jobs.run.folder import Run
+    from jobs.run.job import prepare
     from jobs.search_table import TrialTable
     from jobs.terminal import Terminal
     from jobs.trial import Scene

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate
-from jobs.job import prepare
 from jobs.page import study_page
 from jobs.report import charts, run_page
 from jobs.report import printed as report
 from jobs.report.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
 from jobs.report.render import render
+from jobs.run.job import prepare
 from jobs.terminal import Terminal
 from potstill.config import parse
 from potstill.errors import InputError

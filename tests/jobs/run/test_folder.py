@@ -14,14 +14,15 @@ import pytest
 import yaml
 
 from actors.backends import embedded
-from jobs import job as job_module
-from jobs import preflight, relabel, runs
+from jobs import preflight, relabel
 from jobs.asking import Usage
 from jobs.evaluate import digest_examples
-from jobs.job import Job, prepare
 from jobs.registry import StudentVersion
 from jobs.report import printed as report
-from jobs.runs import Run, name_run
+from jobs.run import folder as runs
+from jobs.run import job as job_module
+from jobs.run.folder import Run, name_run
+from jobs.run.job import Job, prepare
 from jobs.spool import spool_folder
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
@@ -75,7 +76,7 @@ def test_what_does_not_decide_it_does_not(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def mailroom(tmp_path: Path, **changes: Any) -> Any:
-    preset = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")
+    preset = str(Path(__file__).parents[2] / "fixtures/tasks/mailroom")
     return parse({"task": preset, "storage": str(tmp_path / "runs"), "tracking": {"uri": "none"}, **changes})
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.backends.identity import identify
-from jobs import bench, loading
-from jobs.runs import Run, name_run
+from jobs import bench
+from jobs.run import data as loading
+from jobs.run.folder import Run, name_run
 from jobs.terminal import Terminal
 from jobs.tracking import NullTracker, Tracker
 from potstill.config import Config

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.loading import load
+from jobs.run.data import load
 from potstill.config import parse
 from potstill.errors import InputError
 from potstill.task import PRESETS
@@ -184,7 +184,7 @@ def test_places_that_are_not_there(tmp_path):
         load(parse({"task": {"preset": "trec6", "data_dir": str(tmp_path)}}))
 
 
-SHARED = Path(__file__).parents[3] / "shared/data"
+SHARED = Path(__file__).parents[4] / "shared/data"
 
 
 @pytest.mark.slow
