@@ -37,8 +37,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.backends.identity import identify
-from jobs import assess, paths
-from jobs.terminal import Terminal
+from jobs import assess
+from jobs.runtime import paths
+from jobs.runtime.terminal import Terminal
 from potstill import draws, task
 from potstill.config import Config, TaskRef
 from potstill.errors import InputError, PotstillError, Problem

@@ -48,7 +48,7 @@ import pyarrow as pa
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import cluster
+from jobs.runtime import cluster
 from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Message, Request, Sampling
 from tests.endpoint.book import Entry

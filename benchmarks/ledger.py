@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.ledger.handle import Ledger
-from jobs import cluster
+from jobs.runtime import cluster
 from potstill.rows import Message, Request, Response, Sampling
 
 BATCH = 64  # requests taken and committed together

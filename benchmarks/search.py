@@ -98,8 +98,8 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
 def search(place: Place) -> dict[str, Any]:
     """The whole search on an empty ledger."""
     from jobs.run.job import prepare
+    from jobs.runtime.terminal import Terminal
     from jobs.search_plan import plan_search
-    from jobs.terminal import Terminal
     from potstill.config import load
 
     path = place.config("search", {"searcher": "grid", "top_k": 2, "repeats": SEEDS})
@@ -253,10 +253,11 @@ def _scene(place: Place, path: str) -> Iterator[Any]:
     """What trials need, as ``jobs.search`` makes it, without a search."""
     from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
-    from jobs import cluster, paths, search
+    from jobs import search
     from jobs.run.folder import Run
     from jobs.run.job import prepare
-    from jobs.terminal import Terminal
+    from jobs.runtime import cluster, paths
+    from jobs.runtime.terminal import Terminal
     from jobs.trial import Scene
     from jobs.validating import make_validation
     from potstill.config import load

@@ -15,7 +15,8 @@ import typer
 import actors
 import potstill
 from jobs import STAGES as ALL_STAGES
-from jobs import interrupt, ledger_command
+from jobs import ledger_command
+from jobs.runtime import interrupt
 from potstill.config import Config, ConfigError, load
 from potstill.errors import InputError, PotstillError, Problem
 
@@ -187,7 +188,7 @@ def promote(
 
 def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> Config:
     """A config whose paths are absolute. Where it is broken, the rest of it is checked as well: all is told at once."""
-    from jobs import paths
+    from jobs.runtime import paths
 
     try:
         return paths.make_absolute(load(path, overrides or ()))
@@ -199,7 +200,7 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
 
 
 def _load_study(path: str, overrides: Sequence[str] | None) -> StudyConfig:
-    from jobs import paths
+    from jobs.runtime import paths
     from potstill.study.config import load as load_study
 
     return paths.make_study_absolute(load_study(path, overrides or ()))

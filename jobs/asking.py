@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from actors.teachers.answers import ANSWER
 from actors.teachers.pool import TeacherPool, chunks
 from jobs.batch_watch import watched
-from jobs.progress import Meter
 from jobs.run.folder import TableStream
 from jobs.run.job import Job
+from jobs.runtime.progress import Meter
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.error_rate import ErrorRate
 from potstill.errors import StageError

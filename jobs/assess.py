@@ -21,13 +21,14 @@ from fsspec.core import url_to_fs
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import cluster, generate, plan, preflight
+from jobs import generate, plan, preflight
 from jobs.asking import Usage, ask
-from jobs.bench import embed
-from jobs.progress import Meter
 from jobs.run.folder import Run, as_json
 from jobs.run.job import Job
-from jobs.terminal import Terminal
+from jobs.runtime import cluster
+from jobs.runtime.progress import Meter
+from jobs.runtime.terminal import Terminal
+from jobs.runtime.torch_worker import embed
 from jobs.tracking import open_tracker
 from potstill import draws
 from potstill.config import Config

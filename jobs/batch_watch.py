@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from actors.teachers.batch_queue import BatchProgress
 from actors.teachers.pool import TeacherPool
-from jobs.progress import Meter
+from jobs.runtime.progress import Meter
 
 EVERY_S = 2.0
 

@@ -14,10 +14,11 @@ from dataclasses import replace
 
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import STAGES, cluster, plan, preflight
+from jobs import STAGES, plan, preflight
 from jobs.run.folder import Run
 from jobs.run.job import Job
-from jobs.terminal import Terminal
+from jobs.runtime import cluster
+from jobs.runtime.terminal import Terminal
 from jobs.tracking import open_tracker
 from potstill.config import Config
 from potstill.errors import InputError, Problem

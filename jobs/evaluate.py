@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jobs import bench, evaluation, registry
-from jobs.bench import embed
+from jobs import evaluation, registry
 from jobs.diversity import as_rows
 from jobs.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
 from jobs.mlflow_server import TrackingError, one_line
@@ -22,6 +21,8 @@ from jobs.registry import StudentVersion
 from jobs.report import figures
 from jobs.report import printed as report
 from jobs.run.job import Job
+from jobs.runtime import torch_worker as bench
+from jobs.runtime.torch_worker import embed
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures import baselines

@@ -4,7 +4,7 @@
     scores.score(predictions["distilled"], task.labels)
 
 All students answer in one pass over the texts; a small split on a cluster without GPUs is the job's own process's
-(``jobs/bench.py``), which spares 15 CPU seconds of imports. What the predictions are worth is ``potstill/measures/scores.py``.
+(``jobs/runtime/torch_worker.py``), which spares 15 CPU seconds of imports. What the predictions are worth is ``potstill/measures/scores.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from actors.inference.predictor import PREFIX, Predictor
-from jobs import bench
+from jobs.runtime import torch_worker as bench
 from potstill.errors import StageError
 from potstill.rows import Prediction
 from potstill.task import LabelledText

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from potstill.config import LedgerConfig
 from potstill.errors import InputError, Problem
 

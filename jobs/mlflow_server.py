@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from jobs import paths
+from jobs.runtime import paths
 from potstill.config import TrackingConfig, home
 from potstill.errors import InputError, PotstillError, Problem
 

@@ -6,9 +6,9 @@ from types import TracebackType
 from typing import Any
 
 from actors.search_workers import account_of
-from jobs.progress import format_usd
 from jobs.recorder import Recorder, status_of
 from jobs.run.job import Job
+from jobs.runtime.progress import format_usd
 from jobs.search_table import Trial, TrialTable
 from jobs.tuning import Listener
 from potstill.search import points as search_points

@@ -13,7 +13,7 @@ from actors.backends.identity import identify
 from jobs.run import data as loading
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import Config, TaskRef
 from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig

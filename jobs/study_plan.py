@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from actors.backends.identity import identify
 from jobs import plan
 from jobs.plan import StagePlan
-from jobs.progress import format_usd
 from jobs.run.job import Job
+from jobs.runtime.progress import format_usd
+from jobs.runtime.terminal import Terminal
 from jobs.study_cells import Cell
-from jobs.terminal import Terminal
 from potstill.labels.questions import sample_questions
 from potstill.prompts.render import choose_renderer
 

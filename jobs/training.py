@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from actors import student_folder
 from actors.training import hub
 from actors.training import worker as student
-from jobs import cluster, fits
+from jobs import fits
+from jobs.runtime import cluster
 from potstill.config.student import StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
@@ -266,7 +267,7 @@ def run_fit(
 
     class Trainer(DataParallelTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
-            """Ray's handler would swallow Ctrl-C, in later stages too; the job has one (``jobs/interrupt.py``)."""
+            """Ray's handler would swallow Ctrl-C, in later stages too; the job has one (``jobs/runtime/interrupt.py``)."""
 
     on_gpu, fewest = job.device == "cuda", min(job.student.min_workers, workers)
     variables = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "DS_LOG_LEVEL": "warning"}

@@ -25,7 +25,7 @@ from jobs import finetune, generate, relabel, training
 from jobs.asking import Usage
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import Config
 from potstill.draws import digest
@@ -95,7 +95,7 @@ class Scene:
         return Job(config, self.task, self.data, run, Quiet(), NullTracker(), embed=self.embed)
 
     def embed(self, *groups: Sequence[str]) -> list[np.ndarray]:
-        """As ``jobs.bench.embed``, in a process that stays."""
+        """As ``jobs.runtime.torch_worker.embed``, in a process that stays."""
         found: list[np.ndarray] = _ask(self.workshop.embed.remote([list(group) for group in groups]))
         return found
 

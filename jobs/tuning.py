@@ -31,7 +31,7 @@ from potstill.search.ranking import mode
 LOST_NODES = 2  # of a trial, before it counts as failed
 MOST_TRIES = 10  # suggestions in a row that were tried before: then another point is drawn
 _ENVIRONMENT = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the job has a handler of its own (jobs/interrupt.py)
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the job has a handler of its own (jobs/runtime/interrupt.py)
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",

@@ -73,7 +73,7 @@ def potstill_home(tmp_path: Path, models: Path) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A local Ray of two CPUs, quiet, for every test of the session that needs one in its own process."""
-    from jobs import cluster
+    from jobs.runtime import cluster
 
     folder = tmp_path_factory.mktemp("ray") / "home"
     folder.mkdir()

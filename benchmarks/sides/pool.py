@@ -23,7 +23,7 @@ from actors.backends.openai import Sent
 from actors.ledger.handle import Ledger
 from actors.teachers import http as http_teacher
 from actors.teachers.pool import TeacherPool
-from jobs import cluster
+from jobs.runtime import cluster
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities
 from potstill.rows import Message, Request, Response, Sampling

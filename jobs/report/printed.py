@@ -16,11 +16,11 @@ from fsspec.core import url_to_fs
 from rich.markup import escape
 
 from jobs.mlflow_server import redact
-from jobs.progress import format_usd
 from jobs.registry import StudentVersion
 from jobs.run.folder import Run
 from jobs.run.job import Job, prepare
-from jobs.terminal import Terminal
+from jobs.runtime.progress import format_usd
+from jobs.runtime.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import Config, TrackingConfig, home
 from potstill.errors import InputError, Problem

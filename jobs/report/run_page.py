@@ -7,11 +7,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.progress import format_duration, format_usd
 from jobs.report import charts, figures, parts
 from jobs.report import printed as report
 from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
 from jobs.run.job import Job
+from jobs.runtime.progress import format_duration, format_usd
 from potstill.errors import InputError, Problem
 from potstill.measures import subjectivity
 from potstill.measures.annotations import Votes

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.backends.identity import identify
-from jobs import bench
 from jobs.run import data as loading
 from jobs.run.folder import Run, name_run
-from jobs.terminal import Terminal
+from jobs.runtime import torch_worker as bench
+from jobs.runtime.terminal import Terminal
 from jobs.tracking import NullTracker, Tracker
 from potstill.config import Config
 from potstill.task import Task, TaskData
@@ -19,7 +19,7 @@ from potstill.task import Task, TaskData
 
 @dataclass(frozen=True)
 class Job:
-    """The context of a running job. ``embed``: groups of texts to arrays (``jobs/bench.py``)."""
+    """The context of a running job. ``embed``: groups of texts to arrays (``jobs/runtime/torch_worker.py``)."""
 
     config: Config
     task: Task

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import forecast
 
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from potstill import draws
 from potstill.errors import InputError
 from potstill.study.config import load

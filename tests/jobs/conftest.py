@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.run.job import prepare
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from potstill.config import parse
 
 MAILROOM = str(Path(__file__).parents[1] / "fixtures/tasks/mailroom")

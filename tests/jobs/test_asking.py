@@ -15,9 +15,9 @@ import pytest
 
 from actors.teachers.answers import Answer, to_answer_table
 from jobs import asking
-from jobs.progress import Meter
 from jobs.run import folder as runs
 from jobs.run.folder import Run
+from jobs.runtime.progress import Meter
 from potstill.config import parse
 from potstill.errors import StageError, TeacherError
 from potstill.labels.answered import Answered

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from jobs import assess, cluster, preflight
+from jobs import assess, preflight
 from jobs.__main__ import main
+from jobs.runtime import cluster
 from potstill.config import parse
 from potstill.measures.scores import Interval
 from potstill.study import assessment

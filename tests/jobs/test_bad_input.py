@@ -15,7 +15,7 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.run.job import prepare
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from potstill.config import parse
 from potstill.rows import Example
 from tests.endpoint.client import Endpoint

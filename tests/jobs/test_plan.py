@@ -8,8 +8,8 @@ from rich.console import Console
 
 from actors.ledger.store import LedgerStore
 from jobs import generate, plan
-from jobs.progress import format_duration, format_usd
-from jobs.terminal import Terminal
+from jobs.runtime.progress import format_duration, format_usd
+from jobs.runtime.terminal import Terminal
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities, most_completion_tokens
 from potstill.endpoint.cost import Price

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import generate, search_plan
 from jobs.run.job import Job, prepare
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from potstill.config import parse
 from potstill.search import points as search_points
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from actors.backends.identity import identify
 from jobs import study as study_job
 from jobs import study_report
+from jobs.runtime.terminal import Terminal
 from jobs.study import study
 from jobs.study_cells import groups, plan_cells
 from jobs.study_folder import StudyFolder
 from jobs.study_texts import read_texts
-from jobs.terminal import Terminal
 from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Example
 from potstill.strategies import wordnet

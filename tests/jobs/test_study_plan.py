@@ -10,9 +10,9 @@ import yaml
 
 from jobs import study_plan
 from jobs.__main__ import main
+from jobs.runtime.terminal import Terminal
 from jobs.study import study
 from jobs.study_cells import plan_cells
-from jobs.terminal import Terminal
 from potstill.errors import InputError
 from potstill.study.config import is_study, parse_study
 from tests.support.study_fakes import World

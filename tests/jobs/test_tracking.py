@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.mlflow_server import TrackingError
-from jobs.progress import Meter
+from jobs.runtime.progress import Meter
 from jobs.spool import spool_folder
 from jobs.tracking import NullTracker, Tracker, open_tracker, problems
 from potstill.config import Config, TrackingConfig, parse

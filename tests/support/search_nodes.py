@@ -27,12 +27,12 @@ def main(folder: Path) -> None:
 
     from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
-    from jobs import cluster as clusters
     from jobs import search
     from jobs.run.folder import Run
     from jobs.run.job import prepare
+    from jobs.runtime import cluster as clusters
+    from jobs.runtime.terminal import Terminal
     from jobs.search_table import TrialTable
-    from jobs.terminal import Terminal
     from jobs.trial import Scene
     from jobs.tuning import Listener, run_trials
     from jobs.validating import make_validation

@@ -30,7 +30,9 @@ class World:
     silent: str | None = None
 
     def install(self, monkeypatch) -> World:
-        from jobs import bench, classify, cluster, preflight, study
+        from jobs import classify, preflight, study
+        from jobs.runtime import cluster
+        from jobs.runtime import torch_worker as bench
 
         monkeypatch.setattr(study, "TeacherPool", lambda *_: _Pool(self))
         monkeypatch.setattr(study, "Ledger", lambda uri: uri)

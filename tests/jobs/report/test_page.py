@@ -20,7 +20,7 @@ from jobs.report import printed as report
 from jobs.report.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
 from jobs.report.render import render
 from jobs.run.job import prepare
-from jobs.terminal import Terminal
+from jobs.runtime.terminal import Terminal
 from potstill.config import parse
 from potstill.errors import InputError
 from potstill.measures.annotations import read_annotations

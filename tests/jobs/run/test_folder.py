@@ -23,8 +23,8 @@ from jobs.run import folder as runs
 from jobs.run import job as job_module
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job, prepare
+from jobs.runtime.terminal import Terminal
 from jobs.spool import spool_folder
-from jobs.terminal import Terminal
 from jobs.tracking import NullTracker
 from potstill.config import parse
 from potstill.errors import TeacherError

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from jobs import bench
+from jobs.runtime import torch_worker as bench
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from actors.teachers.batch_queue import BatchProgress
 from jobs.batch_watch import watched
-from jobs.progress import Meter, Progress, format_duration, format_progress, format_usd
-from jobs.terminal import Terminal
+from jobs.runtime.progress import Meter, Progress, format_duration, format_progress, format_usd
+from jobs.runtime.terminal import Terminal
 
 FULL = Progress(
     done=1204,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs import interrupt
+from jobs.runtime import interrupt
 
 # Ray reads these when it is first imported or a process starts, hence here, before `import ray`.
 _ENVIRONMENT = {

@@ -1,6 +1,6 @@
 import pytest
 
-from jobs import paths
+from jobs.runtime import paths
 from potstill.config import parse
 
 

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from jobs import interrupt
+from jobs.runtime import interrupt
 from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
 CONFIG = {

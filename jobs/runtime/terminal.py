@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from jobs.progress import Progress, format_progress
+from jobs.runtime.progress import Progress, format_progress
 
 LIVE_EVERY_S, PLAIN_EVERY_S = 0.5, 30.0
 WIDE = 140  # a bar of full length fits beside the numbers

@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.slow
 def test_workers_land_one_a_gpu_over_all_nodes_and_too_many_are_refused_at_once(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "support/gpu_nodes.py"
+    script = Path(__file__).parents[2] / "support/gpu_nodes.py"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
     work = tmp_path / "work"
