@@ -99,7 +99,7 @@ def search(place: Place) -> dict[str, Any]:
     """The whole search on an empty ledger."""
     from jobs.run.job import prepare
     from jobs.runtime.terminal import Terminal
-    from jobs.search_plan import plan_search
+    from jobs.search.plan import plan_search
     from potstill.config import load
 
     path = place.config("search", {"searcher": "grid", "top_k": 2, "repeats": SEEDS})
@@ -162,7 +162,7 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
 
     from jobs import finetune
     from jobs.run.folder import Run
-    from jobs.trial import run_rung
+    from jobs.search.trial import run_rung
     from potstill.measures.baselines import as_predictions
     from potstill.measures.scores import score
     from potstill.search import points as search_points
@@ -201,8 +201,8 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
 
 def empty(place: Place) -> dict[str, Any]:
     """Seconds of 2 and of 8 trials that ask nothing and train one step each, Ray and the training process being up."""
-    from jobs.search_table import TrialTable
-    from jobs.tuning import Listener, run_trials
+    from jobs.search.table import TrialTable
+    from jobs.search.tuning import Listener, run_trials
     from potstill.search.ending import Ending
 
     os.environ["POTSTILL_HOME"] = str(place.folder / "empty")
@@ -250,16 +250,16 @@ def _points(place: Place) -> list[dict[str, Any]]:
 
 @contextmanager
 def _scene(place: Place, path: str) -> Iterator[Any]:
-    """What trials need, as ``jobs.search`` makes it, without a search."""
+    """What trials need, as ``jobs.search.run`` makes it, without a search."""
     from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
-    from jobs import search
     from jobs.run.folder import Run
     from jobs.run.job import prepare
     from jobs.runtime import cluster, paths
     from jobs.runtime.terminal import Terminal
-    from jobs.trial import Scene
-    from jobs.validating import make_validation
+    from jobs.search import run as search
+    from jobs.search.trial import Scene
+    from jobs.search.validation import make_validation
     from potstill.config import load
     from potstill.search.placement import place as find_room
 

@@ -86,7 +86,7 @@ def search(
     verbose: Verbose = False,
 ) -> None:
     """Find the best settings: many trials that share the teacher's work, the winner tested once and registered."""
-    from jobs.search import search as run
+    from jobs.search.run import search as run
 
     run(_load(config, overrides, ALL_STAGES), verbose, yes, resume)
 

@@ -238,7 +238,7 @@ def show(config: Config) -> None:
     terminal = Terminal()
     job = prepare(config, terminal)
     if config.search is not None:
-        from jobs import search_plan  # which plans trials by what is here
+        from jobs.search import plan as search_plan  # which plans trials by what is here
 
         search_plan.show(job)
         return

@@ -87,8 +87,8 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
     the run has no report, or the votes can't be used.
     """
     if run is not None and config.search is not None:
-        from jobs import search_report  # which shows the winner by what is here
-        from jobs.search_table import TrialTable
+        from jobs.search import report as search_report  # which shows the winner by what is here
+        from jobs.search.table import TrialTable
 
         search_report.show(prepare(config, Terminal(), run=run), TrialTable.load(run))
         return

@@ -27,15 +27,15 @@ def main(folder: Path) -> None:
 
     from actors.ledger.handle import Ledger
     from actors.search_workers import start_workshop
-    from jobs import search
     from jobs.run.folder import Run
     from jobs.run.job import prepare
     from jobs.runtime import cluster as clusters
     from jobs.runtime.terminal import Terminal
-    from jobs.search_table import TrialTable
-    from jobs.trial import Scene
-    from jobs.tuning import Listener, run_trials
-    from jobs.validating import make_validation
+    from jobs.search import run as search
+    from jobs.search.table import TrialTable
+    from jobs.search.trial import Scene
+    from jobs.search.tuning import Listener, run_trials
+    from jobs.search.validation import make_validation
     from potstill.config import parse
     from potstill.search.ending import Ending
     from potstill.search.placement import place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.trial import RungResult
+from jobs.search.trial import RungResult
 
 USAGE = {"requests": 10.0, "requests_new": 4.0, "cost_usd_new": 0.25, "tokens_new": 400.0}
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from jobs import search, search_figures, search_log, search_report
 from jobs.run.folder import Run
-from jobs.search_table import Trial, TrialTable
+from jobs.search import figures as search_figures
+from jobs.search import log as search_log
+from jobs.search import report as search_report
+from jobs.search import run as search
+from jobs.search.table import Trial, TrialTable
+from jobs.search.trial import Quiet
 from jobs.tracking import NullTracker
-from jobs.trial import Quiet
 from potstill.config import parse
 from potstill.config.search import SearchConfig
 from potstill.limits.pacer import PacerState

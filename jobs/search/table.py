@@ -2,7 +2,7 @@
 by the next run.
 
 ``trials.json`` is rewritten at every change; what a rung gave is beside it under a digest of its own
-(``jobs/trial.py``), so a driver that dies loses at most the rungs that were running. ``spent.json`` is what all runs of
+(``jobs/search/trial.py``), so a driver that dies loses at most the rungs that were running. ``spent.json`` is what all runs of
 the search have spent by the limiter's account: finals, held-back texts and rungs that failed are in no trial's.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from jobs.run.folder import Run
-from jobs.trial import RungResult
+from jobs.search.trial import RungResult
 from potstill.limits.pacer import PacerState
 from potstill.search import points as search_points
 from potstill.search.points import Point

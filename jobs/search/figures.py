@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.report.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
-from jobs.search_table import Trial
+from jobs.search.table import Trial
 from potstill.config.search import BETTER_HIGH, SearchConfig
 from potstill.search import points as search_points
 from potstill.search import ranking as search_ranking
@@ -121,7 +121,7 @@ def importances(trials: Sequence[Trial], search: SearchConfig) -> dict[str, floa
     """
     import optuna
 
-    from jobs.tuning import distribution
+    from jobs.search.tuning import distribution
 
     metric = leading(search.objective)
     finished = [trial for trial in trials if trial.status == "finished"]

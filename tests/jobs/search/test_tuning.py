@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from jobs import tuning
 from jobs.run.folder import Run
-from jobs.search_table import TrialTable
-from jobs.trial import RungResult
+from jobs.search import tuning
+from jobs.search.table import TrialTable
+from jobs.search.trial import RungResult
 from potstill.config import Config, parse
 from potstill.search import points as search_points
 from potstill.search.ending import Ending

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.search_table import Status, Trial, TrialTable
-from jobs.trial import RungResult, Scene, owners, run_rung
+from jobs.search.table import Status, Trial, TrialTable
+from jobs.search.trial import RungResult, Scene, owners, run_rung
 from potstill.config import Config
 from potstill.config.search import Range, SearchConfig
 from potstill.errors import PotstillError

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import search_log
-from jobs.search_finals import FRESH_SEED, Final, final_config, name_winner, say_warnings
-from jobs.search_table import Trial
-from jobs.trial import Quiet
+from jobs.search import log as search_log
+from jobs.search.finals import FRESH_SEED, Final, final_config, name_winner, say_warnings
+from jobs.search.table import Trial
+from jobs.search.trial import Quiet
 from potstill.config import Config, parse
 from tests.support.trials import point, rung
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actors.backends.identity import identify
-from jobs import generate, plan, validating
+from jobs import generate, plan
 from jobs.plan import StagePlan, Terms
 from jobs.run.job import Job
+from jobs.search import validation as validating
 from potstill import strategies
 from potstill.config import Config
 from potstill.errors import Problem

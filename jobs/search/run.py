@@ -16,19 +16,21 @@ from dataclasses import replace
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import account_of, start_workshop
-from jobs import evaluate, finetune, generate, plan, preflight, relabel, search_plan, search_report
+from jobs import evaluate, finetune, generate, plan, preflight, relabel
 from jobs.distill import STAGES
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
 from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
-from jobs.search_finals import Final, name_winner, run_finals, say_warnings
-from jobs.search_log import SearchLog
-from jobs.search_table import TrialTable
+from jobs.search import plan as search_plan
+from jobs.search import report as search_report
+from jobs.search.finals import Final, name_winner, run_finals, say_warnings
+from jobs.search.log import SearchLog
+from jobs.search.table import TrialTable
+from jobs.search.trial import Quiet, Scene
+from jobs.search.tuning import run_trials
+from jobs.search.validation import make_validation
 from jobs.tracking import open_tracker
-from jobs.trial import Quiet, Scene
-from jobs.tuning import run_trials
-from jobs.validating import make_validation
 from potstill.config import Config
 from potstill.config.teacher import OpenAITeacher
 from potstill.draws import digest

@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.slow
 def test_trials_go_on_without_the_node_that_went(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "support/search_nodes.py"
+    script = Path(__file__).parents[2] / "support/search_nodes.py"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
     command = [sys.executable, str(script), str(tmp_path / "work")]

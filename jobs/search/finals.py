@@ -14,8 +14,8 @@ from typing import Any
 from actors.search_workers import account_of
 from jobs.run.job import Job
 from jobs.runtime.terminal import Terminal
-from jobs.search_table import Trial, TrialTable
-from jobs.trial import RungResult, Scene, run_rung
+from jobs.search.table import Trial, TrialTable
+from jobs.search.trial import RungResult, Scene, run_rung
 from potstill.config import Config
 from potstill.errors import PotstillError, StageError
 from potstill.search import points as search_points

@@ -9,8 +9,8 @@ from actors.search_workers import account_of
 from jobs.recorder import Recorder, status_of
 from jobs.run.job import Job
 from jobs.runtime.progress import format_usd
-from jobs.search_table import Trial, TrialTable
-from jobs.tuning import Listener
+from jobs.search.table import Trial, TrialTable
+from jobs.search.tuning import Listener
 from potstill.search import points as search_points
 
 RUNS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "KILLED"}
