@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs.asking import ask
 from jobs.run.job import Job, prepare
 from jobs.runtime import cluster
 from jobs.runtime.progress import Meter
 from jobs.runtime.terminal import Terminal
+from jobs.stages.ask import ask
 from potstill import draws
 from potstill.config import parse
 from potstill.labels import evidence

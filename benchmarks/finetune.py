@@ -237,8 +237,8 @@ def measure_start(rows: int = 64) -> dict[str, float]:
     """Seconds from ``train`` called to the first step on two workers, with Ray up: a fit of one step, from which its
     export is taken off.
     """
-    from jobs import training
     from jobs.runtime import cluster
+    from jobs.stages import train as training
 
     data, one_hot = made_up(rows), np.eye(6)
     arm_rows = tuple(

@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import evaluate, evaluation, finetune, generate, preflight, relabel
+from jobs import preflight
 from jobs.run.job import Job, prepare
 from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
+from jobs.stages import evaluate, finetune, generate, relabel
+from jobs.stages import predict as evaluation
 from potstill.config import parse
 from potstill.measures.scores import mean_and_deviation, score
 from potstill.task import find_shipped

@@ -160,9 +160,9 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
     the requests that it needs by itself."""
     import ray
 
-    from jobs import finetune
     from jobs.run.folder import Run
     from jobs.search.trial import run_rung
+    from jobs.stages import finetune
     from potstill.measures.baselines import as_predictions
     from potstill.measures.scores import score
     from potstill.search import points as search_points

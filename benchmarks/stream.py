@@ -30,12 +30,12 @@ from actors.ledger.handle import Ledger
 from actors.ledger.store import LedgerStore
 from actors.teachers.pool import CHUNK, TeacherPool, chunks
 from benchmarks.ledger import TEXT, answer, make_requests
-from jobs import generate
-from jobs.asking import ask
 from jobs.run.job import Job, prepare
 from jobs.runtime import cluster
 from jobs.runtime.progress import Meter
 from jobs.runtime.terminal import Terminal
+from jobs.stages import generate
+from jobs.stages.ask import ask
 from potstill.config import parse
 from potstill.rows import Request, Response, to_table
 

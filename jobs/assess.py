@@ -21,14 +21,15 @@ from fsspec.core import url_to_fs
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import generate, plan, preflight
-from jobs.asking import Usage, ask
+from jobs import plan, preflight
 from jobs.run.folder import Run, as_json
 from jobs.run.job import Job
 from jobs.runtime import cluster
 from jobs.runtime.progress import Meter
 from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
+from jobs.stages import generate
+from jobs.stages.ask import Usage, ask
 from jobs.tracking import open_tracker
 from potstill import draws
 from potstill.config import Config

@@ -72,7 +72,7 @@ def run_stages(
 
 
 def _run(job: Job, stages: Sequence[str]) -> None:
-    from jobs import evaluate, finetune, generate, relabel
+    from jobs.stages import evaluate, finetune, generate, relabel
 
     # The pool's processes hold the CPUs or GPUs that training needs, so it is closed before.
     if {"generate", "relabel"} & set(stages):

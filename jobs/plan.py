@@ -20,10 +20,10 @@ from actors.backends.identity import identify
 from actors.inference.embedder import PACKAGED
 from actors.ledger.database import NoLedgerError
 from actors.ledger.store import LedgerStore
-from jobs import generate
 from jobs.run.job import Job, prepare
 from jobs.runtime.progress import format_duration, format_usd
 from jobs.runtime.terminal import Terminal
+from jobs.stages import generate
 from potstill import strategies
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig

@@ -13,12 +13,13 @@ from actors.backends.identity import identify
 from actors.backends.openai import read_key
 from actors.inference import embedder
 from actors.ledger.store import LedgerStore
-from jobs import mlflow_server, plan, training
+from jobs import mlflow_server, plan
 from jobs.run import data as loading
 from jobs.run.job import Job
 from jobs.run.job import prepare as read_task
 from jobs.runtime import cluster, paths
 from jobs.runtime.terminal import Terminal
+from jobs.stages import train as training
 from potstill import strategies
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher

@@ -16,12 +16,14 @@ from typing import Any
 
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import evaluation, preflight, study_plan, study_report, training
-from jobs.finetune import remarks
+from jobs import preflight, study_plan, study_report
 from jobs.page import study_page
 from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
+from jobs.stages import predict as evaluation
+from jobs.stages import train as training
+from jobs.stages.finetune import remarks
 from jobs.study_cells import Cell, Group, groups, plan_cells
 from jobs.study_folder import Finished, StudyFolder
 from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from actors.backends.identity import identify
-from jobs.asking import Usage
 from jobs.run.folder import Run, as_json
 from jobs.run.job import Job
+from jobs.stages.ask import Usage
 from jobs.study_cells import Cell
 from potstill.draws import digest
 from potstill.errors import InputError

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from actors.teachers.pool import TeacherPool
-from jobs import classify, generate, relabel
-from jobs.asking import Usage
-from jobs.finetune import first_of_each_class
 from jobs.recorder import Recorder
+from jobs.stages import classify, generate, relabel
+from jobs.stages.ask import Usage
+from jobs.stages.finetune import first_of_each_class
 from jobs.study_cells import Cell
 from jobs.tracking import Tracker
 from potstill.config.student import StudentConfig

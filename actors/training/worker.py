@@ -1,6 +1,6 @@
 """What one worker of a fit does: every arm from its rows to its export. The steps themselves are in ``actors/training/loop.py``.
 
-Ray Train runs ``run_worker`` on every worker of a fit (``jobs/training.py``); ``train_arms`` runs in one
+Ray Train runs ``run_worker`` on every worker of a fit (``jobs/stages/train.py``); ``train_arms`` runs in one
 process without Ray as well. torch, deepspeed and transformers are imported inside functions only.
 
 The embedding rows of tokens that no text of the arm uses get no gradient: they are left out of the optimizer

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actors.backends.identity import identify
-from jobs import generate, plan
+from jobs import plan
 from jobs.plan import StagePlan, Terms
 from jobs.run.job import Job
 from jobs.search import validation as validating
+from jobs.stages import generate
 from potstill import strategies
 from potstill.config import Config
 from potstill.errors import Problem

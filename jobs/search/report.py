@@ -11,13 +11,13 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from jobs.finetune import DISTILLED
 from jobs.report.printed import Report
 from jobs.run.job import Job
 from jobs.search import figures as search_figures
 from jobs.search.finals import Final
 from jobs.search.log import show as put
 from jobs.search.table import Trial, TrialTable
+from jobs.stages.finetune import DISTILLED
 from potstill.config.search import SearchConfig
 from potstill.errors import InputError
 from potstill.search import points as search_points

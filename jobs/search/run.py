@@ -16,7 +16,7 @@ from dataclasses import replace
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import account_of, start_workshop
-from jobs import evaluate, finetune, generate, plan, preflight, relabel
+from jobs import plan, preflight
 from jobs.distill import STAGES
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
@@ -30,6 +30,7 @@ from jobs.search.table import TrialTable
 from jobs.search.trial import Quiet, Scene
 from jobs.search.tuning import run_trials
 from jobs.search.validation import make_validation
+from jobs.stages import evaluate, finetune, generate, relabel
 from jobs.tracking import open_tracker
 from potstill.config import Config
 from potstill.config.teacher import OpenAITeacher

@@ -21,11 +21,12 @@ from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import SharedPool, fetch
 from actors.teachers.pool import TeacherPool, cause
-from jobs import finetune, generate, relabel, training
-from jobs.asking import Usage
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
 from jobs.runtime.terminal import Terminal
+from jobs.stages import finetune, generate, relabel
+from jobs.stages import train as training
+from jobs.stages.ask import Usage
 from jobs.tracking import NullTracker
 from potstill.config import Config
 from potstill.draws import digest

@@ -8,9 +8,9 @@ from typing import Any
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import SharedPool, fetch
-from jobs import generate, relabel
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
+from jobs.stages import generate, relabel
 from jobs.tracking import NullTracker
 from potstill.config import Config
 from potstill.errors import InputError, Problem

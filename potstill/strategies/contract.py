@@ -5,7 +5,7 @@
     collect   texts that no teacher writes            (task, data, augment, seed) -> texts
 
 A strategy with ``collect`` asks the teacher to write nothing: real texts, edited seeds, the user's own unlabelled texts.
-The driver (``jobs/generate.py``) knows none by name.
+The driver (``jobs/stages/generate.py``) knows none by name.
 """
 
 from __future__ import annotations

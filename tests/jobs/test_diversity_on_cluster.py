@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors.nearest import BlockNearest, pair_table
-from jobs.diversity import MEASURED, as_rows, nearest, nearest_on_cluster
+from jobs.stages.diversity import MEASURED, as_rows, nearest, nearest_on_cluster
 from potstill.errors import InputError
 from potstill.texts.diversity import nearest_distances
 

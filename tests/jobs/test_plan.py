@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from actors.ledger.store import LedgerStore
-from jobs import generate, plan
+from jobs import plan
 from jobs.runtime.progress import format_duration, format_usd
 from jobs.runtime.terminal import Terminal
+from jobs.stages import generate
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.chat import Abilities, most_completion_tokens
 from potstill.endpoint.cost import Price

@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from actors.training.worker import TrainingJob
-    from jobs import training
+    from jobs.stages import train as training
     from potstill.config.student import StudentConfig
     from potstill.errors import InputError
     from tests.support.tiny_student import LABELS, make_rows, make_student

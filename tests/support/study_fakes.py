@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actors.teachers.answers import Answer, to_answer_table
-from jobs import training
+from jobs.stages import train as training
 from potstill import draws
 from potstill.rows import Prediction, Request, Response, from_table
 from potstill.student.arms import arm_digest
@@ -30,9 +30,10 @@ class World:
     silent: str | None = None
 
     def install(self, monkeypatch) -> World:
-        from jobs import classify, preflight, study
+        from jobs import preflight, study
         from jobs.runtime import cluster
         from jobs.runtime import torch_worker as bench
+        from jobs.stages import classify
 
         monkeypatch.setattr(study, "TeacherPool", lambda *_: _Pool(self))
         monkeypatch.setattr(study, "Ledger", lambda uri: uri)

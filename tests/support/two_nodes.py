@@ -24,8 +24,8 @@ def main(folder: Path, stage: int) -> None:
     from ray.cluster_utils import Cluster
 
     from actors.coverage import read_coverage, what_counts
-    from jobs import training
-    from jobs.training import Arm
+    from jobs.stages import train as training
+    from jobs.stages.train import Arm
     from potstill.config.student import StudentConfig
     from potstill.student.batches import plan_steps
     from tests.support.tiny_student import LABELS, make_rows, make_student

@@ -1,6 +1,6 @@
 """The training loop on a tiny BERT: the same losses however the work is divided, and an export anyone can load.
 
-One worker is this process; two are subprocesses joined by gloo, without Ray (tests/jobs/test_training.py has it).
+One worker is this process; two are subprocesses joined by gloo, without Ray (tests/jobs/stages/test_train.py has it).
 """
 
 from __future__ import annotations

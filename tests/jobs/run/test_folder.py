@@ -14,9 +14,7 @@ import pytest
 import yaml
 
 from actors.backends import embedded
-from jobs import preflight, relabel
-from jobs.asking import Usage
-from jobs.evaluate import digest_examples
+from jobs import preflight
 from jobs.registry import StudentVersion
 from jobs.report import printed as report
 from jobs.run import folder as runs
@@ -25,6 +23,9 @@ from jobs.run.folder import Run, name_run
 from jobs.run.job import Job, prepare
 from jobs.runtime.terminal import Terminal
 from jobs.spool import spool_folder
+from jobs.stages import relabel
+from jobs.stages.ask import Usage
+from jobs.stages.evaluate import digest_examples
 from jobs.tracking import NullTracker
 from potstill.config import parse
 from potstill.errors import TeacherError

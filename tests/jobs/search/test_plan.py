@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from jobs import generate
 from jobs.run.job import Job, prepare
 from jobs.runtime.terminal import Terminal
 from jobs.search import plan as search_plan
+from jobs.stages import generate
 from potstill.config import parse
 from potstill.search import points as search_points
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.finetune import DISTILLED, SEEDS_ONLY
 from jobs.search import trial
+from jobs.stages.finetune import DISTILLED, SEEDS_ONLY
 from potstill.config.student import StudentConfig
 from potstill.student.arms import Arm, TrainingRow
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from actors.backends.identity import identify
 from actors.teachers.pool import TeacherPool
-from jobs.asking import Usage, ask
 from jobs.run.folder import as_json
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
+from jobs.stages.ask import Usage, ask
 from potstill import strategies
 from potstill.errors import StageError
 from potstill.labels.answered import Answered

@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jobs import evaluation, registry
-from jobs.diversity import as_rows
-from jobs.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
+from jobs import registry
 from jobs.mlflow_server import TrackingError, one_line
 from jobs.registry import StudentVersion
 from jobs.report import figures
@@ -23,6 +21,9 @@ from jobs.report import printed as report
 from jobs.run.job import Job
 from jobs.runtime import torch_worker as bench
 from jobs.runtime.torch_worker import embed
+from jobs.stages import predict as evaluation
+from jobs.stages.diversity import as_rows
+from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures import baselines

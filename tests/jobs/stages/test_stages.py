@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from actors.teachers.answers import Answer, to_answer_table
-from jobs import finetune, generate, preflight, relabel
-from jobs.asking import Usage, ask
+from jobs import preflight
 from jobs.report import printed as report
 from jobs.run import data as loading
 from jobs.runtime.progress import Meter, format_usd
+from jobs.stages import finetune, generate, relabel
+from jobs.stages.ask import Usage, ask
 from potstill.config import parse
 from potstill.errors import StageError
 from potstill.labels.questions import VOTE

@@ -11,12 +11,12 @@ import numpy as np
 
 from actors.backends.identity import identify
 from actors.teachers.pool import TeacherPool
-from jobs.asking import Usage, ask
-from jobs.generate import usage_metrics
 from jobs.run.folder import as_json
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
 from jobs.runtime.torch_worker import embed
+from jobs.stages.ask import Usage, ask
+from jobs.stages.generate import usage_metrics
 from potstill.errors import StageError
 from potstill.labels import evidence, questions
 from potstill.measures.baselines import as_predictions

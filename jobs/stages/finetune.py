@@ -14,8 +14,8 @@ import collections
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs import training
 from jobs.run.job import Job
+from jobs.stages import train as training
 from potstill import draws, strategies
 from potstill.errors import StageError
 from potstill.rows import Example

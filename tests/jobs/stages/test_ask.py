@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from actors.teachers.answers import Answer, to_answer_table
-from jobs import asking
 from jobs.run import folder as runs
 from jobs.run.folder import Run
 from jobs.runtime.progress import Meter
+from jobs.stages import ask as asking
 from potstill.config import parse
 from potstill.errors import StageError, TeacherError
 from potstill.labels.answered import Answered

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jobs.classify import raw_probs
+from jobs.stages.classify import raw_probs
 from potstill.labels.evidence import Answers
 
 

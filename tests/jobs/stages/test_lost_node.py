@@ -14,7 +14,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1])
 def test_training_goes_on_with_the_workers_that_are_left(tmp_path: Path, stage: int) -> None:
-    script = Path(__file__).parents[1] / "support/two_nodes.py"
+    script = Path(__file__).parents[2] / "support/two_nodes.py"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
     # Until the loss of the node is noticed Ray starts workers there in vain, a minute long unless told otherwise.

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from actors import student_folder
 from actors.training import hub
 from actors.training import worker as student
-from jobs import fits
 from jobs.runtime import cluster
+from jobs.stages import fits
 from potstill.config.student import StudentConfig
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
@@ -258,7 +258,7 @@ def run_fit(
 ) -> dict[str, Any]:
     """One Ray Train fit: ``loop`` on every worker, one worker a GPU or CPU. Returns what rank 0's gave.
 
-    It goes on from the last checkpoint under ``name`` in ``storage``, where there is one (``jobs/fits.py``). Raises ``StageError`` or
+    It goes on from the last checkpoint under ``name`` in ``storage``, where there is one (``jobs/stages/fits.py``). Raises ``StageError`` or
     ``InputError``, as ``train`` does.
     """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig

@@ -17,12 +17,12 @@ import numpy as np
 
 from actors.backends.identity import identify
 from actors.teachers.pool import TeacherPool
-from jobs.asking import Usage, ask
-from jobs.diversity import as_rows
-from jobs.generate import usage_metrics
 from jobs.run.folder import as_json
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
+from jobs.stages.ask import Usage, ask
+from jobs.stages.diversity import as_rows
+from jobs.stages.generate import usage_metrics
 from potstill.labels import questions as relabelling
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
 from potstill.prompts.render import choose_renderer

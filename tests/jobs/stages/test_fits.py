@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from actors.training.worker import TrainingJob
-from jobs import fits, training
+from jobs.stages import fits
+from jobs.stages import train as training
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
 from potstill.student.arms import Arm, TrainingRow

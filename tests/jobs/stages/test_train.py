@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from actors.coverage import read_coverage, what_counts
-from jobs import evaluation, training
-from jobs.training import Arm, choose_workers, problems
+from jobs.stages import predict as evaluation
+from jobs.stages import train as training
+from jobs.stages.train import Arm, choose_workers, problems
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, StageError
 from potstill.measures.scores import score
