@@ -55,7 +55,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = Fal
     from potstill.study.config import is_study
 
     if is_study(config):
-        from jobs.study import show_plan
+        from jobs.study.run import show_plan
 
         show_plan(_load_study(config, overrides), verbose)
     else:
@@ -164,7 +164,7 @@ def assess(
 @app.command()
 def study(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
     """Compare sources of training texts on several tasks: the two papers' tables, for your tasks and teachers."""
-    from jobs.study import study as run
+    from jobs.study.run import study as run
 
     run(_load_study(config, overrides), verbose, yes)
 

@@ -124,8 +124,8 @@ def find_study(reference: str) -> Run | None:
 
 def show_study(run: Run, open_it: bool = True) -> None:
     """Print the tables of a study, write its page, and open that."""
-    from jobs import study_report
-    from jobs.page import study_page
+    from jobs.study import page as study_page
+    from jobs.study import report as study_report
     from potstill.study.tables import read_study
 
     terminal = Terminal()

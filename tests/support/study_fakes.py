@@ -30,10 +30,11 @@ class World:
     silent: str | None = None
 
     def install(self, monkeypatch) -> World:
-        from jobs import preflight, study
+        from jobs import preflight
         from jobs.runtime import cluster
         from jobs.runtime import torch_worker as bench
         from jobs.stages import classify
+        from jobs.study import run as study
 
         monkeypatch.setattr(study, "TeacherPool", lambda *_: _Pool(self))
         monkeypatch.setattr(study, "Ledger", lambda uri: uri)

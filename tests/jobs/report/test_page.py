@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.page import study_page
 from jobs.report import charts, run_page
 from jobs.report import printed as report
 from jobs.report.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
@@ -21,6 +20,7 @@ from jobs.report.render import render
 from jobs.run.job import prepare
 from jobs.runtime.terminal import Terminal
 from jobs.stages import evaluate
+from jobs.study import page as study_page
 from potstill.config import parse
 from potstill.errors import InputError
 from potstill.measures.annotations import read_annotations

@@ -16,7 +16,7 @@ from jobs.recorder import Recorder
 from jobs.stages import classify, generate, relabel
 from jobs.stages.ask import Usage
 from jobs.stages.finetune import first_of_each_class
-from jobs.study_cells import Cell
+from jobs.study.cells import Cell
 from jobs.tracking import Tracker
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, StageError

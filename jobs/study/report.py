@@ -11,8 +11,8 @@ import pyarrow as pa
 from rich.markup import escape
 
 from jobs.runtime.terminal import Terminal
-from jobs.study_cells import Cell
-from jobs.study_folder import StudyFolder
+from jobs.study.cells import Cell
+from jobs.study.folder import StudyFolder
 from jobs.tracking import Tracker
 from potstill.measures.scores import mean_and_deviation
 from potstill.study.config import StudyConfig

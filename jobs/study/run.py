@@ -16,17 +16,19 @@ from typing import Any
 
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
-from jobs import preflight, study_plan, study_report
-from jobs.page import study_page
+from jobs import preflight
 from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
 from jobs.stages import predict as evaluation
 from jobs.stages import train as training
 from jobs.stages.finetune import remarks
-from jobs.study_cells import Cell, Group, groups, plan_cells
-from jobs.study_folder import Finished, StudyFolder
-from jobs.study_texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
+from jobs.study import page as study_page
+from jobs.study import plan as study_plan
+from jobs.study import report as study_report
+from jobs.study.cells import Cell, Group, groups, plan_cells
+from jobs.study.folder import Finished, StudyFolder
+from jobs.study.texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.tracking import Tracker, open_tracker
 from potstill import draws
 from potstill.errors import InputError, Problem, StageError

@@ -12,7 +12,7 @@ from actors.backends.identity import identify
 from jobs.run.folder import Run, as_json
 from jobs.run.job import Job
 from jobs.stages.ask import Usage
-from jobs.study_cells import Cell
+from jobs.study.cells import Cell
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures.annotations import read_judgements, read_rows

@@ -11,7 +11,7 @@ from jobs.plan import StagePlan
 from jobs.run.job import Job
 from jobs.runtime.progress import format_usd
 from jobs.runtime.terminal import Terminal
-from jobs.study_cells import Cell
+from jobs.study.cells import Cell
 from potstill.labels.questions import sample_questions
 from potstill.prompts.render import choose_renderer
 

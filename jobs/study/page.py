@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import study_report
 from jobs.report import charts, parts
 from jobs.report import printed as report
 from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
 from jobs.report.render import render
 from jobs.run.folder import Run
 from jobs.runtime.progress import format_duration, format_usd
-from jobs.study_report import Shown
+from jobs.study import report as study_report
+from jobs.study.report import Shown
 from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study, read_study
 
 Row = dict[str, Any]

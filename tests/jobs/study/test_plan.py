@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import study_plan
 from jobs.__main__ import main
 from jobs.runtime.terminal import Terminal
-from jobs.study import study
-from jobs.study_cells import plan_cells
+from jobs.study import plan as study_plan
+from jobs.study.cells import plan_cells
+from jobs.study.run import study
 from potstill.errors import InputError
 from potstill.study.config import is_study, parse_study
 from tests.support.study_fakes import World
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TASKS = ROOT / "tests/fixtures/tasks"
 
 

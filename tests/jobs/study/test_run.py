@@ -12,13 +12,13 @@ import yaml
 from rich.console import Console
 
 from actors.backends.identity import identify
-from jobs import study as study_job
-from jobs import study_report
 from jobs.runtime.terminal import Terminal
-from jobs.study import study
-from jobs.study_cells import groups, plan_cells
-from jobs.study_folder import StudyFolder
-from jobs.study_texts import read_texts
+from jobs.study import report as study_report
+from jobs.study import run as study_job
+from jobs.study.cells import groups, plan_cells
+from jobs.study.folder import StudyFolder
+from jobs.study.run import study
+from jobs.study.texts import read_texts
 from potstill.errors import InputError, Problem, StageError
 from potstill.rows import Example
 from potstill.strategies import wordnet
@@ -27,7 +27,7 @@ from potstill.study.sources import SOURCES
 from potstill.study.tables import TABLES, read_study
 from tests.support.study_fakes import World
 
-TASKS = Path(__file__).parents[1] / "fixtures/tasks"
+TASKS = Path(__file__).parents[2] / "fixtures/tasks"
 SMALL = {
     "name": "small",
     "tasks": [str(TASKS / "mailroom"), str(TASKS / "mood" / "mood.yaml")],
@@ -381,7 +381,7 @@ def test_a_jobs_config_is_no_study(tmp_path):
 
 @pytest.mark.parametrize(("name", "reference"), [("study-small", "real"), ("promptmix-bar", "k_shot")])
 def test_the_shipped_studies_are_valid(name, reference):
-    shipped = load(Path(study_job.__file__).parents[1] / f"conf/{name}.yaml")
+    shipped = load(Path(study_job.__file__).parents[2] / f"conf/{name}.yaml")
     assert shipped.data_dir is None  # what is beside this repository is not beside the user's
     assert len(shipped.tasks) == 4
     assert shipped.reference == reference
