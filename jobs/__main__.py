@@ -181,7 +181,7 @@ def promote(
     verbose: Verbose = False,
 ) -> None:
     """Make a registered model's challenger the champion, if it is no worse."""
-    from jobs.promote import show
+    from jobs.tracking.promote import show
 
     show(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri)
 

@@ -30,7 +30,7 @@ from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
 from jobs.stages import generate
 from jobs.stages.ask import Usage, ask
-from jobs.tracking import open_tracker
+from jobs.tracking.tracker import open_tracker
 from potstill import draws
 from potstill.config import Config
 from potstill.errors import InputError, Problem, StageError

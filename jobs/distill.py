@@ -19,7 +19,7 @@ from jobs.run.folder import Run
 from jobs.run.job import Job
 from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
-from jobs.tracking import open_tracker
+from jobs.tracking.tracker import open_tracker
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 

@@ -13,13 +13,14 @@ from actors.backends.identity import identify
 from actors.backends.openai import read_key
 from actors.inference import embedder
 from actors.ledger.store import LedgerStore
-from jobs import mlflow_server, plan
+from jobs import plan
 from jobs.run import data as loading
 from jobs.run.job import Job
 from jobs.run.job import prepare as read_task
 from jobs.runtime import cluster, paths
 from jobs.runtime.terminal import Terminal
 from jobs.stages import train as training
+from jobs.tracking import server as mlflow_server
 from potstill import strategies
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher

@@ -15,13 +15,13 @@ from typing import Any
 from fsspec.core import url_to_fs
 from rich.markup import escape
 
-from jobs.mlflow_server import redact
-from jobs.registry import StudentVersion
 from jobs.run.folder import Run
 from jobs.run.job import Job, prepare
 from jobs.runtime.progress import format_usd
 from jobs.runtime.terminal import Terminal
-from jobs.tracking import NullTracker
+from jobs.tracking.registry import StudentVersion
+from jobs.tracking.server import redact
+from jobs.tracking.tracker import NullTracker
 from potstill.config import Config, TrackingConfig, home
 from potstill.errors import InputError, Problem
 from potstill.measures.annotations import Votes, read_annotations, read_rows

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from fsspec.core import url_to_fs
 
-from jobs.mlflow_server import redact
+from jobs.tracking.server import redact
 from potstill.config import Config, parse
 from potstill.draws import digest
 from potstill.errors import InputError, Problem

@@ -12,7 +12,7 @@ from jobs.run import data as loading
 from jobs.run.folder import Run, name_run
 from jobs.runtime import torch_worker as bench
 from jobs.runtime.terminal import Terminal
-from jobs.tracking import NullTracker, Tracker
+from jobs.tracking.tracker import NullTracker, Tracker
 from potstill.config import Config
 from potstill.task import Task, TaskData
 

@@ -6,11 +6,11 @@ from types import TracebackType
 from typing import Any
 
 from actors.search_workers import account_of
-from jobs.recorder import Recorder, status_of
 from jobs.run.job import Job
 from jobs.runtime.progress import format_usd
 from jobs.search.table import Trial, TrialTable
 from jobs.search.tuning import Listener
+from jobs.tracking.recorder import Recorder, status_of
 from potstill.search import points as search_points
 
 RUNS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "KILLED"}

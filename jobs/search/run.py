@@ -31,7 +31,7 @@ from jobs.search.trial import Quiet, Scene
 from jobs.search.tuning import run_trials
 from jobs.search.validation import make_validation
 from jobs.stages import evaluate, finetune, generate, relabel
-from jobs.tracking import open_tracker
+from jobs.tracking.tracker import open_tracker
 from potstill.config import Config
 from potstill.config.teacher import OpenAITeacher
 from potstill.draws import digest

@@ -27,7 +27,7 @@ from jobs.runtime.terminal import Terminal
 from jobs.stages import finetune, generate, relabel
 from jobs.stages import train as training
 from jobs.stages.ask import Usage
-from jobs.tracking import NullTracker
+from jobs.tracking.tracker import NullTracker
 from potstill.config import Config
 from potstill.draws import digest
 from potstill.errors import InputError, StageError

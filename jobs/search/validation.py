@@ -11,7 +11,7 @@ from actors.search_workers import SharedPool, fetch
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
 from jobs.stages import generate, relabel
-from jobs.tracking import NullTracker
+from jobs.tracking.tracker import NullTracker
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 from potstill.rows import Example

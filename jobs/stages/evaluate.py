@@ -13,9 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jobs import registry
-from jobs.mlflow_server import TrackingError, one_line
-from jobs.registry import StudentVersion
 from jobs.report import figures
 from jobs.report import printed as report
 from jobs.run.job import Job
@@ -24,6 +21,9 @@ from jobs.runtime.torch_worker import embed
 from jobs.stages import predict as evaluation
 from jobs.stages.diversity import as_rows
 from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
+from jobs.tracking import registry
+from jobs.tracking.registry import StudentVersion
+from jobs.tracking.server import TrackingError, one_line
 from potstill.draws import digest
 from potstill.errors import InputError
 from potstill.measures import baselines

@@ -14,7 +14,7 @@ from jobs.run import data as loading
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job
 from jobs.runtime.terminal import Terminal
-from jobs.tracking import NullTracker
+from jobs.tracking.tracker import NullTracker
 from potstill.config import Config, TaskRef
 from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.draws import digest

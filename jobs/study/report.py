@@ -13,7 +13,7 @@ from rich.markup import escape
 from jobs.runtime.terminal import Terminal
 from jobs.study.cells import Cell
 from jobs.study.folder import StudyFolder
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from potstill.measures.scores import mean_and_deviation
 from potstill.study.config import StudyConfig
 from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study

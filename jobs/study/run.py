@@ -29,7 +29,7 @@ from jobs.study import report as study_report
 from jobs.study.cells import Cell, Group, groups, plan_cells
 from jobs.study.folder import Finished, StudyFolder
 from jobs.study.texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
-from jobs.tracking import Tracker, open_tracker
+from jobs.tracking.tracker import Tracker, open_tracker
 from potstill import draws
 from potstill.errors import InputError, Problem, StageError
 from potstill.measures import baselines

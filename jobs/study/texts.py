@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from actors.teachers.pool import TeacherPool
-from jobs.recorder import Recorder
 from jobs.stages import classify, generate, relabel
 from jobs.stages.ask import Usage
 from jobs.stages.finetune import first_of_each_class
 from jobs.study.cells import Cell
-from jobs.tracking import Tracker
+from jobs.tracking.recorder import Recorder
+from jobs.tracking.tracker import Tracker
 from potstill.config.student import StudentConfig
 from potstill.errors import InputError, StageError
 from potstill.rows import Example

@@ -5,12 +5,12 @@ import os
 import numpy as np
 import pytest
 
-from jobs.mlflow_server import TrackingError
 from jobs.report import printed as report
 from jobs.run import data as loading
 from jobs.runtime import torch_worker as bench
 from jobs.stages import predict as evaluation
 from jobs.stages.evaluate import on_this_node, stronger
+from jobs.tracking.server import TrackingError
 from potstill.errors import InputError, StageError
 from potstill.measures.scores import Difference, Interval, score
 from potstill.rows import Prediction, from_table, to_table

@@ -15,18 +15,18 @@ import yaml
 
 from actors.backends import embedded
 from jobs import preflight
-from jobs.registry import StudentVersion
 from jobs.report import printed as report
 from jobs.run import folder as runs
 from jobs.run import job as job_module
 from jobs.run.folder import Run, name_run
 from jobs.run.job import Job, prepare
 from jobs.runtime.terminal import Terminal
-from jobs.spool import spool_folder
 from jobs.stages import relabel
 from jobs.stages.ask import Usage
 from jobs.stages.evaluate import digest_examples
-from jobs.tracking import NullTracker
+from jobs.tracking.outbox import spool_folder
+from jobs.tracking.registry import StudentVersion
+from jobs.tracking.tracker import NullTracker
 from potstill.config import parse
 from potstill.errors import TeacherError
 from potstill.rows import RESPONSE, Example, Request, Sampling

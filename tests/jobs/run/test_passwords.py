@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.mlflow_server import redact
+from jobs.tracking.server import redact
 
 
 def test_passwords_are_left_out():

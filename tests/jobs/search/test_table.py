@@ -15,7 +15,7 @@ from jobs.search import report as search_report
 from jobs.search import run as search
 from jobs.search.table import Trial, TrialTable
 from jobs.search.trial import Quiet
-from jobs.tracking import NullTracker
+from jobs.tracking.tracker import NullTracker
 from potstill.config import parse
 from potstill.config.search import SearchConfig
 from potstill.limits.pacer import PacerState

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobs.tracking import open_tracker, problems
+from jobs.tracking.tracker import open_tracker, problems
 from potstill.config import TrackingConfig, parse
 from potstill.errors import InputError
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from jobs.mlflow_server import (
+from jobs.tracking.registry import CHALLENGER, CHAMPION
+from jobs.tracking.server import (
     OFF,
     RefusedError,
     absolute_uri,
@@ -26,7 +27,6 @@ from jobs.mlflow_server import (
     redact,
     short_requests,
 )
-from jobs.registry import CHALLENGER, CHAMPION
 from potstill.config import TrackingConfig
 from potstill.errors import InputError, PotstillError, Problem
 

@@ -1,6 +1,6 @@
 """What is logged to MLflow, as entries; and the folder that keeps them while MLflow can't be reached.
 
-    python -m jobs.tracking RUN_DIR        # send what an earlier run could not
+    python -m jobs.tracking.tracker RUN_DIR        # send what an earlier run could not
 
 An entry is small (artifacts are files beside it) and names its run by a handle of our own, so a run that
 MLflow has not heard of yet can be written about. Entries keep their order and their times. A session
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, mlflow_errors, redact, short_requests
+from jobs.tracking.server import RefusedError, TrackingError, absolute_uri, mlflow_errors, redact, short_requests
 from potstill.config import home
 from potstill.draws import digest
 
@@ -73,7 +73,7 @@ class Sender:
     def client(self) -> MlflowClient:
         """The client, made when first needed: opening a database can fail like any other call."""
         if self._client is None:
-            from jobs.mlflow_server import client
+            from jobs.tracking.server import client
 
             self._client = client(self.session.uri)
         return self._client

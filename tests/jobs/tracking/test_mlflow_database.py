@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from jobs.mlflow_server import _foreign_database
+from jobs.tracking.server import _foreign_database
 
 
 def test_a_database_that_a_killed_job_left_half_written_is_rolled_back_and_used(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.mlflow_server import TrackingError
 from jobs.runtime.progress import Meter
-from jobs.spool import spool_folder
-from jobs.tracking import NullTracker, Tracker, open_tracker, problems
+from jobs.tracking.outbox import spool_folder
+from jobs.tracking.server import TrackingError
+from jobs.tracking.tracker import NullTracker, Tracker, open_tracker, problems
 from potstill.config import Config, TrackingConfig, parse
 from potstill.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEXTS = pa.table({"text": ["where is it", "who was it"], "label": ["location", "human"], "score": [0.5, float("nan")]})
 
 
@@ -260,7 +260,7 @@ def test_a_server_that_dies_in_mid_run_costs_nothing_but_a_warning(
     assert len(warnings) == 2  # one when it went down, one at the end
     assert "can't be reached" in warnings[0]
     assert "HTTPConnectionPool" not in warnings[0]
-    assert f"python -m jobs.tracking {run_dir}" in warnings[1]
+    assert f"python -m jobs.tracking.tracker {run_dir}" in warnings[1]
     patient.metrics({"kept": 1})
     with pytest.raises(InputError, match="connection refused"):
         start(remote)
@@ -299,7 +299,7 @@ def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from potstill.config import parse\n"
-        "from jobs.tracking import open_tracker\n"
+        "from jobs.tracking.tracker import open_tracker\n"
         "config = parse({'task': 'trec6'})\n"
         "with open_tracker(config, command='distill', task_name='trec6', run_dir=sys.argv[1]) as tracker:\n"
         "    with tracker.stage('generate') as stage: stage.metrics({'kept': 1})\n"

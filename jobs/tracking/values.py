@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from jobs.mlflow_server import redact
+from jobs.tracking.server import redact
 from potstill.draws import digest
 
 if TYPE_CHECKING:

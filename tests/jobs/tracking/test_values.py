@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.mlflow_server import absolute_uri
-from jobs.tracking_values import MAX_PARAM_CHARACTERS, flatten, param_value, safe_key
+from jobs.tracking.server import absolute_uri
+from jobs.tracking.values import MAX_PARAM_CHARACTERS, flatten, param_value, safe_key
 
 
 def test_values_and_names_fit_mlflow() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from jobs.promote import PromotionRefusedError, promote, show
-from jobs.registry import StudentVersion, find_version, pinned_requirements, register_student
+from jobs.tracking.promote import PromotionRefusedError, promote, show
+from jobs.tracking.registry import StudentVersion, find_version, pinned_requirements, register_student
 from potstill.errors import InputError, StageError
 
 NAME = "trec6-student"

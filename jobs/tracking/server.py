@@ -2,7 +2,7 @@
 
 ``problems`` answers in about 5 s at worst. MLflow's own defaults (120 s a request, 7 retries with
 back-off) would let a job hang for many minutes on a server that is down, so every call that a job
-makes runs inside ``short_requests``: one try, 10 s; what fails is kept and sent later (``jobs/spool.py``).
+makes runs inside ``short_requests``: one try, 10 s; what fails is kept and sent later (``jobs/tracking/outbox.py``).
 """
 
 from __future__ import annotations

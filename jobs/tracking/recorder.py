@@ -1,6 +1,6 @@
 """What a job, a stage or a trial can write into its MLflow run.
 
-A ``Recorder`` only makes entries (``jobs/spool.py``) and hands them on; ``jobs/tracking.py`` sends or keeps them.
+A ``Recorder`` only makes entries (``jobs/tracking/outbox.py``) and hands them on; ``jobs/tracking/tracker.py`` sends or keeps them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.mlflow_server import one_line, redact
-from jobs.spool import Entry, Kind
-from jobs.tracking_values import arrow_schema, chunks, flatten, param_value, safe_key, write_preview
+from jobs.tracking.outbox import Entry, Kind
+from jobs.tracking.server import one_line, redact
+from jobs.tracking.values import arrow_schema, chunks, flatten, param_value, safe_key, write_preview
 
 if TYPE_CHECKING:
     import pyarrow as pa

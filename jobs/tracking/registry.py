@@ -5,7 +5,7 @@
 
 ``register_student`` is a plain function for a Ray task or a subprocess: it needs transformers, which the
 driver does not import. It costs 5 s, most of it imports, and a copy of the folder (90 MB for MiniLM).
-The model carries its own short loader (``jobs/served_student.py``, whose docstring says why), so that
+The model carries its own short loader (``jobs/tracking/served_student.py``, whose docstring says why), so that
 neither potstill nor anything but MLflow, torch and transformers is needed where it is used.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import student_folder
-from jobs.mlflow_server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors, short_requests
+from jobs.tracking.server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors, short_requests
 from potstill.errors import StageError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _log(
     from mlflow.models import Model
     from transformers import pipeline
 
-    import jobs.served_flavor as flavor
+    import jobs.tracking.served_flavor as flavor
 
     # Made by hand, since MLflow puts a model without an active run into the Default experiment, whose artifacts
     # lie under the working directory; and an active run would be ended by leaving it.

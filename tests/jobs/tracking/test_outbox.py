@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.mlflow_server import RefusedError, TrackingError
-from jobs.spool import Entry, Session, Spool, replay, spool_folder
+from jobs.tracking.outbox import Entry, Session, Spool, replay, spool_folder
+from jobs.tracking.server import RefusedError, TrackingError
 
 
 def entries(count: int) -> list[Entry]:

@@ -8,7 +8,7 @@
 Jobs have no ``if tracking:``; with ``tracking.uri: none`` they get a ``NullTracker`` with the same methods.
 A server that is down *before* the job is an error (``problems``). One that goes down *during* it is not:
 what can't be logged waits in the run's folder and is sent when the server is back, at the latest by the
-next run or by ``python -m jobs.tracking RUN_DIR``. The price: a call waits up to 10 s when the server first
+next run or by ``python -m jobs.tracking.tracker RUN_DIR``. The price: a call waits up to 10 s when the server first
 falls silent, then none does before the next try (5 s later, then 10, 20, ... up to 300).
 """
 
@@ -26,7 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from jobs.mlflow_server import (
+from jobs.tracking.outbox import Entry, Kind, Replay, Sender, Session, Spool, describe, replay
+from jobs.tracking.recorder import Recorder, Status, status_of
+from jobs.tracking.server import (
     OFF,
     REQUEST_TIMEOUT_S,
     RefusedError,
@@ -39,15 +41,13 @@ from jobs.mlflow_server import (
     redact,
     short_requests,
 )
-from jobs.mlflow_server import client as connect
-from jobs.recorder import Recorder, Status, status_of
-from jobs.spool import Entry, Kind, Replay, Sender, Session, Spool, describe, replay
+from jobs.tracking.server import client as connect
 from potstill import __version__
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from jobs.registry import StudentVersion
+    from jobs.tracking.registry import StudentVersion
 
 __all__ = ["NullTracker", "Recorder", "Replay", "Tracker", "TrackingError", "open_tracker", "problems", "replay"]
 
@@ -94,7 +94,7 @@ class Tracker(Recorder):
         self._sender.send(entry)
 
     def register(self, register: Callable[..., StudentVersion], **student: Any) -> StudentVersion | None:
-        """``register(tracking_uri=, run_id=, **student)``, where ``register`` runs ``jobs.registry.register_student``.
+        """``register(tracking_uri=, run_id=, **student)``, where ``register`` runs ``jobs.tracking.registry.register_student``.
 
         It should do so in a Ray task, since that needs transformers. An outage gives ``None`` and a warning: the
         next run of the same job registers the student, as its run digest has no version yet.
@@ -133,7 +133,7 @@ class Tracker(Recorder):
             parts.append(
                 f"MLflow at {redact(self._session.uri)} could not be reached: "
                 f"{len(self._spool)} entries are kept in {self._spool.folder}; "
-                f"the next run of this job sends them, or: python -m jobs.tracking {self._run_dir}"
+                f"the next run of this job sends them, or: python -m jobs.tracking.tracker {self._run_dir}"
             )
         if self._lost:
             parts.append(f"{self._lost} entries are lost: neither MLflow nor the run's folder took them")
@@ -318,7 +318,7 @@ def _to_stderr(message: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m jobs.tracking RUN_DIR")
+        sys.exit("usage: python -m jobs.tracking.tracker RUN_DIR")
     outcome = replay(sys.argv[1])
     print(f"{outcome.sent} entries logged, {outcome.waiting} still waiting, {len(outcome.refused)} refused")
     sys.exit(1 if outcome.waiting else 0)
