@@ -38,8 +38,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.sides.search_kills import kills
-from benchmarks.sides.search_place import Place, open_place
+from benchmarks.competitors.search_kills import kills
+from benchmarks.competitors.search_place import Place, open_place
 
 PARTS = ("search", "alone", "regret", "empty", "kills")
 SEEDS = 3

@@ -1,6 +1,6 @@
 """One worker of potstill's training, as Ray Train would run it, bound to one core (or a GPU).
 
-    python benchmarks/sides/train_potstill.py JOB.json RANK CORES
+    python benchmarks/competitors/train_potstill.py JOB.json RANK CORES
 
 ``JOB.json`` is ``TrainingJob.to_json()`` with ``workers`` and ``meet`` (a file for the processes to find each other).
 ``CORES``: comma-separated core numbers, or ``-``. Rank 0 prints a JSON line: the report of the last arm.

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.sides.search_place import QUICK, ROOT, Place
+from benchmarks.competitors.search_place import QUICK, ROOT, Place
 
 TIMES = 10
 EARLIEST_S = 3.0  # after the search's folder is there

@@ -1,6 +1,6 @@
 """The Hugging Face Trainer on the same texts: as PromptMix's released code runs it, or at its best.
 
-    python benchmarks/sides/train_trainer.py SETTINGS.json CORES
+    python benchmarks/competitors/train_trainer.py SETTINGS.json CORES
 
 ``SETTINGS.json``: model, texts, labels (class indices), n_classes, batch_size, epochs, max_length, pad_to (a fixed
 length, or null for dynamic padding), bf16, group_by_length, optimiser, learning_rate, weight_decay, warmup_ratio, folder.
