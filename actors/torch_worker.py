@@ -19,7 +19,8 @@ import psutil
 
 from actors.inference.embedder import Embedder
 from actors.quiet import chatter_to
-from actors.training.worker import TrainingJob, log, train_arms
+from actors.training.job import TrainingJob
+from actors.training.worker import log, train_arms
 
 VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "sides"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "competitors"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from capacity import measure_endpoint

@@ -39,12 +39,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors import student_folder
 from actors.precision import pick_precision
-from actors.training.worker import ArmJob, TrainingJob
+from actors.training.job import ArmJob, TrainingJob
 from potstill.config.student import StudentConfig
 from potstill.student import encoders
 from potstill.student.arms import Arm, TrainingRow, arm_digest
 
-SIDES = Path(__file__).resolve().parent / "sides"
+SIDES = Path(__file__).resolve().parent / "competitors"
 ROWS = 3000
 PROMPTMIX_ROWS = 1000
 BATCHES = (32, 64, 128)
@@ -140,7 +140,7 @@ def potstill_side(
 
 
 def trainer_side(data: Data, cores: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    """What the Trainer took; ``settings`` as in ``sides/train_trainer.py``."""
+    """What the Trainer took; ``settings`` as in ``competitors/train_trainer.py``."""
     defaults = {
         "texts": data.texts,
         "labels": data.labels,

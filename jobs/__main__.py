@@ -19,6 +19,7 @@ from jobs import ledger_command
 from jobs.runtime import interrupt
 from potstill.config import Config, ConfigError, load
 from potstill.errors import InputError, PotstillError, Problem
+from potstill.search import points as search_points
 
 if TYPE_CHECKING:
     from jobs.run.folder import Run
@@ -59,9 +60,11 @@ def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = Fal
 
         show_plan(_load_study(config, overrides), verbose)
     else:
-        from jobs.plan import show
+        from jobs import plan as distill_plan
+        from jobs.search import plan as search_plan
 
-        show(_load(config, overrides))
+        loaded = _load(config, overrides)
+        (distill_plan if loaded.search is None else search_plan).show(loaded)
 
 
 @app.command()
@@ -132,15 +135,15 @@ def report(
     open_it: Annotated[bool, typer.Option("--open/--no-open", help="show the page in a browser")] = True,
 ) -> None:
     """Print the report of a finished run or study, write it as a page (report.html) and open that."""
-    from jobs.report import printed as reports
+    from jobs import show as shown
 
-    if study_run := reports.find_study(run):
+    if study_run := shown.find_study(run):
         given = {"--set": overrides, "--annotations": annotations}
         if wrong := [Problem(name, "can't be used with a study") for name, value in given.items() if value]:
             raise InputError(wrong)
-        reports.show_study(study_run, open_it)
+        shown.show_study(study_run, open_it)
     else:
-        reports.show(*_resolve(run, overrides), annotations, open_it)
+        shown.show(*_resolve(run, overrides), annotations, open_it)
 
 
 @app.command()
@@ -191,7 +194,10 @@ def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()
     from jobs.runtime import paths
 
     try:
-        return paths.make_absolute(load(path, overrides or ()))
+        config = load(path, overrides or ())
+        if found := search_points.problems(config):
+            raise ConfigError([Problem(f"{path}: {one.where}", one.message) for one in found], config)
+        return paths.make_absolute(config)
     except ConfigError as error:
         from jobs import preflight
 

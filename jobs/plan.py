@@ -237,11 +237,6 @@ def show(config: Config) -> None:
     """Print the plan of a config."""
     terminal = Terminal()
     job = prepare(config, terminal)
-    if config.search is not None:
-        from jobs.search import plan as search_plan  # which plans trials by what is here
-
-        search_plan.show(job)
-        return
     print_plan(job, plan(job))
 
 

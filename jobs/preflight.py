@@ -13,7 +13,6 @@ from actors.backends.identity import identify
 from actors.backends.openai import read_key
 from actors.inference import embedder
 from actors.ledger.store import LedgerStore
-from jobs import plan
 from jobs.run import data as loading
 from jobs.run.job import Job
 from jobs.run.job import prepare as read_task
@@ -24,7 +23,9 @@ from jobs.tracking import server as mlflow_server
 from potstill import strategies
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
+from potstill.endpoint.cost import teacher_price
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
+from potstill.search import points as search_points
 from potstill.student import encoders
 
 NODE_ANSWERS_S = 60.0
@@ -47,7 +48,11 @@ def prepare(config: Config, stages: Sequence[str], terminal: Terminal, verbose: 
     if prepared and config.student.early_stopping and "finetune" in stages and not prepared.data.validation:
         message = "the task has no validation texts to stop by; set it to false, or give the task a validation split"
         found.append(Problem("student.early_stopping = True", message))
-    found += [*storage, *_surroundings(config, stages, prepared.task.name if prepared else None)]
+    found += [
+        *search_points.problems(config),
+        *storage,
+        *_surroundings(config, stages, prepared.task.name if prepared else None),
+    ]
     if found or prepared is None:
         raise InputError(found)
     return prepared
@@ -99,7 +104,7 @@ def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
         identify(config.teacher)  # whatever the stages: its weights are part of the run's name
         if isinstance(config.teacher, OpenAITeacher) and {"generate", "relabel"} & set(stages):
             read_key(config.teacher)
-            if config.teacher.budget_usd is not None and plan.teacher_terms(config.teacher).price is None:
+            if config.teacher.budget_usd is not None and teacher_price(config.teacher) is None:
                 message = (
                     f"no price of {config.teacher.model!r} is known, so it can't be kept; set teacher.price: "
                     "{prompt, completion} in dollars per million tokens"

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from potstill.config import Section, explain
+from potstill.config.files import explain
+from potstill.config.sections import Section
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 

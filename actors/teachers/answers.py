@@ -16,10 +16,8 @@ import pyarrow as pa
 import ray
 
 from actors.ledger.handle import Ledger
-from potstill.config import EmbeddedTeacher
 from potstill.errors import LedgerError
-from potstill.rows import RESPONSE, Request, Response, from_table, to_table
-from potstill.teacher import Teacher
+from potstill.rows import RESPONSE, Response, to_table
 
 RENEWALS = 3  # in the time of a lease: two may fail
 CHOICES_PER_TEXT = 4  # scoring the choices of 4 questions takes about as long as writing one text
@@ -33,56 +31,6 @@ class Answer:
     response: Response
     reused: bool
     retries: int = 0
-
-
-class TeacherActor:
-    """One process of the pool: asks the ledger first, the model then."""
-
-    def __init__(self, config: EmbeddedTeacher, ledger: Ledger, owner: str) -> None:
-        from actors.backends.embedded import EmbeddedBackend
-
-        self._backend: Teacher = EmbeddedBackend(config)
-        self._batch_size = config.batch_size
-        self._ledger = ledger
-        self._owner = owner
-        keep_leases(ledger, owner)
-
-    def ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
-
-    def answer_table(self, requests: pa.Table) -> pa.Table:
-        """``answer`` for tables: ``REQUEST`` in, ``ANSWER`` out."""
-        return to_answer_table(self.answer(from_table(requests, Request)))
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the order of ``requests``; committed before they are returned."""
-        answers: dict[str, Answer] = {}
-        pending = {request.request_id: request for request in requests}
-        while pending:
-            taken = self._ledger.take(list(pending), self._owner)
-            for response in taken.known:
-                answers[response.request_id] = Answer(response, reused=True)
-                pending.pop(response.request_id)
-            mine = [pending.pop(name) for name in taken.mine]
-            size = block_size(self._batch_size, any(request.choices for request in mine))
-            for start in range(0, len(mine), size):
-                for response in self._ask(mine[start : start + size]):
-                    answers[response.request_id] = Answer(response, reused=False)
-            if pending and not mine:
-                time.sleep(1.0)  # somebody else is asking these; their answers, or their leases' end, will come
-        return [answers[request.request_id] for request in requests]
-
-    def _ask(self, requests: Sequence[Request]) -> list[Response]:
-        responses: list[Response] = []
-        for ask, batch in (
-            (self._backend.generate, [request for request in requests if not request.choices]),
-            (self._backend.choose, [request for request in requests if request.choices]),
-        ):
-            if batch:
-                responses += ask(batch)
-        self._ledger.commit(requests, responses)
-        return responses
 
 
 def keep_leases(ledger: Ledger, owner: str) -> None:

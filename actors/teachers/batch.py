@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.backends.openai import OpenAIBackend, Sent, identify
-from actors.ledger.batches import BatchBook
+from actors.ledger.batch_book import BatchBook
 from actors.ledger.handle import Ledger
 from actors.teachers.answers import Answer, keep_leases, to_answer_table
 from actors.teachers.batch_job import UNSURE_S

@@ -18,7 +18,8 @@ from typing import Literal
 
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure, BatchApi
-from actors.ledger.batches import BatchBook, BatchRecord
+from actors.ledger.batch_book import BatchBook
+from actors.ledger.batches import BatchRecord
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import WINDOW_S, BatchStatus, Result, read_result, to_line
 from potstill.endpoint.chat import Abilities, body

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure
-from actors.ledger.batches import BatchBook
+from actors.ledger.batch_book import BatchBook
 from actors.teachers.batch_job import UNSURE_S, YIELD, Batch, BatchDesk, Commit, Member, NotHeldError, lost
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import BatchStatus, Room, count_fitting, shrink

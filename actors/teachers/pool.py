@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from actors.ledger.batches import under_way
+from actors.ledger.batch_book import under_way
 from actors.ledger.handle import Ledger
 from actors.ledger.tables import to_response_table
 from actors.teachers import batch as batch_teacher
 from actors.teachers import http as http_teacher
-from actors.teachers.answers import ANSWER, TeacherActor, block_size, to_known_table
+from actors.teachers.answers import ANSWER, block_size, to_known_table
 from actors.teachers.batch_queue import BatchProgress
+from actors.teachers.embedded import TeacherActor
 from actors.teachers.limiter import LimiterHandle
 from actors.teachers.ray_data import Spool, ask_through_ray_data
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig

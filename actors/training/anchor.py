@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from actors import student_folder
 from actors.inference.predictor import Predictor
+from actors.training.job import ArmJob, TrainingJob
 from potstill.student import second_opinion
 from potstill.student.arms import TrainingRow
-
-if TYPE_CHECKING:
-    from actors.training.worker import ArmJob, TrainingJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def _is_service(command: Sequence[str]) -> bool:
 
 
 class Side:
-    """A process of ``sides/SCRIPT``, started up and waiting. Raises ``SideError``."""
+    """A process of ``competitors/SCRIPT``, started up and waiting. Raises ``SideError``."""
 
     def __init__(self, script: str, told: Mapping[str, Any], python: str = sys.executable) -> None:
         self._name = script

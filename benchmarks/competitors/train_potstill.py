@@ -31,7 +31,8 @@ def main(job_file: str, rank: int, cores: str) -> None:
     }
     import torch.distributed as dist
 
-    from actors.training.worker import TrainingJob, train_arms
+    from actors.training.job import TrainingJob
+    from actors.training.worker import train_arms
 
     backend = "nccl" if job["device"] == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meet}", rank=rank, world_size=workers)

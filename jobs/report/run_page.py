@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.report import charts, figures, parts
-from jobs.report import printed as report
 from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
+from jobs.report.result import ROWS, Report, stage_rows
 from jobs.run.job import Job
 from jobs.runtime.progress import format_duration, format_usd
 from potstill.errors import InputError, Problem
@@ -25,7 +25,7 @@ DIVERSITY_TITLES = {
 }
 
 
-def build(job: Job, result: report.Report, votes: Votes | None = None) -> Page:
+def build(job: Job, result: Report, votes: Votes | None = None) -> Page:
     """The page of a finished run. ``votes``: of people on the test texts, items by example id or by the text itself."""
     gain = result.difference.macro_f1
     distilled = result.scores[DISTILLED].macro_f1.value
@@ -60,11 +60,11 @@ def build(job: Job, result: report.Report, votes: Votes | None = None) -> Page:
     )
 
 
-def answer(result: report.Report) -> tuple[str, str]:
+def answer(result: Report) -> tuple[str, str]:
     """The gain in words, and what it rests on."""
     gain = result.difference.macro_f1
     size = f"{abs(gain.value):.3f} macro-F1"
-    baseline = report.ROWS[result.baseline]
+    baseline = ROWS[result.baseline]
     if gain.low > 0:
         lead = f"Distilling helped: {size} above the labelled examples alone."
     elif gain.high < 0:
@@ -78,11 +78,9 @@ def answer(result: report.Report) -> tuple[str, str]:
     )
 
 
-def scores(result: report.Report) -> Section:
+def scores(result: Report) -> Section:
     """Every student's scores."""
-    shown = [
-        (label, result.scores[name], name == DISTILLED) for name, label in report.ROWS.items() if name in result.scores
-    ]
+    shown = [(label, result.scores[name], name == DISTILLED) for name, label in ROWS.items() if name in result.scores]
     bars = [charts.Bar(label, s.macro_f1.value, s.macro_f1.low, s.macro_f1.high, strong) for label, s, strong in shown]
     rows = [
         (label, str(s.macro_f1), str(s.accuracy), f"{s.expected_calibration_error:.3f}", f"{s.mean_confidence:.3f}")
@@ -108,7 +106,7 @@ def scores(result: report.Report) -> Section:
     )
 
 
-def by_class(result: report.Report) -> Section:
+def by_class(result: Report) -> Section:
     """F1 of every class, before and after."""
     before, after = result.scores[result.baseline], result.scores[DISTILLED]
     rows = [(b.label, b.f1, a.f1) for b, a in zip(before.per_class, after.per_class, strict=True)]
@@ -119,16 +117,16 @@ def by_class(result: report.Report) -> Section:
         [
             Chart(
                 "F1 by class, the largest gain first",
-                charts.changes(rows, (report.ROWS[result.baseline], "distilled"), "F1"),
+                charts.changes(rows, (ROWS[result.baseline], "distilled"), "F1"),
             ),
             parts.per_class(after, "Distilled student by class"),
         ],
     )
 
 
-def confusions(job: Job, result: report.Report) -> Section:
+def confusions(job: Job, result: Report) -> Section:
     """What was taken for what."""
-    baseline = report.ROWS[result.baseline]
+    baseline = ROWS[result.baseline]
     blocks: list[Block] = [
         parts.confusion("Distilled", result.scores[DISTILLED].confusion, job.labels),
         parts.confusion(baseline.capitalize(), result.scores[result.baseline].confusion, job.labels, folded=True),
@@ -138,7 +136,7 @@ def confusions(job: Job, result: report.Report) -> Section:
 
 def texts(job: Job) -> Section:
     """What generation and relabelling did."""
-    blocks: list[Block] = [Table("From the teacher's replies to the student's texts", ("", ""), report.stage_rows(job))]
+    blocks: list[Block] = [Table("From the teacher's replies to the student's texts", ("", ""), stage_rows(job))]
     asked = [one for one in job.run.read(Example, "relabelled") if one.confidence is not None]
     bins = figures.alpha_bins([one.alpha for one in asked], [one.label != one.target_label for one in asked])
     if bins:
@@ -152,7 +150,7 @@ def texts(job: Job) -> Section:
     return Section("texts", "Texts and labels", blocks)
 
 
-def agreement(job: Job, result: report.Report, votes: Votes | None) -> Section | None:
+def agreement(job: Job, result: Report, votes: Votes | None) -> Section | None:
     """Accuracy on what people agree on, for every student whose predictions are there."""
     if votes is None:
         return None
@@ -167,7 +165,7 @@ def agreement(job: Job, result: report.Report, votes: Votes | None) -> Section |
         message = "its items are no test texts of this run; name them by their text, or by the example_id in prediction/*.parquet"
         raise InputError([Problem("annotations", message)])
     curves = {
-        report.ROWS[name]: subjectivity.accuracy_curve(of_tests, job.run.read(Prediction, name), job.labels)
+        ROWS[name]: subjectivity.accuracy_curve(of_tests, job.run.read(Prediction, name), job.labels)
         for name in result.scores
     }
     return parts.agreement(subjectivity.measure(votes, job.config.seed), curves)
@@ -191,7 +189,7 @@ def cost(job: Job) -> Section:
         )
     students = read_json(job, "finetune")
     training = [
-        (report.ROWS.get(name, name), "reused" if one.get("reused") else format_duration(one["seconds"]))
+        (ROWS.get(name, name), "reused" if one.get("reused") else format_duration(one["seconds"]))
         for name, one in students.items()
         if one.get("seconds") is not None
     ]

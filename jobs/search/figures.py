@@ -11,6 +11,7 @@ import numpy as np
 
 from jobs.report.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
 from jobs.search.table import Trial
+from jobs.search.tuning import distribution
 from potstill.config.search import BETTER_HIGH, SearchConfig
 from potstill.search import points as search_points
 from potstill.search import ranking as search_ranking
@@ -120,8 +121,6 @@ def importances(trials: Sequence[Trial], search: SearchConfig) -> dict[str, floa
     Empty where there are too few trials, or no differences.
     """
     import optuna
-
-    from jobs.search.tuning import distribution
 
     metric = leading(search.objective)
     finished = [trial for trial in trials if trial.status == "finished"]

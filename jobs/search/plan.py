@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from actors.backends.identity import identify
 from jobs import plan
 from jobs.plan import StagePlan, Terms
-from jobs.run.job import Job
+from jobs.run.job import Job, prepare
+from jobs.runtime.terminal import Terminal
 from jobs.search import validation as validating
 from jobs.stages import generate
 from potstill import strategies
@@ -97,8 +98,9 @@ def budget_problems(config: Config, planned: SearchPlan) -> list[Problem]:
     return [Problem(f"search.budget_usd = {search.budget_usd:g}", message)]
 
 
-def show(job: Job) -> None:
+def show(config: Config) -> None:
     """Print the plan of a search."""
+    job = prepare(config, Terminal())
     print_plan(job, plan_search(job))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from jobs.report.printed import Report
+from jobs.report.result import Report
 from jobs.run.job import Job
 from jobs.search import figures as search_figures
 from jobs.search.finals import Final

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -12,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.teachers.answers import ANSWER
+from actors.teachers.batch_queue import BatchProgress
 from actors.teachers.pool import TeacherPool, chunks
-from jobs.batch_watch import watched
 from jobs.run.folder import TableStream
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
@@ -24,6 +26,7 @@ from potstill.labels.answered import PLANNED, Answered
 from potstill.rows import REQUEST, Request, to_table
 
 MAX_ERROR_RATE = 0.1  # of a teacher that has no such setting
+EVERY_S = 2.0  # between two looks at batches under way
 PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for no more
 
 
@@ -144,3 +147,30 @@ def _stopped(part: str, reason: str) -> StageError:
     return StageError(
         f"{part}: {reason.rstrip('.')}. What was answered is in the ledger; the same command goes on from there."
     )
+
+
+@contextlib.contextmanager
+def watched(pool: TeacherPool, meter: Meter, every_s: float = EVERY_S) -> Iterator[None]:
+    """Within it the meter's note says how far batches are, where there are any, or what all requests wait for."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(every_s):
+            progress = pool.batch_progress()
+            note = format_batches(progress) if progress else pool.held_because() or ""
+            if not left.is_set():
+                meter.note(note)
+
+    thread = threading.Thread(target=watch, name="batches", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        meter.note("")
+
+
+def format_batches(progress: BatchProgress) -> str:
+    """``2 batches 1,204/4,000 (in_progress)``."""
+    word = "batch" if progress.batches == 1 else "batches"
+    return f"{progress.batches} {word} {progress.done:,}/{progress.total:,} ({', '.join(progress.states)})"

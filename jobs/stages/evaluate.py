@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from jobs.report import figures
-from jobs.report import printed as report
+from jobs.report.printed import as_markdown, print_places, print_report, write_page
+from jobs.report.result import Report, gain_over_repeats, over_repeats
 from jobs.run.job import Job
 from jobs.runtime import torch_worker as bench
 from jobs.runtime.torch_worker import embed
@@ -52,19 +53,19 @@ def evaluate(job: Job) -> None:
         for name, scores in result.scores.items():
             record.metrics({f"{name}/accuracy": scores.accuracy.value, f"{name}/macro_f1": scores.macro_f1.value})
         line.summary = f"{len(job.data.test)} test texts, {len(predictions)} students"
-    report.print_report(job, result)
+    print_report(job, result)
     _log(job, result, predictions)
     version = _register(job, result, students[DISTILLED])
-    report.print_places(job, students[DISTILLED]["export"], version)
+    print_places(job, students[DISTILLED]["export"], version)
 
 
-def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> report.Report:
+def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> Report:
     """All scores, and the difference of the distilled student to the stronger baseline."""
     seed, resamples = job.config.seed, job.config.evaluate.resamples
     scores = {name: score(rows, job.labels, seed, resamples) for name, rows in predictions.items()}
     baseline = stronger(scores)
     difference = compare(predictions[baseline], predictions[DISTILLED], job.labels, seed, resamples)
-    return report.Report(job.run.name, scores, baseline, difference)
+    return Report(job.run.name, scores, baseline, difference)
 
 
 def stronger(scores: Mapping[str, Scores]) -> str:
@@ -101,7 +102,7 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest([[example.text, example.label, example.kept] for example in examples], size=8)
 
 
-def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Prediction]]) -> None:
+def _log(job: Job, result: Report, predictions: Mapping[str, list[Prediction]]) -> None:
     tracker, distilled = job.tracker, result.scores[DISTILLED]
     baseline = result.scores[result.baseline]
     tracker.metrics(
@@ -115,8 +116,8 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
         }
     )
     if job.config.student.repeats > 1:
-        mean, deviation = report.over_repeats(result, DISTILLED)
-        gain, of_gain = report.gain_over_repeats(result)
+        mean, deviation = over_repeats(result, DISTILLED)
+        gain, of_gain = gain_over_repeats(result)
         tracker.metrics({"macro_f1_mean": mean, "macro_f1_deviation": deviation})
         tracker.metrics({"gain_macro_f1_mean": gain, "gain_macro_f1_deviation": of_gain})
     examples = job.run.read(Example, "relabelled")
@@ -146,8 +147,8 @@ def _log(job: Job, result: report.Report, predictions: Mapping[str, list[Predict
     bins = figures.alpha_bins([e.alpha for e in asked], [e.label != e.target_label for e in asked])
     if bins:
         tracker.figure("relabelled_by_alpha", figures.relabelling_figure(bins))
-    tracker.text("report.md", report.as_markdown(job, result))
-    tracker.text("report.html", report.write_page(job, result))
+    tracker.text("report.md", as_markdown(job, result))
+    tracker.text("report.html", write_page(job, result))
 
 
 def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -> StudentVersion:
@@ -163,7 +164,7 @@ def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -
     return version
 
 
-def _register(job: Job, result: report.Report, student: Mapping[str, str]) -> StudentVersion | None:
+def _register(job: Job, result: Report, student: Mapping[str, str]) -> StudentVersion | None:
     """Register the distilled student, in another process: the driver imports no torch."""
     distilled = result.scores[DISTILLED]
     return job.tracker.register(

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.report import charts, parts
-from jobs.report import printed as report
 from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
 from jobs.report.render import render
+from jobs.report.result import PAGE
 from jobs.run.folder import Run
 from jobs.runtime.progress import format_duration, format_usd
 from jobs.study import report as study_report
@@ -61,7 +61,7 @@ def write(run: Run) -> str:
     """Write ``report.html`` into the folder of a study, as far as the study has come; its text."""
     study, tables = read_study(run.path)
     text = render(build(study, tables, study_report.shown(study, tables), run.path))
-    run.write_text(report.PAGE, text)
+    run.write_text(PAGE, text)
     return text
 
 

@@ -269,7 +269,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(content: dict[str, Any], where: str = "config") -> Config:
-    """Validate a mapping. Raises ``ConfigError`` naming ``where``, field, value and what is allowed."""
+    """Validate a mapping. Raises ``ConfigError`` naming ``where``, field, value and what is allowed.
+
+    Does not check a search space against the config: ``potstill.search.points.problems`` does.
+    """
     problems: list[Problem] = []
     rest: Any = content
     config: Config | None = None
@@ -280,10 +283,6 @@ def parse(content: dict[str, Any], where: str = "config") -> Config:
         except ValidationError as error:
             problems += explain(error, where)
             rest = _without(rest, [place_of(item) for item in error.errors()])
-    if config is not None and config.search is not None:
-        from potstill.search import points as search_points  # which knows the config
-
-        problems += [Problem(f"{where}: {one.where}", one.message) for one in search_points.problems(config)]
     if problems or config is None:
         raise ConfigError(problems, config)
     return config

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from potstill.config.job import Config, Section
+from potstill.config.sections import fields
 
 INTRODUCTION = """# Config
 
@@ -29,28 +30,6 @@ def as_markdown(model: type[Section] = Config) -> str:
         bounds = ", ".join(_bounds(field))
         rows.append(f"| `{name}` | {default} | {field.description or ''}{f' ({bounds})' if bounds else ''} |")
     return INTRODUCTION + "\n" + "\n".join(rows) + "\n"
-
-
-def fields(model: type[Section], prefix: str = "") -> list[tuple[str, FieldInfo]]:
-    """Every field of a config under its whole name, in order; kinds of teacher one after another."""
-    found = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        plain = [get_args(one)[0] if get_origin(one) is Annotated else one for one in get_args(inner)]
-        if get_origin(inner) in (dict, tuple):
-            plain = []
-        kinds = [kind for kind in plain if isinstance(kind, type) and issubclass(kind, Section)]
-        if isinstance(inner, type) and issubclass(inner, Section):
-            found += fields(inner, f"{prefix}{name}.")
-        elif len(kinds) == 1 and type(None) in plain:
-            found += fields(kinds[0], f"{prefix}{name}.")
-        elif len(kinds) > 1:
-            for kind in kinds:
-                tag = get_args(kind.model_fields["kind"].annotation)[0]
-                found += [(f"{place} ({tag})", one) for place, one in fields(kind, f"{prefix}{name}.")]
-        else:
-            found.append((prefix + name, field))
-    return found
 
 
 def _plain(field: FieldInfo) -> Any:

@@ -21,7 +21,6 @@ from potstill.config import AugmentConfig, RelabelConfig
 from potstill.labels import evidence
 from potstill.labels.answered import Answered
 from potstill.rows import Example
-from potstill.selection import select
 from potstill.task import LabelledText, Task
 
 LOW_EVIDENCE = "low evidence"
@@ -265,3 +264,15 @@ def _changes(task: Task, targets: np.ndarray, labels: np.ndarray) -> tuple[tuple
 
 def _share(mask: np.ndarray) -> float:
     return float(mask.mean()) if len(mask) else 0.0
+
+
+def select(columns: np.ndarray, confidence: np.ndarray, per_class: int, n_classes: int) -> np.ndarray:
+    """A mask (n_texts,) of at most ``per_class`` texts for every class; of equally sure ones the first.
+
+    ``columns``: class of each text; ``confidence``: its probability.
+    """
+    chosen = np.zeros(len(columns), dtype=bool)
+    for column in range(n_classes):
+        own = np.flatnonzero(columns == column)
+        chosen[own[np.argsort(-confidence[own], kind="stable")[:per_class]]] = True
+    return chosen

@@ -11,21 +11,18 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from potstill import draws
 from potstill.config import Config
 from potstill.config.files import explain
-from potstill.config.reference import fields
-from potstill.config.search import SearchConfig, Value, rung_shares
+from potstill.config.search import Range, SearchConfig, Value, rung_shares
+from potstill.config.sections import fields
 from potstill.config.student import STUDENT_WITHOUT_EFFECT
 from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import Problem
-
-if TYPE_CHECKING:
-    from potstill.config.search import Range
 
 Point = Mapping[str, Value]
 
@@ -96,8 +93,10 @@ def trial_rungs(config: Config, point: Point) -> list[Config]:
 
 
 def problems(config: Config) -> list[Problem]:
-    """Everything about the space that the config can't take, before anything runs."""
-    search = search_of(config)
+    """Everything about the search space that does not fit the config; empty without a search section."""
+    if config.search is None:
+        return []
+    search = config.search
     known = {name for name, _ in fields(Config, "")}
     found = []
     usable: dict[str, list[Value]] = {}

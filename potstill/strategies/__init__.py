@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from potstill.config import AugmentConfig
 from potstill.errors import InputError, Problem
 from potstill.prompts.contents import Draft
-from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, wordnet, zero_shot
-from potstill.strategies.contract import Strategy, Written
+from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, wordnet
+from potstill.strategies.contract import Strategy, Written, texts_wanted
 from potstill.task import LabelledText, Task
 
 __all__ = ["STRATEGIES", "Strategy", "Written", "find", "next_counts", "plan", "texts_wanted"]
@@ -25,7 +25,7 @@ __all__ = ["STRATEGIES", "Strategy", "Written", "find", "next_counts", "plan", "
 STRATEGIES: dict[str, Strategy] = {
     "promptmix": Strategy("texts near class boundaries (Sahu et al. 2023)", promptmix.plan),
     "few_shot": Strategy("a context and seeds of the class (Li et al. 2023)", few_shot.plan),
-    "zero_shot": Strategy("a context and the class's description (Li et al. 2023)", zero_shot.plan),
+    "zero_shot": Strategy("a context and the class's description (Li et al. 2023)", few_shot.plan_zero_shot),
     "sahu2022": Strategy("a list of the class's seeds to go on with (Sahu et al. 2022)", sahu2022.plan),
     "gpt3mix": Strategy("labelled texts of several classes; writes text and class", gpt3mix.plan, gpt3mix.parse),
     "eda": Strategy(
@@ -54,11 +54,6 @@ def plan(
 ) -> Iterator[Draft]:
     """The drafts of the configured strategy. Raises ``InputError`` for a strategy nobody registered."""
     return find(augment.strategy).plan(task, seeds, augment, seed, counts)
-
-
-def texts_wanted(augment: AugmentConfig) -> int:
-    """Texts a class to have before selection."""
-    return math.ceil(augment.per_class * augment.over_generate)
 
 
 def next_counts(

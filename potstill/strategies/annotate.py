@@ -11,14 +11,12 @@ from collections.abc import Iterator
 
 from potstill import draws
 from potstill.config import AugmentConfig
-from potstill.strategies.contract import Written
+from potstill.strategies.contract import Written, texts_wanted
 from potstill.task import Task, TaskData
 
 
 def collect(task: Task, data: TaskData, augment: AugmentConfig, seed: int) -> Iterator[Written]:
     """Texts without a class."""
-    from potstill.strategies import texts_wanted
-
     count = texts_wanted(augment) * len(task.labels)
     for text in draws.sample(data.unlabelled, count, seed, "unlabelled"):
         yield Written(" ".join(text.split()), None)

@@ -10,6 +10,7 @@ The driver (``jobs/stages/generate.py``) knows none by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -67,3 +68,8 @@ class Strategy:
     unlabelled: bool = False
     alike: bool = False
     problems: Callable[[], list[Problem]] = list
+
+
+def texts_wanted(augment: AugmentConfig) -> int:
+    """Texts a class to have before selection."""
+    return math.ceil(augment.per_class * augment.over_generate)

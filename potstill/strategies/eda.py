@@ -16,7 +16,7 @@ import numpy as np
 from potstill import draws
 from potstill.config import AugmentConfig
 from potstill.strategies import wordnet
-from potstill.strategies.contract import Written
+from potstill.strategies.contract import Written, texts_wanted
 from potstill.task import Task, TaskData
 
 RATE = 0.05
@@ -157,8 +157,6 @@ _STOP_WORDS = frozenset(
 
 def collect(task: Task, data: TaskData, augment: AugmentConfig, seed: int) -> Iterator[Written]:
     """Up to ``texts_wanted`` different edits of every class's seeds, the seeds in turn. ``InputError`` without WordNet."""
-    from potstill.strategies import texts_wanted
-
     synonyms = wordnet.load()
     wanted = texts_wanted(augment)
     for label in task.labels:

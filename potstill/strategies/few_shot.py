@@ -1,6 +1,6 @@
-"""Few-shot generation (Li et al. 2023): some seeds of the class, a context, and "like these, not copies".
+"""Zero-shot and few-shot generation (Li et al. 2023): the class, a context, and, few-shot, some seeds of the class.
 
-With ``shots`` seeds drawn anew for every request, and the class alone in the prompt.
+Few-shot draws ``shots`` seeds anew for every request; zero-shot shows the class's description and no seed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.prompts.contents import Draft, WritePrompt, card
-from potstill.strategies.contexts import Context, draw_context
-from potstill.strategies.exemplars import draw_exemplars
+from potstill.strategies.contexts import Context, draw_context, draw_exemplars
 from potstill.task import LabelledText, Task
 
 
@@ -33,3 +32,10 @@ def plan(
                 count=augment.texts_per_reply,
             )
             yield Draft(prompt, i, label, exemplar_ids=tuple(example.example_id for example in exemplars))
+
+
+def plan_zero_shot(
+    task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
+) -> Iterator[Draft]:
+    """``plan`` without exemplars; ``seeds`` stay unseen."""
+    return plan(task, (), augment.model_copy(update={"shots": 0}), seed, counts)

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from potstill import draws
 from potstill.config import AugmentConfig
 from potstill.prompts.contents import Draft, WritePrompt, card
+from potstill.strategies.contexts import draw_exemplars
 from potstill.strategies.contract import Parsed, Written
-from potstill.strategies.exemplars import draw_exemplars
 from potstill.task import LabelledText, Task
 from potstill.texts.parsing import clean_line, read_reply
 

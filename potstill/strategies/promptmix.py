@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from potstill import draws
 from potstill.config import Alpha, AugmentConfig
 from potstill.prompts.contents import Draft, WritePrompt, card
-from potstill.strategies.contexts import Context, draw_context
-from potstill.strategies.exemplars import draw_exemplars
+from potstill.strategies.contexts import Context, draw_context, draw_exemplars
 from potstill.task import LabelledText, Task
 
 

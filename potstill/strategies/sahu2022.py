@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.config import AugmentConfig
 from potstill.prompts.contents import Draft, WritePrompt, card
-from potstill.strategies.exemplars import draw_exemplars
+from potstill.strategies.contexts import draw_exemplars
 from potstill.task import LabelledText, Task
 
 

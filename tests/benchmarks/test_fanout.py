@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "sides"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "competitors"))
 
 import fanout
 import measure

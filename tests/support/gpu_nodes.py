@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from actors.training.worker import TrainingJob
+    from actors.training.job import TrainingJob
     from jobs.stages import train as training
     from potstill.config.student import StudentConfig
     from potstill.errors import InputError

@@ -14,8 +14,8 @@ import numpy as np
 
 from actors import student_folder
 from actors.training import worker as student
+from actors.training.job import ArmJob, ArmReport, TrainingJob
 from actors.training.recovery.checkpoints import FolderCheckpoints
-from actors.training.worker import ArmJob, ArmReport, TrainingJob
 from potstill.config.student import StudentConfig
 from potstill.student.arms import Arm, arm_digest
 from potstill.student.encoders import weights_digest

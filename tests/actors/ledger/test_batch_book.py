@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from actors.ledger import tables, upkeep
-from actors.ledger.batches import BatchBook
+from actors.ledger.batch_book import BatchBook
 from actors.ledger.store import LedgerStore
 from potstill.rows import Message, Request, Response, Sampling
 from tests.support.near import NearLedger

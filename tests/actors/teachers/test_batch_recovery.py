@@ -64,7 +64,7 @@ def test_wherever_its_process_dies_a_batch_is_paid_for_once(
 
     async def run() -> None:
         from actors.backends.openai_batches import BatchApi
-        from actors.ledger.batches import BatchBook
+        from actors.ledger.batch_book import BatchBook
 
         with monkeypatch.context() as patch:
             note = BatchBook.note

@@ -11,7 +11,7 @@ import pytest
 
 from actors import student_folder
 from actors.training import worker as student
-from actors.training.worker import ArmJob, TrainingJob
+from actors.training.job import ArmJob, TrainingJob
 from potstill.config.student import StudentConfig
 from tests.support.tiny_student import LABELS, make_rows, make_student
 

@@ -14,9 +14,9 @@ import pytest
 
 from actors.coverage import read_coverage, what_counts
 from actors.training import worker as student
+from actors.training.job import ArmReport, TrainingJob
 from actors.training.recovery import snapshot
 from actors.training.recovery.checkpoints import FolderCheckpoints
-from actors.training.worker import ArmReport, TrainingJob
 from potstill.errors import StageError
 from potstill.student.arms import Arm
 from potstill.student.batches import plan_steps

@@ -15,7 +15,7 @@ import pytest
 from actors import student_folder
 from actors.training import worker as student
 from actors.training.encoder import Encoder
-from actors.training.worker import ArmReport
+from actors.training.job import ArmReport
 from potstill.errors import InputError, StageError
 from potstill.student.arms import Arm
 from potstill.student.encoders import problems

@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.report import charts, run_page
-from jobs.report import printed as report
 from jobs.report.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
+from jobs.report.printed import write_page
 from jobs.report.render import render
+from jobs.report.result import Report
 from jobs.run.job import prepare
 from jobs.runtime.terminal import Terminal
+from jobs.show import find_study, show_study
 from jobs.stages import evaluate
 from jobs.study import page as study_page
 from potstill.config import parse
@@ -114,7 +116,7 @@ def job(tmp_path):
 
 
 def page_of(job, votes=None) -> str:
-    return report.write_page(job, report.Report.from_json(job.run.read_json("report")), votes)
+    return write_page(job, Report.from_json(job.run.read_json("report")), votes)
 
 
 def whole(html: str) -> Outline:
@@ -144,16 +146,14 @@ def test_a_runs_page_answers_first_and_shows_everything(job):
 
 
 def test_the_answer_follows_the_interval(job):
-    result = report.Report.from_json(job.run.read_json("report"))
+    result = Report.from_json(job.run.read_json("report"))
     gain = result.difference.macro_f1
     assert gain.low > 0
     assert run_page.build(job, result).good is True
     worse = type(result.difference)(gain, type(gain)(-0.2, -0.3, -0.1), 0.01)
-    assert run_page.answer(report.Report("r", result.scores, result.baseline, worse))[0].startswith(
-        "Distilling did harm"
-    )
+    assert run_page.answer(Report("r", result.scores, result.baseline, worse))[0].startswith("Distilling did harm")
     unsure = type(result.difference)(gain, type(gain)(0.1, -0.1, 0.3), 0.5)
-    assert "can't be told" in run_page.answer(report.Report("r", result.scores, result.baseline, unsure))[0]
+    assert "can't be told" in run_page.answer(Report("r", result.scores, result.baseline, unsure))[0]
 
 
 def test_annotations_give_a_curve(job):
@@ -228,12 +228,12 @@ def test_a_studys_folder_gets_its_page_from_the_command(tmp_path, monkeypatch, c
         pq.write_table(table, folder / f"study/{name}.parquet")
     monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
     for reference in (folder.name, str(folder)):
-        found = report.find_study(reference)
+        found = find_study(reference)
         assert found is not None
-        report.show_study(found, open_it=False)
+        show_study(found, open_it=False)
         assert f"{folder}/report.html" in capsys.readouterr().out
     assert "Table 1" in whole((folder / "report.html").read_text()).text
-    assert report.find_study("no-such-study") is None
+    assert find_study("no-such-study") is None
 
 
 def evil_page() -> Page:

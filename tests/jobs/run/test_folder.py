@@ -15,7 +15,7 @@ import yaml
 
 from actors.backends import embedded
 from jobs import preflight
-from jobs.report import printed as report
+from jobs.report.printed import print_places
 from jobs.run import folder as runs
 from jobs.run import job as job_module
 from jobs.run.folder import Run, name_run
@@ -133,14 +133,14 @@ def test_the_next_command_finds_the_run(storage: str, tmp_path: Path, monkeypatc
         run.write_json(stage, {"usage": asdict(Usage())})
     terminal, shown = Terminal(), io.StringIO()
     monkeypatch.setattr(terminal, "say", lambda text="": print(text, file=shown))
-    report.print_places(Job(config, Task.model_validate(TASK), DATA, run, terminal, NullTracker()), "/students/1", None)
+    print_places(Job(config, Task.model_validate(TASK), DATA, run, terminal, NullTracker()), "/students/1", None)
     expected = "memory://potstill-next/runs/pets-1" if storage else "pets-1"
     assert f"next      potstill report {expected}\n" in shown.getvalue()
     assert "promote" not in shown.getvalue(), "nothing was registered"
     at_server = parse({"task": "t", "storage": storage, "tracking": {"uri": "http://me:secret@mlflow:5000"}})
     job = Job(at_server, Task.model_validate(TASK), DATA, run, terminal, NullTracker())
     version = StudentVersion("pets-student", "3", "models:/pets-student/3", True)
-    report.print_places(job, "/students/1", version)
+    print_places(job, "/students/1", version)
     assert "potstill promote pets-student --tracking-uri http://me@mlflow:5000" in shown.getvalue()
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from actors.teachers.batch_queue import BatchProgress
-from jobs.batch_watch import watched
 from jobs.runtime.progress import Meter, Progress, format_duration, format_progress, format_usd
 from jobs.runtime.terminal import Terminal
+from jobs.stages.ask import watched
 
 FULL = Progress(
     done=1204,

@@ -46,7 +46,7 @@ def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
     monkeypatch.setattr(trial, "_predict", predict)
     monkeypatch.setattr(trial.training, "name_students", lambda arms, config, labels: KEYS)
     monkeypatch.setattr(trial.training, "train_with", train_with)
-    monkeypatch.setattr(trial.export, "discard", lambda folder: found.words.append(f"discard {folder[-1]}"))
+    monkeypatch.setattr(trial.student_folder, "discard", lambda folder: found.words.append(f"discard {folder[-1]}"))
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from actors.teachers.answers import Answer, to_answer_table
 from jobs import preflight
-from jobs.report import printed as report
+from jobs.report.result import paid
 from jobs.run import data as loading
 from jobs.runtime.progress import Meter, format_usd
 from jobs.stages import finetune, generate, relabel
@@ -231,7 +231,7 @@ def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
         assert example.alpha == planned[example.request_id].alpha
     relabel.relabel(job, WritingPool())
     asked = len(job.run.read(Request, "generate-1")) + len(job.run.read(Request, "relabel"))
-    assert report.paid(job) == f"{asked:,} requests, {asked * 7:,} tokens, {format_usd(asked * 0.25)}"
+    assert paid(job) == f"{asked:,} requests, {asked * 7:,} tokens, {format_usd(asked * 0.25)}"
     rows = [row for row in job.run.read(Example, "relabelled") if row.label_probs]
     votes = {row.request_id: row for row in job.run.read(Request, "relabel")}
     assert len(rows) == made.kept

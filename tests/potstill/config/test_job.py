@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from potstill.config import Config, load, parse
-from potstill.config.reference import fields
+from potstill.config.sections import fields
 from potstill.errors import InputError
 
 

@@ -17,9 +17,11 @@ def config(search, **content):
 
 
 def complaints(search, **content):
-    with pytest.raises(InputError) as caught:
-        config(search, **content)
-    return [str(problem) for problem in caught.value.problems]
+    """All that is wrong with a search section: in itself, or against the config."""
+    try:
+        return [str(problem) for problem in search_points.problems(config(search, **content))]
+    except InputError as error:
+        return [str(problem) for problem in error.problems]
 
 
 def test_a_point_changes_its_fields_and_nothing_else():

@@ -13,7 +13,8 @@ from potstill.errors import InputError
 from potstill.prompts.contents import percentages
 from potstill.prompts.render import to_requests
 from potstill.rows import Sampling
-from potstill.strategies import STRATEGIES, next_counts, plan, texts_wanted
+from potstill.strategies import STRATEGIES, next_counts, plan
+from potstill.strategies.contract import texts_wanted
 from potstill.strategies.promptmix import draw_alpha
 from tests.support.made_up import IDENTITY, WORDS, make_seeds, make_task
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from potstill.selection import select
+from potstill.labels.resolution import select
 
 
 def test_the_surest_of_each_class() -> None:

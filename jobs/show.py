@@ -1,0 +1,94 @@
+"""`potstill report`: print a finished run, search or study, write its page and open that."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+from rich.markup import escape
+
+from jobs.report.printed import print_classes, print_report, print_stages, write_page
+from jobs.report.result import PAGE, Report
+from jobs.run.folder import Run
+from jobs.run.job import Job, prepare
+from jobs.runtime.terminal import Terminal
+from jobs.search import report as search_report
+from jobs.search.table import TrialTable
+from jobs.study import page as study_page
+from jobs.study import report as study_report
+from jobs.tracking.tracker import NullTracker
+from potstill.config import Config, home
+from potstill.errors import InputError, Problem
+from potstill.measures.annotations import read_annotations, read_rows
+from potstill.study.tables import read_study
+from potstill.task import Task, TaskData, find, read
+
+
+def show(config: Config, run: Run | None, annotations: str | None = None, open_it: bool = True) -> None:
+    """Print the report of a run, and open its page; without one, of the run that the config names.
+
+    ``annotations``: a file of people's votes on the test texts (``potstill.measures.annotations``), for which the page is
+    written anew. That takes reading the task's data, and so does a config in the place of a run. Raises ``InputError`` where
+    the run has no report, or the votes can't be used.
+    """
+    if run is not None and config.search is not None:
+        search_report.show(prepare(config, Terminal(), run=run), TrialTable.load(run))
+        return
+    job = prepare(config, Terminal(), run=run) if run is None or annotations else _of_run(config, run)
+    try:
+        result = Report.from_json(job.run.read_json("report"))
+    except InputError:
+        message = "has no report yet; `potstill distill CONFIG` goes on with it"
+        raise InputError([Problem(f"run {job.run.path}", message)]) from None
+    votes = None
+    if annotations is not None:
+        votes = read_annotations(read_rows(annotations), job.labels, annotations)
+    if votes is not None or not job.run.has_file(PAGE):
+        write_page(job, result, votes)
+    print_stages(job)
+    print_report(job, result)
+    print_classes(job, result)
+    job.terminal.say()
+    page = f"{job.run.path}/{PAGE}"
+    job.terminal.say(f"page      {escape(page)}")
+    if open_it:
+        open_page(page)
+
+
+def find_study(reference: str) -> Run | None:
+    """The folder of the study that a path or a name means; ``None`` if it means none."""
+    for place in (reference.rstrip("/"), f"{home()}/runs/{reference}"):
+        filesystem, root = url_to_fs(place)
+        if filesystem.isfile(f"{root}/study.json"):
+            return Run(*place.rsplit("/", 1)) if "://" in place else Run(*root.rsplit("/", 1))
+    return None
+
+
+def show_study(run: Run, open_it: bool = True) -> None:
+    """Print the tables of a study, write its page, and open that."""
+    terminal = Terminal()
+    study_page.write(run)
+    study_report.print_tables(terminal, *read_study(run.path))
+    page = f"{run.path}/{PAGE}"
+    terminal.say()
+    terminal.say(f"page      {escape(page)}")
+    if open_it:
+        open_page(page)
+
+
+def open_page(path: str) -> None:
+    """Show a page in the browser of whoever sits before a terminal; in a log file or over SSH there is nobody."""
+    sits_here = sys.stdout.isatty() and (sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
+    if "://" not in path and sits_here:
+        import webbrowser
+
+        webbrowser.open(Path(path).absolute().as_uri())
+
+
+def _of_run(config: Config, run: Run) -> Job:
+    """The job of a run as far as its report needs it. The data may be gone, or the hub where it is down; so may the
+    task's file, with the working folder of a submitted job, but the run has a copy."""
+    task = Task.model_validate(run.read_json("task")) if run.has_file("task.json") else read(find(config.task.preset))
+    return Job(config, task, TaskData((), (), (), ()), run, Terminal(), NullTracker())
