@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """``rank`` of this process among ``size``; ``device`` is its torch device."""
 
     rank: int
@@ -21,7 +21,7 @@ class World:
     device: Any
 
     @classmethod
-    def join(cls, kind: str, threads: int) -> World:
+    def join(cls, kind: str, threads: int) -> ProcessGroup:
         """The process group that Ray Train made, or a new one of this process alone.
 
         ``kind``: cpu or cuda; ``threads``: CPU threads of this process. Raises ``StageError`` without a GPU.

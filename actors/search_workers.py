@@ -1,6 +1,6 @@
 """What the trials of a search share: one teacher pool with one limiter, and the processes that train.
 
-    workshop = Workshop.start(placement, config.teacher, ledger, log_dir)
+    workshop = SearchWorkers.start(placement, config.teacher, ledger, log_dir)
     pool = SharedPool(workshop, config.teacher, ledger)      # in any process: as a TeacherPool
     ray.get(workshop.train.remote(job.to_json()))            # the next free process does it
 
@@ -39,7 +39,7 @@ class Failed:
     error: PotstillError
 
 
-class Workshop:
+class SearchWorkers:
     """The actor; start it with ``start_workshop``. Many calls at a time."""
 
     def __init__(self, placement: Placement, teacher: TeacherConfig, ledger: Ledger, log_dir: str | None) -> None:
@@ -77,7 +77,7 @@ class Workshop:
 
     def _make(self, number: int) -> Any:
         variables = {**bench.VARIABLES, **({} if self._placement.gpus else bench.ON_CPU)}
-        kind = ray.remote(bench.Bench).options(
+        kind = ray.remote(bench.TorchWorker).options(
             num_cpus=self._placement.cpus, num_gpus=self._placement.gpus, runtime_env={"env_vars": variables}
         )
         return kind.remote(f"{self._log_dir}/{number}" if self._log_dir else None)
@@ -201,12 +201,12 @@ def start_workshop(placement: Placement, teacher: TeacherConfig, ledger: Ledger,
     """The actor, its training processes being started."""
     # On the driver's node: a search ends with that one anyhow. It asks for no CPU, which a head node may not have.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    kind = ray.remote(Workshop).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+    kind = ray.remote(SearchWorkers).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
     return kind.remote(placement, teacher, ledger, log_dir)
 
 
 def account_of(workshop: Any) -> PacerState | None:
-    """``Workshop.account``; ``None`` also where the workshop doesn't answer."""
+    """``SearchWorkers.account``; ``None`` also where the workshop doesn't answer."""
     try:
         found: PacerState | None = ray.get(workshop.account.remote(), timeout=ANSWER_S)
     except ray.exceptions.RayError:

@@ -30,7 +30,7 @@ VARIABLES = {
 ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-class Bench:
+class TorchWorker:
     """A job's own process, or one of a search's. Errors are raised as the functions behind it raise them."""
 
     def __init__(self, log_dir: str | None = None) -> None:

@@ -53,7 +53,7 @@ MOST_CLASSES = 20  # up to which every text may be of every class; beyond, of it
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class SampledTexts:
     """What is asked about. ``labels``: the train split's, used for the learning curve alone; empty where there are none."""
 
     texts: tuple[str, ...]
@@ -120,24 +120,28 @@ def _check(config: Config, most_texts: int) -> None:
         raise InputError([wrong, *preflight.problems(config, STAGES)])
 
 
-def real_texts(job: Job, most: int) -> Texts | None:
+def real_texts(job: Job, most: int) -> SampledTexts | None:
     """Up to ``most`` of the task's own texts, drawn by the data seed; ``None`` where it has neither unlabelled nor
     training texts."""
     seed = job.config.seed
     if job.data.unlabelled:
-        return Texts(tuple(draws.sample(job.data.unlabelled, most, seed, PART)), (), "the task's unlabelled texts")
+        return SampledTexts(
+            tuple(draws.sample(job.data.unlabelled, most, seed, PART)), (), "the task's unlabelled texts"
+        )
     if job.data.train:
         rows = draws.sample(job.data.train, most, seed, PART)
-        return Texts(tuple(r.text for r in rows), tuple(r.label for r in rows), "the train split, labels put aside")
+        return SampledTexts(
+            tuple(r.text for r in rows), tuple(r.label for r in rows), "the train split, labels put aside"
+        )
     return None
 
 
-def _written(job: Job, pool: TeacherPool, most: int) -> Texts:
+def _written(job: Job, pool: TeacherPool, most: int) -> SampledTexts:
     """Up to ``most`` texts that the teacher writes: there are no real ones but the seeds."""
     examples, _ = generate.generate(_writing(job, most), pool)
     kept: list[Example] = [one for one in examples if one.kept]
     drawn = draws.sample(kept, most, job.config.seed, PART)
-    return Texts(tuple(one.text for one in drawn), (), "written by the teacher, since the task has no others")
+    return SampledTexts(tuple(one.text for one in drawn), (), "written by the teacher, since the task has no others")
 
 
 def _writing(job: Job, most: int) -> Job:
@@ -147,7 +151,7 @@ def _writing(job: Job, most: int) -> Job:
     return replace(job, config=job.config.model_copy(update={"augment": augment}))
 
 
-def _ask(job: Job, pool: TeacherPool, texts: Texts) -> Assessment:
+def _ask(job: Job, pool: TeacherPool, texts: SampledTexts) -> Assessment:
     task, seeds, config, labels = job.task, job.data.seeds, job.config, job.labels
     with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
         line.note("embedding")
@@ -187,7 +191,7 @@ def _ask(job: Job, pool: TeacherPool, texts: Texts) -> Assessment:
 
 
 def _plan(
-    job: Job, texts: Texts, vectors: np.ndarray, of_seeds: np.ndarray, of_classes: np.ndarray
+    job: Job, texts: SampledTexts, vectors: np.ndarray, of_seeds: np.ndarray, of_classes: np.ndarray
 ) -> tuple[Any, list[Request]]:
     task, seeds, identity = job.task, job.data.seeds, identify(job.config.teacher)
     renderer = choose_renderer(job.config.teacher.renderer, identity)
@@ -199,7 +203,7 @@ def _plan(
     return requests, assessment.plan_seed_check(task, seeds, of_seed, identity, renderer, job.config.seed)
 
 
-def _confirm(job: Job, texts: Texts | None, most: int, yes: bool) -> None:
+def _confirm(job: Job, texts: SampledTexts | None, most: int, yes: bool) -> None:
     """Say what will be asked; ask first where it may cost more than ``teacher.ask_above_usd``."""
     stages = [] if texts else plan.plan(_writing(job, most), ["generate"])
     count = len(texts.texts) if texts else most

@@ -10,7 +10,7 @@ from fsspec.core import url_to_fs
 from rich.markup import escape
 
 from jobs.report.printed import print_classes, print_report, print_stages, write_page
-from jobs.report.result import PAGE, Report
+from jobs.report.result import PAGE, RunReport
 from jobs.run.folder import Run
 from jobs.run.job import Job, prepare
 from jobs.runtime.terminal import Terminal
@@ -38,7 +38,7 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
         return
     job = prepare(config, Terminal(), run=run) if run is None or annotations else _of_run(config, run)
     try:
-        result = Report.from_json(job.run.read_json("report"))
+        result = RunReport.from_json(job.run.read_json("report"))
     except InputError:
         message = "has no report yet; `potstill distill CONFIG` goes on with it"
         raise InputError([Problem(f"run {job.run.path}", message)]) from None

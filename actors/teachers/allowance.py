@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 
 from potstill.errors import TeacherError, TeacherStopped
-from potstill.limits.pacer import Grant, Report
+from potstill.limits.pacer import Grant, HolderReport
 from potstill.limits.wallet import Outcome, Wallet
 
-Exchange = Callable[[Report], Awaitable[Grant]]
+Exchange = Callable[[HolderReport], Awaitable[Grant]]
 
 SOONEST_S = 0.002
 REPORT_S = 0.1  # news are told so often
@@ -165,7 +165,7 @@ class Allowance:
             if not future.done():
                 future.set_exception(type(self._end)(*self._end.args))
 
-    def _report(self) -> Report:
+    def _report(self) -> HolderReport:
         while self._waiting and self._waiting[0][0].done():
             self._waiting.popleft()  # cancelled
         first = list(islice(self._waiting, LOOK_AHEAD))

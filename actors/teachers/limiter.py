@@ -25,7 +25,7 @@ from actors.teachers.allowance import Allowance
 from potstill.errors import TeacherError
 from potstill.limits.accounts import LEASE_S
 from potstill.limits.breaker import BreakerSettings
-from potstill.limits.pacer import Grant, Limits, Pacer, PacerState, Report
+from potstill.limits.pacer import Grant, HolderReport, Limits, Pacer, PacerState
 
 MAX_RESTARTS = 20
 WRITE_S = 1.0  # what is no money is written so often
@@ -43,7 +43,7 @@ class Limiter:
         if self._file.exists():
             self._pacer.recall(json.loads(self._file.read_text()), self._now())
 
-    def exchange(self, report: Report) -> Grant:
+    def exchange(self, report: HolderReport) -> Grant:
         """Take a report in and answer what it wants."""
         now = self._now()
         grant = self._pacer.exchange(report, now)
@@ -99,7 +99,7 @@ class LimiterHandle:
         """An allowance for the running event loop. ``holder``: a name that no other process of the job ever had."""
         return Allowance(self._exchange, holder)
 
-    def _exchange(self, report: Report) -> Awaitable[Grant]:
+    def _exchange(self, report: HolderReport) -> Awaitable[Grant]:
         return _ask(self.actor, report)
 
     def state(self) -> PacerState:
@@ -119,7 +119,7 @@ def _find(name: str, folder: str) -> LimiterHandle:
     return LimiterHandle(name, ray.get_actor(name), folder)
 
 
-async def _ask(actor: Any, report: Report) -> Grant:
+async def _ask(actor: Any, report: HolderReport) -> Grant:
     try:
         return await actor.exchange.remote(report)
     except ray.exceptions.RayError as error:

@@ -28,7 +28,7 @@ from actors.teachers.answers import ANSWER, block_size, to_known_table
 from actors.teachers.batch_queue import BatchProgress
 from actors.teachers.embedded import TeacherActor
 from actors.teachers.limiter import LimiterHandle
-from actors.teachers.ray_data import Spool, ask_through_ray_data
+from actors.teachers.ray_data import RequestFiles, ask_through_ray_data
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher, TeacherConfig
 from potstill.endpoint.chat import Abilities
 from potstill.errors import PotstillError, TeacherError
@@ -262,7 +262,7 @@ class TeacherPool:
     def _through_ray_data(
         self, looked_up: Iterable[tuple[pa.Table, pa.Table]], folder: str
     ) -> Generator[pa.Table, None, None]:
-        with Spool(folder) as spool:
+        with RequestFiles(folder) as spool:
             size, most = 1, 1
             for known, missing in looked_up:
                 if known.num_rows:

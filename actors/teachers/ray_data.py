@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-class Spool:
+class RequestFiles:
     """Tables set aside as Parquet files in ``folder`` (an fsspec path); gone when the ``with`` block ends."""
 
     def __init__(self, folder: str) -> None:
@@ -31,7 +31,7 @@ class Spool:
         self._files += 1
         self.rows += table.num_rows
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> RequestFiles:
         self._remove()
         return self
 

@@ -26,7 +26,7 @@ class Anchor:
 
     model: str
     opinion: NDArray[np.float64]
-    say: second_opinion.Say
+    say: second_opinion.AnchorWeight
 
     @classmethod
     def consult(cls, arm: ArmJob, rows: Sequence[TrainingRow], job: TrainingJob) -> Anchor:

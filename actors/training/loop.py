@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.coverage import Coverage
-from actors.process_group import World
+from actors.process_group import ProcessGroup
 from actors.training.encoder import Encoder
 from actors.training.engine import computing_precision
 from actors.training.recovery import checkpoints, snapshot
 from actors.training.recovery.checkpoints import Checkpoints
-from actors.training.recovery.snapshot import Progress
+from actors.training.recovery.snapshot import LoopState
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
 from potstill.student import batches, objective
@@ -60,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmPlan:
     """What the loop has to know of an arm: its name for messages, the digest and the seed of its plan."""
 
     name: str
@@ -74,7 +74,7 @@ class Loop:
 
     def __init__(
         self,
-        world: World,
+        world: ProcessGroup,
         student: StudentConfig,
         engine: Any,
         encoder: Encoder,
@@ -98,7 +98,7 @@ class Loop:
 
             precision = computing_precision(student, world.device.type)
             self._exchange, self._summed = Exchange(engine.module.parameters(), world, precision), 1
-        self.progress = Progress()
+        self.progress = LoopState()
         self.best_state: dict[str, Any] | None = None
         self._pending: list[Any] = []
         self._notices = not isinstance(self.place, checkpoints.NoCheckpoints) and student.checkpoint_steps != 0
@@ -111,7 +111,7 @@ class Loop:
         self.progress = found.progress
         self.progress.resumed.append(self.progress.step)
 
-    def run(self, arm: Arm) -> Progress:
+    def run(self, arm: ArmPlan) -> LoopState:
         """All steps that are left. Raises ``StageError`` naming the step where the loss is not a number."""
         student, part, now = self.student, self.part, self.progress
         plan = batches.plan_steps(len(part.ids), student.batch_size, student.epochs, student.min_steps, arm.seed)
@@ -228,7 +228,7 @@ class Loop:
         known, self._preempted = self._preempted, self.place.preempted()
         return self._preempted and not known
 
-    def _checkpoint(self, arm: Arm) -> None:
+    def _checkpoint(self, arm: ArmPlan) -> None:
         """Save where training stands. What goes wrong becomes a warning: the last good checkpoint stays."""
         import torch
 

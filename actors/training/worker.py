@@ -21,7 +21,7 @@ import numpy as np
 
 from actors import student_folder
 from actors.coverage import Coverage
-from actors.process_group import World
+from actors.process_group import ProcessGroup
 from actors.quiet import chatter_to
 from actors.training import loop, pooling
 from actors.training.anchor import Anchor
@@ -30,7 +30,7 @@ from actors.training.engine import initialise
 from actors.training.job import ArmJob, ArmReport, TrainingJob
 from actors.training.loop import Loop, Part
 from actors.training.recovery.checkpoints import Checkpoints, NoCheckpoints, RayCheckpoints
-from actors.training.recovery.snapshot import Progress, Snapshot
+from actors.training.recovery.snapshot import LoopState, Snapshot
 from potstill.errors import PotstillError
 
 log = logging.getLogger("potstill.student")
@@ -43,7 +43,7 @@ def train_arms(job: TrainingJob, place: Checkpoints | None = None) -> list[ArmRe
     Runs on every worker of an initialised process group, or alone. Returns the reports of all arms on every
     rank. Raises ``InputError`` (model can't be used) or ``StageError`` (loss not a number), alike on all ranks.
     """
-    world = World.join(job.device, job.threads)
+    world = ProcessGroup.join(job.device, job.threads)
     place = place or NoCheckpoints()
     texts = TokenCache()
     reports = []
@@ -72,7 +72,7 @@ def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
             return {"error": str(error), "problems": problems}
 
 
-def _train_arm(world: World, job: TrainingJob, arm: ArmJob, texts: TokenCache, place: Checkpoints) -> ArmReport:
+def _train_arm(world: ProcessGroup, job: TrainingJob, arm: ArmJob, texts: TokenCache, place: Checkpoints) -> ArmReport:
     """One arm from its rows to its export."""
     student = job.student
     _seed_everything(arm.seed)
@@ -108,7 +108,7 @@ def _train_arm(world: World, job: TrainingJob, arm: ArmJob, texts: TokenCache, p
 
 
 def _run_loop(
-    world: World,
+    world: ProcessGroup,
     job: TrainingJob,
     arm: ArmJob,
     encoder: Any,
@@ -135,14 +135,14 @@ def _run_loop(
             if world.rank == 0:
                 was = f" (written by {found.workers} workers)" if found.workers != world.size else ""
                 log.info("arm %s: goes on after step %d%s", arm.name, found.progress.step, was)
-    steps.run(loop.Arm(arm.name, arm.digest, arm.seed))
+    steps.run(loop.ArmPlan(arm.name, arm.digest, arm.seed))
     if coverage is not None:
         coverage.close()
     return steps
 
 
 def _report(
-    arm: ArmJob, progress: Progress, truncated: int, workers: int, anchor: Anchor | None, early_stopping: bool
+    arm: ArmJob, progress: LoopState, truncated: int, workers: int, anchor: Anchor | None, early_stopping: bool
 ) -> ArmReport:
     return ArmReport(
         digest=arm.digest,

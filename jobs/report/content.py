@@ -69,7 +69,7 @@ Block = Paragraph | Table | Chart | Examples
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """A part of the page with a place of its own (``anchor``)."""
 
     anchor: str
@@ -88,5 +88,5 @@ class Page:
     detail: str
     good: bool | None
     facts: Sequence[tuple[str, str]]
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     footer: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.report import charts
-from jobs.report.content import Block, Chart, Examples, ExampleText, Paragraph, Section, Table
+from jobs.report.content import Block, Chart, Examples, ExampleText, PageSection, Paragraph, Table
 from potstill import draws
 from potstill.measures.scores import Scores
 from potstill.measures.subjectivity import Agreement, AgreementCurve
@@ -43,7 +43,7 @@ def per_class(scores: Scores, caption: str) -> Table:
     return Table(caption, ("class", "precision", "recall", "F1", "test texts"), rows)
 
 
-def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> Section | None:
+def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PageSection | None:
     """``sources``: for each its rows ``{label, texts, remote_clique, chamfer}``, label ``None`` for all together."""
     whole = {
         titles.get(name, name): row
@@ -83,10 +83,10 @@ def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mappin
     ]
     if by_class:
         blocks.append(Table("Diversity by class", columns, by_class, folded=True))
-    return Section("diversity", "Diversity", blocks)
+    return PageSection("diversity", "Diversity", blocks)
 
 
-def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) -> Section | None:
+def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) -> PageSection | None:
     """What annotators say of the test texts, and each classifier's accuracy on those that they agree on."""
     drawn = {name: curve for name, curve in curves.items() if curve.points}
     if measured is None or not drawn:
@@ -113,7 +113,7 @@ def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) 
         fit = ("-", "-") if line is None else (f"{line.slope:+.3f}", f"{line.r_squared:.2f}")
         rho = "-" if curve.rho is None else f"{curve.rho:+.3f} (p = {curve.p_value:.2g})"
         rows.append((name, *fit, rho))
-    return Section(
+    return PageSection(
         "agreement",
         "Accuracy and agreement",
         [
@@ -128,14 +128,14 @@ def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) 
     )
 
 
-def examples(groups: Iterable[tuple[str, Sequence[Mapping[str, Any]]]], seed: int = 0) -> Section | None:
+def examples(groups: Iterable[tuple[str, Sequence[Mapping[str, Any]]]], seed: int = 0) -> PageSection | None:
     """Some texts of every group (heading, rows with the columns of the example table), drawn by ``seed``."""
     blocks: list[Block] = []
     for heading, rows in groups:
         if rows:
             drawn = draws.sample(rows, SHOWN, seed, "shown", heading)
             blocks.append(Examples(heading, len(rows), [_example(row) for row in drawn], opened=not blocks))
-    return Section("examples", "Examples", blocks) if blocks else None
+    return PageSection("examples", "Examples", blocks) if blocks else None
 
 
 def _example(row: Mapping[str, Any]) -> ExampleText:

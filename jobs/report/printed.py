@@ -12,7 +12,7 @@ from jobs.report.render import render
 from jobs.report.result import (
     _CLASS_COLUMNS,
     PAGE,
-    Report,
+    RunReport,
     class_rows,
     paid,
     score_columns,
@@ -29,14 +29,14 @@ from potstill.config import TrackingConfig, home
 from potstill.measures.annotations import Votes
 
 
-def write_page(job: Job, result: Report, votes: Votes | None = None) -> str:
+def write_page(job: Job, result: RunReport, votes: Votes | None = None) -> str:
     """Write the run's ``report.html``; its text. Raises ``InputError`` where no vote is about a test text."""
     text = render(run_page.build(job, result, votes))
     job.run.write_text(PAGE, text)
     return text
 
 
-def print_report(job: Job, result: Report) -> None:
+def print_report(job: Job, result: RunReport) -> None:
     """The closing table: every student's scores, and what distilling gained."""
     job.terminal.say()
     job.terminal.table(f"{job.task.name}: {tested(result)} test texts", score_columns(result), score_rows(result))
@@ -49,7 +49,7 @@ def print_stages(job: Job) -> None:
     job.terminal.table(f"run {job.run.name}", ["", ""], stage_rows(job))
 
 
-def print_classes(job: Job, result: Report) -> None:
+def print_classes(job: Job, result: RunReport) -> None:
     """Scores by class of the distilled student."""
     job.terminal.say()
     job.terminal.table("distilled, by class", list(_CLASS_COLUMNS), class_rows(result))
@@ -83,7 +83,7 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     say(f"next      potstill report {run}{promote}")
 
 
-def as_markdown(job: Job, result: Report) -> str:
+def as_markdown(job: Job, result: RunReport) -> str:
     """The report as Markdown, for MLflow."""
 
     def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

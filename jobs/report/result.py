@@ -28,7 +28,7 @@ ROWS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RunReport:
     """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two, both of
     the first training seed."""
 
@@ -42,7 +42,7 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Report:
+    def from_json(cls, data: Mapping[str, Any]) -> RunReport:
         """A report that a run's ``report.json`` holds."""
         difference = data["difference"]
         return cls(
@@ -65,18 +65,18 @@ def _scores(data: Mapping[str, Any]) -> Scores:
     )
 
 
-def tested(result: Report) -> int:
+def tested(result: RunReport) -> int:
     """On how many texts the students were scored."""
     return result.scores["distilled"].texts
 
 
-def score_columns(result: Report) -> list[str]:
+def score_columns(result: RunReport) -> list[str]:
     """The headings of ``score_rows``."""
     seeds = max(len(repeats_of(name, result.scores)) for name in result.scores)
     return ["student", "macro-F1", "accuracy", *([f"macro-F1 over {seeds} training seeds"] if seeds > 1 else [])]
 
 
-def score_rows(result: Report) -> list[tuple[str, ...]]:
+def score_rows(result: RunReport) -> list[tuple[str, ...]]:
     """One row a student: name, macro-F1 with its 95 % interval, accuracy; with repeats, the mean and deviation of theirs."""
     repeated = len(score_columns(result)) > 3
     rows = []
@@ -87,12 +87,12 @@ def score_rows(result: Report) -> list[tuple[str, ...]]:
     return rows
 
 
-def over_repeats(result: Report, name: str) -> tuple[float, float]:
+def over_repeats(result: RunReport, name: str) -> tuple[float, float]:
     """Mean and sample standard deviation of a student's macro-F1 over its training seeds."""
     return mean_and_deviation([result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)])
 
 
-def gain_over_repeats(result: Report) -> tuple[float, float]:
+def gain_over_repeats(result: RunReport) -> tuple[float, float]:
     """Mean and sample standard deviation of the gain in macro-F1 over the baseline of the same training seed."""
     ours, theirs = (
         [result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)]
@@ -104,14 +104,14 @@ def gain_over_repeats(result: Report) -> tuple[float, float]:
     )
 
 
-def _repeated(result: Report, name: str) -> str:
+def _repeated(result: RunReport, name: str) -> str:
     if len(repeats_of(name, result.scores)) == 1:
         return ""  # the regression has no training seed
     mean, deviation = over_repeats(result, name)
     return f"{mean:.3f} ± {deviation:.3f}"
 
 
-def verdict(result: Report) -> str:
+def verdict(result: RunReport) -> str:
     """The difference to the stronger baseline in words."""
     gain = result.difference.macro_f1
     sure = "more" if gain.low > 0 else "less" if gain.high < 0 else None
@@ -173,7 +173,7 @@ def paid(job: Job) -> str:
 _CLASS_COLUMNS = ("class", "precision", "recall", "F1", "test texts")
 
 
-def class_rows(result: Report) -> list[tuple[str, ...]]:
+def class_rows(result: RunReport) -> list[tuple[str, ...]]:
     """One row a class of the distilled student: name, precision, recall, F1, test texts."""
     return [
         (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))

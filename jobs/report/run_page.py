@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.report import charts, figures, parts
-from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
-from jobs.report.result import ROWS, Report, stage_rows
+from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
+from jobs.report.result import ROWS, RunReport, stage_rows
 from jobs.run.job import Job
 from jobs.runtime.progress import format_duration, format_usd
 from potstill.errors import InputError, Problem
@@ -25,7 +25,7 @@ DIVERSITY_TITLES = {
 }
 
 
-def build(job: Job, result: Report, votes: Votes | None = None) -> Page:
+def build(job: Job, result: RunReport, votes: Votes | None = None) -> Page:
     """The page of a finished run. ``votes``: of people on the test texts, items by example id or by the text itself."""
     gain = result.difference.macro_f1
     distilled = result.scores[DISTILLED].macro_f1.value
@@ -60,7 +60,7 @@ def build(job: Job, result: Report, votes: Votes | None = None) -> Page:
     )
 
 
-def answer(result: Report) -> tuple[str, str]:
+def answer(result: RunReport) -> tuple[str, str]:
     """The gain in words, and what it rests on."""
     gain = result.difference.macro_f1
     size = f"{abs(gain.value):.3f} macro-F1"
@@ -78,7 +78,7 @@ def answer(result: Report) -> tuple[str, str]:
     )
 
 
-def scores(result: Report) -> Section:
+def scores(result: RunReport) -> PageSection:
     """Every student's scores."""
     shown = [(label, result.scores[name], name == DISTILLED) for name, label in ROWS.items() if name in result.scores]
     bars = [charts.Bar(label, s.macro_f1.value, s.macro_f1.low, s.macro_f1.high, strong) for label, s, strong in shown]
@@ -86,7 +86,7 @@ def scores(result: Report) -> Section:
         (label, str(s.macro_f1), str(s.accuracy), f"{s.expected_calibration_error:.3f}", f"{s.mean_confidence:.3f}")
         for label, s, _ in shown
     ]
-    return Section(
+    return PageSection(
         "scores",
         "Scores",
         [
@@ -106,12 +106,12 @@ def scores(result: Report) -> Section:
     )
 
 
-def by_class(result: Report) -> Section:
+def by_class(result: RunReport) -> PageSection:
     """F1 of every class, before and after."""
     before, after = result.scores[result.baseline], result.scores[DISTILLED]
     rows = [(b.label, b.f1, a.f1) for b, a in zip(before.per_class, after.per_class, strict=True)]
     rows.sort(key=lambda row: row[1] - row[2])
-    return Section(
+    return PageSection(
         "classes",
         "By class",
         [
@@ -124,17 +124,17 @@ def by_class(result: Report) -> Section:
     )
 
 
-def confusions(job: Job, result: Report) -> Section:
+def confusions(job: Job, result: RunReport) -> PageSection:
     """What was taken for what."""
     baseline = ROWS[result.baseline]
     blocks: list[Block] = [
         parts.confusion("Distilled", result.scores[DISTILLED].confusion, job.labels),
         parts.confusion(baseline.capitalize(), result.scores[result.baseline].confusion, job.labels, folded=True),
     ]
-    return Section("confusions", "Confusions", blocks)
+    return PageSection("confusions", "Confusions", blocks)
 
 
-def texts(job: Job) -> Section:
+def texts(job: Job) -> PageSection:
     """What generation and relabelling did."""
     blocks: list[Block] = [Table("From the teacher's replies to the student's texts", ("", ""), stage_rows(job))]
     asked = [one for one in job.run.read(Example, "relabelled") if one.confidence is not None]
@@ -147,10 +147,10 @@ def texts(job: Job) -> Section:
             "Share of texts that got another class than they were written for, by alpha (1: purely the class asked for)"
         )
         blocks.append(Chart(caption, charts.bars(groups, ("relabelled",), "share relabelled")))
-    return Section("texts", "Texts and labels", blocks)
+    return PageSection("texts", "Texts and labels", blocks)
 
 
-def agreement(job: Job, result: Report, votes: Votes | None) -> Section | None:
+def agreement(job: Job, result: RunReport, votes: Votes | None) -> PageSection | None:
     """Accuracy on what people agree on, for every student whose predictions are there."""
     if votes is None:
         return None
@@ -171,7 +171,7 @@ def agreement(job: Job, result: Report, votes: Votes | None) -> Section | None:
     return parts.agreement(subjectivity.measure(votes, job.config.seed), curves)
 
 
-def cost(job: Job) -> Section:
+def cost(job: Job) -> PageSection:
     """Requests, tokens, dollars and time of every stage."""
     rows = []
     for stage in ("generate", "relabel"):
@@ -197,7 +197,7 @@ def cost(job: Job) -> Section:
     blocks: list[Block] = [Table("What the teacher was asked", columns, rows)]
     if training:
         blocks.append(Table("Training", ("student", "time"), training))
-    return Section("cost", "Cost", blocks)
+    return PageSection("cost", "Cost", blocks)
 
 
 def fates(examples: Sequence[Example]) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -43,7 +43,7 @@ def embed(*groups: Sequence[str]) -> list[np.ndarray]:
 
 
 def ask(what: str, *arguments: Any) -> Any:
-    """What a method of ``actors.torch_worker.Bench`` returns; raises what Ray raises.
+    """What a method of ``actors.torch_worker.TorchWorker`` returns; raises what Ray raises.
 
     A process that was lost with its node is started again, once.
     """
@@ -104,7 +104,7 @@ def _start() -> _Kept:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from actors.torch_worker import ON_CPU, VARIABLES, Bench
+    from actors.torch_worker import ON_CPU, VARIABLES, TorchWorker
 
     here = ray.get_runtime_context().get_node_id()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
@@ -113,4 +113,4 @@ def _start() -> _Kept:
     if node is not None:
         placed = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
     options = {"runtime_env": {"env_vars": {**VARIABLES, **ON_CPU}}, **placed}
-    return _Kept(ray.remote(Bench).options(**options).remote(), node)
+    return _Kept(ray.remote(TorchWorker).options(**options).remote(), node)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from jobs.report.result import Report
+from jobs.report.result import RunReport
 from jobs.run.job import Job
 from jobs.search import figures as search_figures
 from jobs.search.finals import Final
@@ -50,7 +50,7 @@ def finish(
     job: Job, own: Job, table: TrialTable, finals: Sequence[Final], winner: Final, validation: Validation
 ) -> SearchReport:
     """Write ``search.json`` and ``table/trials``, log all of it, print how validation and test agree."""
-    tested = Report.from_json(own.run.read_json("report")).scores[DISTILLED].macro_f1
+    tested = RunReport.from_json(own.run.read_json("report")).scores[DISTILLED].macro_f1
     report = SearchReport(
         winner=winner.trial.number,
         run=own.run.name,

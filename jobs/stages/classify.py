@@ -74,7 +74,7 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         )
 
 
-def raw_probs(answers: evidence.Answers) -> np.ndarray:
+def raw_probs(answers: evidence.TeacherVotes) -> np.ndarray:
     """Mean over votes of the class probabilities as the teacher gave them, (n_texts, n_classes): a class that was not
     offered has 0, a text without an answer NaN."""
     logprobs = np.where(np.isfinite(answers.votes), answers.votes, -np.inf)

@@ -15,7 +15,7 @@ from functools import partial
 
 from jobs.report import figures
 from jobs.report.printed import as_markdown, print_places, print_report, write_page
-from jobs.report.result import Report, gain_over_repeats, over_repeats
+from jobs.report.result import RunReport, gain_over_repeats, over_repeats
 from jobs.run.job import Job
 from jobs.runtime import torch_worker as bench
 from jobs.runtime.torch_worker import embed
@@ -59,13 +59,13 @@ def evaluate(job: Job) -> None:
     print_places(job, students[DISTILLED]["export"], version)
 
 
-def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> Report:
+def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> RunReport:
     """All scores, and the difference of the distilled student to the stronger baseline."""
     seed, resamples = job.config.seed, job.config.evaluate.resamples
     scores = {name: score(rows, job.labels, seed, resamples) for name, rows in predictions.items()}
     baseline = stronger(scores)
     difference = compare(predictions[baseline], predictions[DISTILLED], job.labels, seed, resamples)
-    return Report(job.run.name, scores, baseline, difference)
+    return RunReport(job.run.name, scores, baseline, difference)
 
 
 def stronger(scores: Mapping[str, Scores]) -> str:
@@ -102,7 +102,7 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest([[example.text, example.label, example.kept] for example in examples], size=8)
 
 
-def _log(job: Job, result: Report, predictions: Mapping[str, list[Prediction]]) -> None:
+def _log(job: Job, result: RunReport, predictions: Mapping[str, list[Prediction]]) -> None:
     tracker, distilled = job.tracker, result.scores[DISTILLED]
     baseline = result.scores[result.baseline]
     tracker.metrics(
@@ -164,7 +164,7 @@ def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -
     return version
 
 
-def _register(job: Job, result: Report, student: Mapping[str, str]) -> StudentVersion | None:
+def _register(job: Job, result: RunReport, student: Mapping[str, str]) -> StudentVersion | None:
     """Register the distilled student, in another process: the driver imports no torch."""
     distilled = result.scores[DISTILLED]
     return job.tracker.register(

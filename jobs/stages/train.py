@@ -65,7 +65,7 @@ class StepRecord:
 @dataclass(frozen=True, slots=True)
 class TrainedStudent:
     """One arm's student. ``export`` is a transformers folder; ``seconds`` of training alone, without start,
-    loading and export; ``say``: what its anchor had to say (``potstill.student.second_opinion.Say``), empty without
+    loading and export; ``say``: what its anchor had to say (``potstill.student.second_opinion.AnchorWeight``), empty without
     one; ``workers`` at the end; ``warnings``: checkpoints that could not be made; ``resumed``: the steps after which
     training went on from a checkpoint; ``reused`` where an export of the same digest was there already."""
 

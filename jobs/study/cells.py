@@ -48,7 +48,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FitGroup:
     """Cells that are trained together: one task, one repeat, one student."""
 
     cells: tuple[Cell, ...]
@@ -110,14 +110,14 @@ def _lacking(config: Config, task: Task, data: TaskData, source: Source) -> list
     return [Problem(f"source {source.name}", f"{message}; add some, or leave the source out")]
 
 
-def groups(cells: list[Cell]) -> Iterator[Group]:
+def groups(cells: list[Cell]) -> Iterator[FitGroup]:
     """The cells that have a student to train, grouped for one fit each, in their order."""
     together: dict[tuple[str, int, str], list[Cell]] = {}
     for cell in cells:
         if cell.config is not None:
             together.setdefault((cell.task.name, cell.repeat, cell.student), []).append(cell)
     for some in together.values():
-        yield Group(tuple(some))
+        yield FitGroup(tuple(some))
 
 
 def _of_students(study: StudyConfig, source: Source, teacher: str, repeat: int, job: Job) -> list[Cell]:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.report import charts, parts
-from jobs.report.content import Block, Chart, Page, Paragraph, Section, Table
+from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
 from jobs.report.render import render
 from jobs.report.result import PAGE
 from jobs.run.folder import Run
@@ -103,7 +103,7 @@ def answer(study: Study, gaps: dict[str, list[Row]]) -> tuple[str, str]:
     )
 
 
-def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> Section:
+def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> PageSection:
     """All tables, and a chart of every task."""
     blocks: list[Block] = []
     for task in study.tasks:
@@ -134,10 +134,10 @@ def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> Secti
             blocks.append(Paragraph(one.note, muted=True))
     meanings = [(source.title, source.meaning) for source in study.sources]
     blocks.append(Table("What the sources are", ("", ""), meanings, folded=True))
-    return Section("results", "Results", blocks)
+    return PageSection("results", "Results", blocks)
 
 
-def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> Section | None:
+def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> PageSection | None:
     """The gap to real data over the tasks, from least to most subjective."""
     ranked = [task for task in study.tasks if task.name in gaps]
     if len(ranked) < 2:
@@ -174,14 +174,14 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> Section | None:
         )
         for i in range(0, len(series), _MOST)
     ]
-    return Section(
+    return PageSection(
         "subjectivity",
         "Gap and subjectivity",
         [Paragraph(said), *charts_of],
     )
 
 
-def diversity(study: Study, rows: Sequence[Row]) -> Section | None:
+def diversity(study: Study, rows: Sequence[Row]) -> PageSection | None:
     """Every source's diversity, task by task."""
     blocks: list[Block] = []
     titles = {source.name: source.title for source in study.sources}
@@ -206,10 +206,10 @@ def diversity(study: Study, rows: Sequence[Row]) -> Section | None:
                 for table in tables
                 if isinstance(table, Table)
             ]
-    return Section("diversity", "Diversity", blocks) if blocks else None
+    return PageSection("diversity", "Diversity", blocks) if blocks else None
 
 
-def cost(study: Study, cells: Sequence[Row]) -> Section | None:
+def cost(study: Study, cells: Sequence[Row]) -> PageSection | None:
     """What each source took of the teacher, and what it gave."""
     asked = [cell for cell in cells if cell["requests"]]
     if not asked:
@@ -247,10 +247,10 @@ def cost(study: Study, cells: Sequence[Row]) -> Section | None:
         Table("What each source asked of the teacher", ("source", "requests", "tokens", "cost", "macro-F1"), rows)
     )
     blocks.append(Paragraph("Sources that share requests each count them; the ledger pays for them once.", muted=True))
-    return Section("cost", "Cost and accuracy", blocks)
+    return PageSection("cost", "Cost and accuracy", blocks)
 
 
-def confusions(study: Study, cells: Sequence[Row], counts: Sequence[Row]) -> Section | None:
+def confusions(study: Study, cells: Sequence[Row], counts: Sequence[Row]) -> PageSection | None:
     """The first repeat's confusions: of every task the best student on other than the reference's texts."""
     blocks: list[Block] = []
     for task in study.tasks:
@@ -269,7 +269,7 @@ def confusions(study: Study, cells: Sequence[Row], counts: Sequence[Row]) -> Sec
                 matrix[place[row["label"]]][place[row["predicted"]]] = row["count"]
         name = f"{task.name}, {_title(study, best['source'])} ({best['student']})"
         blocks.append(parts.confusion(name, matrix, task.labels, folded=bool(blocks)))
-    return Section("confusions", "Confusions", blocks) if blocks else None
+    return PageSection("confusions", "Confusions", blocks) if blocks else None
 
 
 def _by_source(study: Study, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

@@ -26,9 +26,9 @@ from jobs.stages.finetune import remarks
 from jobs.study import page as study_page
 from jobs.study import plan as study_plan
 from jobs.study import report as study_report
-from jobs.study.cells import Cell, Group, groups, plan_cells
+from jobs.study.cells import Cell, FitGroup, groups, plan_cells
 from jobs.study.folder import Finished, StudyFolder
-from jobs.study.texts import Texts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
+from jobs.study.texts import SourceTexts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.tracking.tracker import Tracker, open_tracker
 from potstill import draws
 from potstill.errors import InputError, Problem, StageError
@@ -180,7 +180,7 @@ def _check_texts(cell: Cell) -> None:
         raise StageError("; ".join(map(str, found)))
 
 
-def _regressions(cells: Sequence[Cell], group: Group) -> list[Cell]:
+def _regressions(cells: Sequence[Cell], group: FitGroup) -> list[Cell]:
     """The regressions on the seeds of the group's task and repeat; one, unless k_shot stands under several names."""
     return [
         cell
@@ -189,7 +189,7 @@ def _regressions(cells: Sequence[Cell], group: Group) -> list[Cell]:
     ]
 
 
-def _train(config: StudyConfig, group: Group, regressions: Sequence[Cell], folder: StudyFolder, record: Any) -> None:
+def _train(config: StudyConfig, group: FitGroup, regressions: Sequence[Cell], folder: StudyFolder, record: Any) -> None:
     """Train and score all of a group's cells in one fit and one pass over the test texts."""
     job, student = group.job, group.cells[0].config
     assert student is not None
@@ -237,7 +237,7 @@ def _train(config: StudyConfig, group: Group, regressions: Sequence[Cell], folde
         line.summary = f"{len(job.data.test)} test texts, {len(group.cells) + len(regressions)} classifiers"
 
 
-def plan_arms(group: Group, texts: Mapping[str, Texts]) -> list[Arm]:
+def plan_arms(group: FitGroup, texts: Mapping[str, SourceTexts]) -> list[Arm]:
     """One arm a cell; the seeds-only one first, also where only another cell wants its say."""
     student = group.cells[0].config
     assert student is not None
@@ -269,7 +269,9 @@ def _arm_name(cell: Cell) -> str:
     return f"{cell.source.name}-{cell.teacher}" if cell.teacher else cell.source.name
 
 
-def _finished(cell: Cell, predictions: Sequence[Prediction], texts: Texts | None = None, examples: int = 0) -> Finished:
+def _finished(
+    cell: Cell, predictions: Sequence[Prediction], texts: SourceTexts | None = None, examples: int = 0
+) -> Finished:
     job = cell.job
     found = score(predictions, job.labels, job.config.seed, job.config.evaluate.resamples)
     return Finished(

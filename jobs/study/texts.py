@@ -28,7 +28,7 @@ _DONE = "done-"  # of a stage, in the run's folder
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class SourceTexts:
     """What a source has to train on: rows, the texts of them that are not seeds (to measure their diversity), all
     examples it had (to show some), and what a seeds-only student would be asked about."""
 
@@ -56,11 +56,11 @@ def ask_teacher(cell: Cell, pool: TeacherPool, record: Recorder) -> None:
             once("relabel", lambda: relabel.relabel(job, pool))
 
 
-def read_texts(cell: Cell, config: StudentConfig) -> Texts:
+def read_texts(cell: Cell, config: StudentConfig) -> SourceTexts:
     """The rows that the cell's student learns from. Raises ``StageError`` where no text was kept."""
     job, labels = cell.job, cell.job.labels
     if cell.source.kind == "seeds":
-        return Texts(tuple(from_texts(job.data.seeds, labels)), (), (), ())
+        return SourceTexts(tuple(from_texts(job.data.seeds, labels)), (), (), ())
     examples = job.run.read(Example, "relabelled" if cell.source.labels == "relabelled" else "generated")
     if cell.source.labels == "relabelled":
         kept = [example for example in examples if example.kept]
@@ -73,7 +73,7 @@ def read_texts(cell: Cell, config: StudentConfig) -> Texts:
     if cell.source.seeds == "train":
         rows = [*from_texts(job.data.seeds, labels, weight=config.seed_weight), *rows]
     measured = tuple(LabelledText(example.example_id, example.text, example.label) for example in kept)
-    return Texts(tuple(rows), measured, tuple(examples), tuple(from_opinions(examples, labels)))
+    return SourceTexts(tuple(rows), measured, tuple(examples), tuple(from_opinions(examples, labels)))
 
 
 def usage_of(cell: Cell) -> Usage:
@@ -94,7 +94,7 @@ def relabelling_of(cell: Cell) -> dict[str, Any]:
     return report
 
 
-def pick_examples(texts: Texts, labels: Sequence[str], each: int) -> list[Example]:
+def pick_examples(texts: SourceTexts, labels: Sequence[str], each: int) -> list[Example]:
     """``each`` kept texts of every class and as many that were dropped for low evidence, in the order of the plan."""
     taken: collections.Counter[tuple[str, bool]] = collections.Counter()
     picked = []

@@ -139,7 +139,7 @@ class Sender:
             self.client.set_terminated(run_id, status=values["status"], end_time=values["time_ms"])
 
 
-class Spool:
+class Outbox:
     """The queue of entries still to be sent, in memory and in a session folder. Owned by one process at a time."""
 
     def __init__(self, folder: Path, session: Session) -> None:
@@ -153,12 +153,12 @@ class Spool:
         return len(self._waiting)
 
     @classmethod
-    def new(cls, run_dir: str | Path, session: Session) -> Spool:
+    def new(cls, run_dir: str | Path, session: Session) -> Outbox:
         """An empty queue for a session that begins; nothing is written yet."""
         return cls(spool_folder(run_dir) / uuid.uuid4().hex[:12], session)
 
     @classmethod
-    def load(cls, folder: Path) -> Spool | None:
+    def load(cls, folder: Path) -> Outbox | None:
         """The queue that a session left behind; ``None`` if its process still lives or nothing readable is there."""
         try:
             state = json.loads((folder / "session.json").read_text())
@@ -266,7 +266,7 @@ def replay(run_dir: str | Path, uri: str | None = None) -> Replay:
     refused: list[str] = []
     folder = spool_folder(run_dir)
     for session_folder in sorted(folder.iterdir()) if folder.is_dir() else []:
-        spool = Spool.load(session_folder)
+        spool = Outbox.load(session_folder)
         if spool is None:
             continue
         before = len(spool)

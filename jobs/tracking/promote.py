@@ -45,7 +45,7 @@ class PromotionRefusedError(PotstillError):
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class VersionScores:
     """What a version's tags say of it. Fractions of 1; ``None`` where a tag is missing or unreadable."""
 
     version: str
@@ -60,7 +60,7 @@ class Scores:
     created: str
 
     @classmethod
-    def of(cls, version: ModelVersion) -> Scores:
+    def of(cls, version: ModelVersion) -> VersionScores:
         """Read a version's tags."""
         tags: Mapping[str, str] = version.tags
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
@@ -148,7 +148,9 @@ def show(
     return result
 
 
-def comparison(champion: Scores | None, candidate: Scores | None, candidate_role: str = CHALLENGER) -> Table:
+def comparison(
+    champion: VersionScores | None, candidate: VersionScores | None, candidate_role: str = CHALLENGER
+) -> Table:
     """The two versions side by side as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
@@ -176,7 +178,7 @@ def comparison(champion: Scores | None, candidate: Scores | None, candidate_role
     return table
 
 
-def objection(champion: Scores | None, challenger: Scores) -> str | None:
+def objection(champion: VersionScores | None, challenger: VersionScores) -> str | None:
     """Why ``challenger`` should not replace ``champion``, or be the first; ``None`` if it may."""
     if champion is None:
         own, baseline = challenger.macro_f1, challenger.baseline_macro_f1
@@ -207,7 +209,7 @@ def _promote(
     console: Console | None,
 ) -> PromoteResult:
     name, new = str(model.name), str(challenger.version)
-    before, after = (Scores.of(champion) if champion else None), Scores.of(challenger)
+    before, after = (VersionScores.of(champion) if champion else None), VersionScores.of(challenger)
     if console:
         console.print(
             comparison(before, after, CHALLENGER if new == str(model.aliases.get(CHALLENGER)) else "candidate")
@@ -241,7 +243,9 @@ def _roll_back(
         if console:
             console.print(
                 comparison(
-                    Scores.of(champion) if champion else None, Scores.of(existing[target]) if target else None, "before"
+                    VersionScores.of(champion) if champion else None,
+                    VersionScores.of(existing[target]) if target else None,
+                    "before",
                 )
             )
         if target is None:
@@ -335,7 +339,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _macro_f1(scores: Scores) -> str:
+def _macro_f1(scores: VersionScores) -> str:
     if scores.macro_f1_low is None or scores.macro_f1_high is None:
         return _percent(scores.macro_f1)
     return f"{_percent(scores.macro_f1)} [{100 * scores.macro_f1_low:.1f}, {100 * scores.macro_f1_high:.1f}]"

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from jobs.tracking.outbox import Entry, Kind, Replay, Sender, Session, Spool, describe, replay
+from jobs.tracking.outbox import Entry, Kind, Outbox, Replay, Sender, Session, describe, replay
 from jobs.tracking.recorder import Recorder, Status, status_of
 from jobs.tracking.server import (
     OFF,
@@ -63,7 +63,7 @@ class Tracker(Recorder):
         self._run_dir = run_dir
         self._warn = warn
         self._sender = Sender(session)
-        self._spool = Spool.new(run_dir, session)
+        self._spool = Outbox.new(run_dir, session)
         self._refused: list[str] = []
         self._lost = 0
         self._pause_s = FIRST_PAUSE_S

@@ -36,7 +36,7 @@ class EmbeddedTeacher(Section):
     )
 
 
-class Price(Section):
+class PriceConfig(Section):
     """What an endpoint charges, in dollars per million tokens."""
 
     prompt: float = Field(ge=0.0, description="dollars per million tokens read")
@@ -69,7 +69,7 @@ class OpenAITeacher(Section):
     ask_above_usd: float = Field(
         5.0, ge=0, description="ask before starting a job that may cost more (--yes: don't ask)"
     )
-    price: Price | None = Field(
+    price: PriceConfig | None = Field(
         None, description="dollars per million tokens, as the mode has them; null: from the published price list"
     )
     timeout_s: float = Field(120.0, gt=0, description="seconds to wait for a reply, not counting the time in the queue")

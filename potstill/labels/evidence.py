@@ -32,19 +32,19 @@ _ROUNDS = 20  # of calibration: enough to bring the means of the probabilities t
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class TeacherVotes:
     """Raw log-probabilities. ``votes``: of the class names, (n_texts, votes, n_classes). ``channel``: of the text
     under each class's writing prompt, (n_texts, n_classes), None where not asked for. NaN: not offered or not answered."""
 
     votes: np.ndarray
     channel: np.ndarray | None
 
-    def silenced(self) -> Answers:
+    def silenced(self) -> TeacherVotes:
         """The same without a word from the teacher."""
-        return Answers(np.full_like(self.votes, np.nan), None)
+        return TeacherVotes(np.full_like(self.votes, np.nan), None)
 
 
-def read_answers(task: Task, answered: Answered, n_texts: int) -> Answers:
+def read_answers(task: Task, answered: Answered, n_texts: int) -> TeacherVotes:
     """The answers to ``plan_relabel``'s requests about ``n_texts`` texts.
 
     Failed requests leave NaN.
@@ -67,7 +67,7 @@ def read_answers(task: Task, answered: Answered, n_texts: int) -> Answers:
                 votes[i // per_text, i % per_text, names[choice]] = logprob
             elif channel is not None and target is not None:
                 channel[i // per_text, labels[target]] = logprob
-    return Answers(votes, channel)
+    return TeacherVotes(votes, channel)
 
 
 def _filled(logprobs: Sequence[float | None], residual_mass: float | None) -> list[float]:
@@ -107,7 +107,7 @@ class DescriptionSay:
 
 
 def weigh(
-    answers: Answers,
+    answers: TeacherVotes,
     text_embeddings: np.ndarray,
     seed_embeddings: np.ndarray,
     seed_columns: np.ndarray,
@@ -178,7 +178,7 @@ def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | 
     return None if shares.min() * n_classes >= _EVEN else shares
 
 
-def teacher_probs(answers: Answers, prior: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+def teacher_probs(answers: TeacherVotes, prior: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
     """The teacher's view of each text, (n_texts, n_classes), and the calibrations' warnings. ``prior``: (n_classes,)
     expected shares of the classes, uniform by default.
 

@@ -173,8 +173,8 @@ class SeedCheck:
 
 
 def check_on_seeds(
-    answers: evidence.Answers,
-    seed_answers: evidence.Answers,
+    answers: evidence.TeacherVotes,
+    seed_answers: evidence.TeacherVotes,
     seed_columns: np.ndarray,
     prior: np.ndarray | None = None,
 ) -> SeedCheck | None:
@@ -187,7 +187,7 @@ def check_on_seeds(
     channels = None
     if answers.channel is not None and seed_answers.channel is not None:
         channels = np.concatenate([answers.channel, seed_answers.channel])
-    together = evidence.Answers(np.concatenate([answers.votes, seed_answers.votes]), channels)
+    together = evidence.TeacherVotes(np.concatenate([answers.votes, seed_answers.votes]), channels)
     probs = evidence.teacher_probs(together, prior)[0][len(answers.votes) :]
     answered = np.isfinite(probs).all(1)
     if not answered.any():

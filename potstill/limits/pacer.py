@@ -1,6 +1,6 @@
 """The limiter's decisions: who may send how many requests now. No clock and no cluster in here.
 
-Every method takes ``now``, monotonic seconds. Processes that send requests (holders) exchange a ``Report`` for a
+Every method takes ``now``, monotonic seconds. Processes that send requests (holders) exchange a ``HolderReport`` for a
 ``Grant`` several times a second; ``potstill.limits.wallet`` is their side of it.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill.limits.accounts import LEASE_S, Accounts
 from potstill.limits.breaker import Breaker, BreakerSettings
-from potstill.limits.rate import Answers, RateControl
+from potstill.limits.rate import AnswerCounts, RateControl
 from potstill.limits.shares import Shares
 
 MOST_AT_ONCE = 8192  # requests a grant, at most
@@ -34,7 +34,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HolderReport:
     """What a holder says: its whole account, what came back since its last report, and what it wants.
 
     ``spent_usd``: since it began; ``held_*``: granted, unsent or on their way; ``in_flight``: the latter alone;
@@ -52,7 +52,7 @@ class Report:
     demand: int = 0
     unused: int = 0
     tokens_over: float = 0.0
-    answers: Answers = field(default_factory=Answers)
+    answers: AnswerCounts = field(default_factory=AnswerCounts)
     failed: Mapping[str, int] = field(default_factory=dict)
     rejected: int = 0
     wanted: int = 0
@@ -106,12 +106,12 @@ class Pacer:
         self._stop: str | None = None
         self._succeeded = self._refused = self._failed = 0
 
-    def exchange(self, report: Report, now: float) -> Grant:
+    def exchange(self, report: HolderReport, now: float) -> Grant:
         """Take a report in and answer what it wants."""
         self.settle(report, now)
         return self.grant(report, now)
 
-    def settle(self, report: Report, now: float) -> None:
+    def settle(self, report: HolderReport, now: float) -> None:
         """Take in what was spent, given back and seen."""
         for gone in self._accounts.lose(now):
             self._shares.drop(gone)
@@ -124,7 +124,7 @@ class Pacer:
         self._breaker.record(answers.succeeded + report.rejected, report.failed, answers.refused, now)
         self._rates.settle(answers, now)
 
-    def grant(self, report: Report, now: float) -> Grant:
+    def grant(self, report: HolderReport, now: float) -> Grant:
         """Answer what ``report`` wants, after ``settle``."""
         share = self._shares.update(report.holder, report.in_flight, report.demand)
         if stop := self._stop_because(now):

@@ -43,7 +43,7 @@ FIRST_PROBE_S, LONGEST_PROBE_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswerCounts:
     """What came back since the last report. ``*_age_s``: how long ago the youngest of its kind was sent."""
 
     succeeded: int = 0
@@ -211,7 +211,7 @@ class RateControl:
         """Over how long to spread what was just allowed: under a rate, until the next time of asking."""
         return 0.9 * BULK_S if self._rate_bound_at == now else 0.0
 
-    def settle(self, answers: Answers, now: float) -> None:
+    def settle(self, answers: AnswerCounts, now: float) -> None:
         """Learn from what came back."""
         self._advance(now)
         self._test.record(answers.succeeded, answers.refused, now)
@@ -240,7 +240,7 @@ class RateControl:
             if one.exhausted_s:
                 self._black_out(now, one.exhausted_s)
 
-    def _refuse(self, answers: Answers, now: float) -> None:
+    def _refuse(self, answers: AnswerCounts, now: float) -> None:
         sent_at = now - answers.refusal_age_s
         self._streak += answers.refused
         self._streak_at = min(self._streak_at, sent_at)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from potstill.limits.headers import RateHeaders
-from potstill.limits.pacer import Grant, Report
-from potstill.limits.rate import Answers
+from potstill.limits.pacer import Grant, HolderReport
+from potstill.limits.rate import AnswerCounts
 
 AHEAD_S = 0.2  # of sending are asked for beforehand
 MOST_AHEAD = 4096
@@ -123,12 +123,12 @@ class Wallet:
         """How many unsent permissions are worth having."""
         return min(MOST_AHEAD, math.ceil(self._per_s * AHEAD_S))
 
-    def close(self, now: float) -> Report:
+    def close(self, now: float) -> HolderReport:
         """The last report: wants nothing and gives back everything but what is on its way."""
         self.held, self._taken, self._peak = True, 0, self.in_flight
         return self.report(0, 0.0, 0.0, 0.0, now)
 
-    def report(self, waiting: int, usd_next: float, usd_most: float, tokens_most: float, now: float) -> Report:
+    def report(self, waiting: int, usd_next: float, usd_most: float, tokens_most: float, now: float) -> HolderReport:
         """Everything since the last report, and what ``waiting`` requests want; ``usd_next``: of the first of them."""
         if self._reported_at is not None and now > self._reported_at:
             elapsed = now - self._reported_at
@@ -149,7 +149,7 @@ class Wallet:
             self.share = 0  # which is what a demand of 0 says
         useful = min(waiting, max(self.share - self.in_flight, SPARE_PLACES))
         wanted = 0 if idle else max(0, useful + self.ahead() - self.requests)
-        report = Report(
+        report = HolderReport(
             self.holder,
             self._spent_usd,
             self._usd + self._in_flight_usd,
@@ -158,7 +158,7 @@ class Wallet:
             demand + SPARE_PLACES if demand else 0,
             unused,
             tokens_over,
-            Answers(
+            AnswerCounts(
                 self._succeeded,
                 max(0.0, now - self._success_at) if self._succeeded else 0.0,
                 self._latency / max(1, self._succeeded),

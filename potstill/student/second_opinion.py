@@ -33,7 +33,7 @@ _AGREEMENT = (0.35, 0.5)  # up to the first the opinion counts for nothing, from
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class AnchorWeight:
     """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights
     in the exported student; ``agreement``: beyond chance (``agreement``), ``None`` where the teacher was asked nothing."""
 
@@ -47,7 +47,9 @@ def wanted(student: StudentConfig) -> bool:
     return student.second_opinion != 0 or student.blend != 0
 
 
-def choose_say(student: StudentConfig, n_seeds: int, choices: NDArray[np.int64], others: NDArray[np.float64]) -> Say:
+def choose_say(
+    student: StudentConfig, n_seeds: int, choices: NDArray[np.int64], others: NDArray[np.float64]
+) -> AnchorWeight:
     """As configured; auto: in full from as many seeds a class as there are classes and an agreement of 0.5, with
     fewer seeds by the square of that ratio, and nothing below an agreement of 0.35.
 
@@ -61,7 +63,7 @@ def choose_say(student: StudentConfig, n_seeds: int, choices: NDArray[np.int64],
     low, high = _AGREEMENT
     # Nobody vouches for it where the teacher was asked nothing.
     standing = taught * float(np.clip(((agreed or 0.0) - low) / (high - low), 0.0, 1.0))
-    return Say(
+    return AnchorWeight(
         standing if student.second_opinion == "auto" else student.second_opinion,
         _LARGEST_BLEND * standing if student.blend == "auto" else student.blend,
         agreed,
@@ -69,7 +71,7 @@ def choose_say(student: StudentConfig, n_seeds: int, choices: NDArray[np.int64],
 
 
 def in_words(say: Mapping[str, float | None]) -> str:
-    """The fields of a ``Say`` for a person; nothing where there is none."""
+    """The fields of a ``AnchorWeight`` for a person; nothing where there is none."""
     if not say:
         return ""
     kappa = say["agreement"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.search_workers import MAX_LOST, Failed, Workshop
+from actors.search_workers import MAX_LOST, Failed, SearchWorkers
 from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import StageError
 from potstill.search.placement import Placement
@@ -29,7 +29,7 @@ class Process:
         return "done"
 
 
-class FakeWorkshop(Workshop):
+class FakeWorkshop(SearchWorkers):
     """``processes`` one after another; the last one over and over."""
 
     def __init__(self, *processes: Process) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from actors.process_group import World
+from actors.process_group import ProcessGroup
 
 SHARED = "/dev/shm"  # noqa: S108 (names there are random, files are made exclusively and for this user alone)
 """Where files are memory (Linux)."""
@@ -32,7 +32,7 @@ class Exchange:
     DeepSpeed sends float32.
     """
 
-    def __init__(self, parameters: Iterable[Any], world: World, precision: str) -> None:
+    def __init__(self, parameters: Iterable[Any], world: ProcessGroup, precision: str) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._world, self._turn = world, 0
         if world.size == 1:
@@ -68,7 +68,7 @@ class Exchange:
 class _Sent:
     """The sum by the process group: gloo or NCCL."""
 
-    def __init__(self, numbers: int, dtype: torch.dtype, world: World) -> None:
+    def __init__(self, numbers: int, dtype: torch.dtype, world: ProcessGroup) -> None:
         self.buffers = [torch.empty(numbers, dtype=dtype, device=world.device)]
 
     def __call__(self, turn: int) -> None:
@@ -81,7 +81,7 @@ class _Shared:
     Two buffers a worker, by turns: what is written for the next step is not what others may still be reading.
     """
 
-    def __init__(self, tables: list[torch.Tensor], world: World) -> None:
+    def __init__(self, tables: list[torch.Tensor], world: ProcessGroup) -> None:
         self._tables, self._rank = tables, world.rank
         numbers = tables[0].shape[1]
         self._bounds = [numbers * part // world.size for part in range(world.size + 1)]
@@ -102,7 +102,7 @@ class _Shared:
         return slice(self._bounds[rank], self._bounds[rank + 1])
 
 
-def _share(world: World, numbers: int, dtype: torch.dtype) -> list[torch.Tensor] | None:
+def _share(world: ProcessGroup, numbers: int, dtype: torch.dtype) -> list[torch.Tensor] | None:
     """A table ``[2, numbers]`` of each worker in memory that all see; ``None`` where they can't (several machines, no
     room). The files go at once, the memory with the last worker."""
     path = os.path.join(SHARED, f"potstill-{uuid.uuid4().hex}")

@@ -41,7 +41,7 @@ _FIRST_POSITION = {
 
 
 @dataclass(frozen=True)
-class Group:
+class PaddedGroup:
     """Texts ``first`` to ``last`` of a packing that are padded to ``longest`` for attention; ``begin`` to ``end`` are
     their tokens. ``places [tokens]``: where each token stands in ``[rows * longest]``; ``mask [rows, 1, 1, longest]``;
     both ``None`` where nothing is padded."""
@@ -68,7 +68,7 @@ class Packing:
         self.places = torch.from_numpy(row * self.longest + self.within).to(device, non_blocking=True)
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[PaddedGroup]:
         """Neighbours that are cheapest padded to each other. Texts that are sorted by length have the fewest."""
         bounds = cut(self.lengths, GROUP_OVERHEAD)
         return [self._group(first, last) for first, last in itertools.pairwise(bounds)]
@@ -78,7 +78,7 @@ class Packing:
         """``[rows + 1]`` int64: where each text begins, and the end."""
         return torch.tensor(self.starts, dtype=torch.int64, device=self.device)
 
-    def _group(self, first: int, last: int) -> Group:
+    def _group(self, first: int, last: int) -> PaddedGroup:
         lengths = self.lengths[first:last]
         begin, end, longest = self.starts[first], self.starts[last], int(lengths.max())
         places = mask = None
@@ -86,7 +86,7 @@ class Packing:
             rows = np.repeat(np.arange(last - first), lengths)
             places = torch.from_numpy(rows * longest + self.within[begin:end]).to(self.device)
             mask = torch.from_numpy(np.arange(longest) < lengths[:, None]).to(self.device)[:, None, None, :]
-        return Group(begin, end, last - first, longest, places, mask)
+        return PaddedGroup(begin, end, last - first, longest, places, mask)
 
 
 def cut(lengths: NDArray[np.int64], overhead: int) -> list[int]:

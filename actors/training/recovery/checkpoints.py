@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from actors.process_group import World
+from actors.process_group import ProcessGroup
 
 
 class Checkpoints(Protocol):
@@ -42,7 +42,7 @@ class Checkpoints(Protocol):
         ...
 
 
-def save(world: World, place: Checkpoints, step: int, write: Callable[[str], str | None]) -> str | None:
+def save(world: ProcessGroup, place: Checkpoints, step: int, write: Callable[[str], str | None]) -> str | None:
     """Make a checkpoint of ``step``. Returns None, or on all ranks alike why there is none.
 
     ``write`` puts this rank's files into a folder and returns what went wrong; it runs on every rank, and

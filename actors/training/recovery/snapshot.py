@@ -1,7 +1,7 @@
 """What a checkpoint holds: DeepSpeed's files, how far training has come, the best weights, every rank's generator.
 
     engine/            weights and optimizer state, as DeepSpeed writes them (one part a rank with ZeRO)
-    progress.json      ``Progress``, the arm's digest, the number of workers
+    progress.json      ``LoopState``, the arm's digest, the number of workers
     best.safetensors   the best weights so far, where there are validation texts
     random-<rank>.pt   where the rank's random numbers (dropout) have come to
 
@@ -22,13 +22,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from actors.process_group import World
+from actors.process_group import ProcessGroup
 
 _TAG = "engine"
 
 
 @dataclass
-class Progress:
+class LoopState:
     """How far an arm has come. ``step``: steps done; ``losses`` and ``learning_rates`` one a step; ``tokens``
     real ones, ``padded_tokens`` all; ``seconds`` of training; ``validation``, ``best_*`` and ``stale`` serve
     early stopping; ``warnings``: what the user should hear of; ``resumed``: after which steps training went on
@@ -54,7 +54,7 @@ class Snapshot:
     """A checkpoint that was found: in which ``folder``, how far it had come, how many workers wrote it."""
 
     folder: str
-    progress: Progress
+    progress: LoopState
     workers: int
 
     @classmethod
@@ -66,15 +66,15 @@ class Snapshot:
             content = json.load(file)
         if content["digest"] != digest:
             return None
-        return cls(folder, Progress(**content["progress"]), content["workers"])
+        return cls(folder, LoopState(**content["progress"]), content["workers"])
 
-    def needs_conversion(self, world: World, zero_stage: int) -> bool:
+    def needs_conversion(self, world: ProcessGroup, zero_stage: int) -> bool:
         """Whether its parts are too many or too few for the workers that there are now."""
         return zero_stage > 0 and self.workers != world.size
 
 
 def write(
-    folder: str, world: World, engine: Any, digest: str, progress: Progress, best: dict[str, Any] | None
+    folder: str, world: ProcessGroup, engine: Any, digest: str, progress: LoopState, best: dict[str, Any] | None
 ) -> str | None:
     """Put this rank's files of a checkpoint into ``folder``. Returns what went wrong; errors of writing are not
     raised, since DeepSpeed makes the ranks wait for one another in between."""
@@ -98,7 +98,7 @@ def write(
     return errors[0] if errors else None
 
 
-def restore(snapshot: Snapshot, world: World, engine: Any, seed: int, zero_stage: int) -> dict[str, Any] | None:
+def restore(snapshot: Snapshot, world: ProcessGroup, engine: Any, seed: int, zero_stage: int) -> dict[str, Any] | None:
     """Load the checkpoint into ``engine`` on all ranks. Returns the best weights so far, if it holds some.
 
     With another number of workers than wrote it, ``engine`` must have been made with ``universal=True``.
@@ -135,7 +135,7 @@ def restore(snapshot: Snapshot, world: World, engine: Any, seed: int, zero_stage
 
 
 @contextlib.contextmanager
-def _converted(snapshot: Snapshot, world: World) -> Iterator[str]:
+def _converted(snapshot: Snapshot, world: ProcessGroup) -> Iterator[str]:
     """A folder of this node with the universal form of the checkpoint; one process of each node makes it."""
     from deepspeed.checkpoint import ds_to_universal
 
@@ -185,7 +185,7 @@ def _kept_errors(engine: Any) -> Iterator[list[str]]:
         del engine._copy_recovery_script
 
 
-def _generators(world: World) -> dict[str, Any]:
+def _generators(world: ProcessGroup) -> dict[str, Any]:
     import torch
 
     states = {"cpu": torch.get_rng_state()}

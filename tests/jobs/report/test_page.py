@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.report import charts, run_page
-from jobs.report.content import Chart, Examples, ExampleText, Page, Paragraph, Section, Table
+from jobs.report.content import Chart, Examples, ExampleText, Page, PageSection, Paragraph, Table
 from jobs.report.printed import write_page
 from jobs.report.render import render
-from jobs.report.result import Report
+from jobs.report.result import RunReport
 from jobs.run.job import prepare
 from jobs.runtime.terminal import Terminal
 from jobs.show import find_study, show_study
@@ -116,7 +116,7 @@ def job(tmp_path):
 
 
 def page_of(job, votes=None) -> str:
-    return write_page(job, Report.from_json(job.run.read_json("report")), votes)
+    return write_page(job, RunReport.from_json(job.run.read_json("report")), votes)
 
 
 def whole(html: str) -> Outline:
@@ -146,14 +146,14 @@ def test_a_runs_page_answers_first_and_shows_everything(job):
 
 
 def test_the_answer_follows_the_interval(job):
-    result = Report.from_json(job.run.read_json("report"))
+    result = RunReport.from_json(job.run.read_json("report"))
     gain = result.difference.macro_f1
     assert gain.low > 0
     assert run_page.build(job, result).good is True
     worse = type(result.difference)(gain, type(gain)(-0.2, -0.3, -0.1), 0.01)
-    assert run_page.answer(Report("r", result.scores, result.baseline, worse))[0].startswith("Distilling did harm")
+    assert run_page.answer(RunReport("r", result.scores, result.baseline, worse))[0].startswith("Distilling did harm")
     unsure = type(result.difference)(gain, type(gain)(0.1, -0.1, 0.3), 0.5)
-    assert "can't be told" in run_page.answer(Report("r", result.scores, result.baseline, unsure))[0]
+    assert "can't be told" in run_page.answer(RunReport("r", result.scores, result.baseline, unsure))[0]
 
 
 def test_annotations_give_a_curve(job):
@@ -249,7 +249,7 @@ def evil_page() -> Page:
         Chart(EVIL, charts.heat([[1, 0], [2, 3]], [EVIL, "b"])),
         Examples(EVIL, 1, [ExampleText(EVIL, EVIL, EVIL + "x", [EVIL])], opened=True),
     ]
-    return Page(EVIL, EVIL, EVIL, EVIL, None, [(EVIL, EVIL)], [Section("one", EVIL, blocks)], EVIL)
+    return Page(EVIL, EVIL, EVIL, EVIL, None, [(EVIL, EVIL)], [PageSection("one", EVIL, blocks)], EVIL)
 
 
 def test_nothing_that_is_given_becomes_markup():
@@ -265,7 +265,7 @@ def test_confusions_of_any_size_are_drawn(size):
         "x", np.eye(size, dtype=int).tolist(), [f"a class with a rather long name {i}" for i in range(size)]
     )
     assert isinstance(block, Chart if size > 14 else Table)
-    assert len(render(Page("t", "k", "a", "", None, [], [Section("s", "S", [block])]))) < 400_000
+    assert len(render(Page("t", "k", "a", "", None, [], [PageSection("s", "S", [block])]))) < 400_000
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.0, 1e-12], [-3.0, 5e6], []])

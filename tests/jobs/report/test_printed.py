@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from jobs.report.result import PAGE, Report, gain_over_repeats, score_columns, score_rows, verdict
+from jobs.report.result import PAGE, RunReport, gain_over_repeats, score_columns, score_rows, verdict
 from jobs.run import data as loading
 from jobs.runtime import torch_worker as bench
 from jobs.show import show
@@ -20,8 +20,8 @@ from potstill.rows import Prediction, from_table, to_table
 def test_a_report_survives_its_file(job):
     rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(30)]
     scores = score(rows, job.labels, resamples=100)
-    result = Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
-    assert Report.from_json(result.as_json()) == result
+    result = RunReport("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
+    assert RunReport.from_json(result.as_json()) == result
     assert from_table(to_table(rows, Prediction), Prediction) == rows
 
 
@@ -30,7 +30,7 @@ def test_a_report_of_repeats_has_their_mean_and_deviation(job):
     wrong = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(30)]
     good, bad = (score(rows, job.labels, resamples=100) for rows in (right, wrong))
     scores = {"distilled": good, "distilled-seed1": bad, "seeds_only": bad, "seeds_only-seed1": bad}
-    result = Report("r", {**scores, "seeds_regression": bad}, "seeds_only", difference(0.02))
+    result = RunReport("r", {**scores, "seeds_regression": bad}, "seeds_only", difference(0.02))
     assert score_columns(result)[-1] == "macro-F1 over 2 training seeds"
     rows = {row[0]: row[-1] for row in score_rows(result)}
     assert rows["distilled"] == f"{(1 + 1 / 6) / 2:.3f} ± {(1 - 1 / 6) / 2**0.5:.3f}"
@@ -55,10 +55,10 @@ def test_the_conclusion_is_drawn_over_all_training_seeds(job):
     assert stronger({name: one for name, one in scores.items() if "seed1" not in name}) == "seeds_regression"
     value = {name: one.macro_f1.value for name, one in scores.items()}
     gains = [value["distilled"] - value["seeds_only"], value["distilled-seed1"] - value["seeds_only-seed1"]]
-    result = Report("r", scores, "seeds_only", difference(gains[0]))
+    result = RunReport("r", scores, "seeds_only", difference(gains[0]))
     assert gain_over_repeats(result) == (pytest.approx(np.mean(gains)), pytest.approx(np.std(gains, ddof=1)))
     assert f"over 2 training seeds distilling gains {np.mean(gains):+.3f} ± " in verdict(result)
-    over_regression = Report("r", scores, "seeds_regression", difference(0.0))
+    over_regression = RunReport("r", scores, "seeds_regression", difference(0.0))
     mean = (value["distilled"] + value["distilled-seed1"]) / 2 - value["seeds_regression"]
     assert gain_over_repeats(over_regression)[0] == pytest.approx(mean)
 
@@ -87,7 +87,7 @@ def test_a_report_needs_no_data(job, monkeypatch, capsys):
         show(job.config, job.run)
     rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(12)]
     scores = score(rows, job.labels, resamples=100)
-    result = Report("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
+    result = RunReport("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
     job.run.write_json("report", result.as_json())
     job.run.write_text(PAGE, "<p>as evaluation wrote it</p>")
     monkeypatch.setattr("jobs.show.print_stages", lambda job: None)
@@ -101,7 +101,7 @@ def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:
 
 def test_the_verdict_says_when_it_may_be_chance():
     def words(**interval):
-        return verdict(Report("r", {}, "seeds_only", difference(**interval)))
+        return verdict(RunReport("r", {}, "seeds_only", difference(**interval)))
 
     assert "0.020 macro-F1 above" in words(gain=0.02)
     assert "p = 0.500" in words(gain=0.02)

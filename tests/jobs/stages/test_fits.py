@@ -50,7 +50,9 @@ def test_a_fit_finds_its_checkpoints_again_until_it_is_through(tmp_path: Path) -
 
 def test_two_jobs_do_not_train_into_one_folder(tmp_path: Path) -> None:
     """The second starts from the beginning, under a name of its own; a dead process has no claim."""
-    script = "import sys; from jobs.stages import fits\nwith fits.claim(*sys.argv[1:]): print('mine', flush=True), input()"
+    script = (
+        "import sys; from jobs.stages import fits\nwith fits.claim(*sys.argv[1:]): print('mine', flush=True), input()"
+    )
     command = [sys.executable, "-c", script, str(tmp_path), "abc"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

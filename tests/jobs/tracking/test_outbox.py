@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tracking.outbox import Entry, Session, Spool, replay, spool_folder
+from jobs.tracking.outbox import Entry, Outbox, Session, replay, spool_folder
 from jobs.tracking.server import RefusedError, TrackingError
 
 
@@ -14,8 +14,8 @@ def entries(count: int) -> list[Entry]:
     return [Entry("metrics", "run", {"metrics": [["kept", float(number), 0, number]]}) for number in range(count)]
 
 
-def keep(run_dir: Path, count: int) -> Spool:
-    spool = Spool.new(run_dir, Session("http://127.0.0.1:9", "1", {"run": "abc"}))
+def keep(run_dir: Path, count: int) -> Outbox:
+    spool = Outbox.new(run_dir, Session("http://127.0.0.1:9", "1", {"run": "abc"}))
     for entry in entries(count):
         spool.append(entry)
     return spool
@@ -32,7 +32,7 @@ def test_entries_are_sent_in_order_and_only_once(tmp_path: Path) -> None:
     with pytest.raises(TrackingError):
         list(spool.drain(send))
     spool.release()
-    later = Spool.load(spool.folder)
+    later = Outbox.load(spool.folder)
     assert later is not None
     assert list(later.drain(sent.append)) == []
     assert sent == entries(5)
@@ -63,12 +63,12 @@ def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
     with (spool.folder / "entries.jsonl").open("a") as lines:
         lines.write('{"kind": "metr')
     spool.release()
-    later = Spool.load(spool.folder)
+    later = Outbox.load(spool.folder)
     assert later is not None
     assert len(later) == 2
 
 
 def test_a_password_is_not_written_down(tmp_path: Path) -> None:
-    spool = Spool.new(tmp_path, Session("http://me:hush@127.0.0.1:9", "1"))
+    spool = Outbox.new(tmp_path, Session("http://me:hush@127.0.0.1:9", "1"))
     spool.append(entries(1)[0])
     assert "hush" not in "".join(path.read_text() for path in spool.folder.iterdir())

@@ -21,7 +21,7 @@ REQUESTS = list(plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(chan
 SEED_COLUMNS = np.repeat(np.arange(3), 2)
 
 
-def _weigh(answers: evidence.Answers, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
+def _weigh(answers: evidence.TeacherVotes, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
     relabel = RelabelConfig(target_prior=share, descriptions=0)
     return evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, relabel)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from potstill.config import AugmentConfig, RelabelConfig
-from potstill.labels.evidence import Answers
+from potstill.labels.evidence import TeacherVotes
 from potstill.labels.questions import class_texts, plan_relabel, plan_seed_check
 from potstill.labels.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
 from potstill.rows import Example, Response
@@ -137,8 +137,8 @@ def test_without_relabelling_texts_keep_their_class():
     assert result.report.share_contradicted == 0.0
 
 
-def answers(probs: np.ndarray) -> Answers:
-    return Answers(np.log(np.asarray(probs, dtype=float))[:, None, :], None)
+def answers(probs: np.ndarray) -> TeacherVotes:
+    return TeacherVotes(np.log(np.asarray(probs, dtype=float))[:, None, :], None)
 
 
 BALANCED = np.array([[0.8, 0.2], [0.2, 0.8]] * 20)
@@ -160,7 +160,7 @@ def test_chance_is_among_the_classes_that_were_offered():
     for row, label in enumerate(truth):
         others = draws.choice(np.delete(np.arange(77), label), 5, replace=False)
         votes[row, 0, [label, *others]] = draws.normal(-3, 2, 6)
-    check = check_on_seeds(Answers(votes, None), Answers(votes, None), truth)
+    check = check_on_seeds(TeacherVotes(votes, None), TeacherVotes(votes, None), truth)
     assert check.chance == pytest.approx(1 / 6)
     assert check.p_value > 0.01
 

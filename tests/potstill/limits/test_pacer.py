@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from potstill.limits.breaker import BreakerSettings
 from potstill.limits.headers import Announced, RateHeaders
-from potstill.limits.pacer import Limits, Pacer, Report
-from potstill.limits.rate import Answers, RateControl
+from potstill.limits.pacer import HolderReport, Limits, Pacer
+from potstill.limits.rate import AnswerCounts, RateControl
 from potstill.limits.shares import Shares
 from potstill.limits.wallet import Outcome, Wallet
 from tests.support.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer, World
@@ -189,17 +189,17 @@ def test_retry_after_is_obeyed_by_all():
 
 def test_a_pause_of_hours_is_not_sat_out():
     pacer = Pacer(Limits(4))
-    pacer.settle(Report("one", answers=Answers(refused=1, retry_after_s=7200.0)), 0.0)
-    assert pacer.grant(Report("one", wanted=1), 1.0).stop == (
+    pacer.settle(HolderReport("one", answers=AnswerCounts(refused=1, retry_after_s=7200.0)), 0.0)
+    assert pacer.grant(HolderReport("one", wanted=1), 1.0).stop == (
         "the endpoint asks to wait 7199 s (Retry-After), more than 900 s"
     )
 
 
 def test_a_day_s_limit_is_no_rate_but_waited_for_at_its_end():
     rates = RateControl(None, None)
-    rates.settle(Answers(1, rates=RateHeaders(requests=Announced(14400, 100, 7000.0))), 0.0)
+    rates.settle(AnswerCounts(1, rates=RateHeaders(requests=Announced(14400, 100, 7000.0))), 0.0)
     assert math.isinf(rates.requests_per_s)
-    rates.settle(Answers(1, rates=RateHeaders(requests=Announced(14400, 0, 300.0))), 1.0)
+    rates.settle(AnswerCounts(1, rates=RateHeaders(requests=Announced(14400, 0, 300.0))), 1.0)
     assert rates.allowed(10, 0, 0, 2.0) == 0
     assert rates.hold_s(2.0) == pytest.approx(299.0)
     assert rates.allowed(10, 0, 0, 301.1) == 1
@@ -326,12 +326,12 @@ def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
 
 def test_a_cheaper_request_still_fits():
     pacer = Pacer(Limits(8, requests_per_minute=1e6, budget_usd=1.0))
-    pacer.exchange(Report("one", wanted=1), 0.0)
-    grant = pacer.exchange(Report("one", spent_usd=0.9, wanted=5, usd_each=0.5, usd_next=0.1), 1.0)
+    pacer.exchange(HolderReport("one", wanted=1), 0.0)
+    grant = pacer.exchange(HolderReport("one", spent_usd=0.9, wanted=5, usd_each=0.5, usd_next=0.1), 1.0)
     assert (grant.requests, grant.usd, grant.stop) == (1, 0.1, None)
     assert (
         "may cost $0.2000"
-        in pacer.exchange(Report("one", spent_usd=0.9, wanted=5, usd_each=0.5, usd_next=0.2), 2.0).stop
+        in pacer.exchange(HolderReport("one", spent_usd=0.9, wanted=5, usd_each=0.5, usd_next=0.2), 2.0).stop
     )
 
 
@@ -372,14 +372,14 @@ def test_an_endpoint_that_only_ever_refuses_is_given_up_too():
 def test_errors_of_single_requests_open_nothing():
     pacer = Pacer(Limits(8, requests_per_minute=1e6))
     for step in range(200):
-        pacer.settle(Report("one", rejected=1), step / 10)
-        pacer.settle(Report("one", failed={"500": 1}), step / 10)
+        pacer.settle(HolderReport("one", rejected=1), step / 10)
+        pacer.settle(HolderReport("one", failed={"500": 1}), step / 10)
     assert pacer.state(30.0).held_because is None
 
 
 def test_the_state_says_what_holds_requests_back():
     pacer = Pacer(Limits(8))
-    pacer.settle(Report("one", failed={"timeout": 30, "500": 10}), 0.0)
+    pacer.settle(HolderReport("one", failed={"timeout": 30, "500": 10}), 0.0)
     assert pacer.state(0.5).held_because == (
         "nothing gets through; commonest error (30 of 40): timeout; next try in 0 s"
     )

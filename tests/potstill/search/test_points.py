@@ -2,8 +2,6 @@
 
 import itertools
 
-import pytest
-
 from potstill.config import Config, parse
 from potstill.config.search import SearchConfig
 from potstill.errors import InputError

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.config.student import StudentConfig
-from potstill.student.second_opinion import FLOOR, Say, choose_say, refine, wanted
+from potstill.student.second_opinion import FLOOR, AnchorWeight, choose_say, refine, wanted
 
 AUTO = StudentConfig()
 HALF = np.array([0, 1] * 50)
@@ -47,7 +47,7 @@ def test_what_is_certain_stays_so_and_no_opinion_rules_a_class_out():
 
 def test_full_say_for_two_classes_that_both_sources_tell_apart():
     say = choose_say(AUTO, n_seeds=4, choices=HALF, others=said(HALF))
-    assert say == Say(opinion=1.0, blend=0.4, agreement=1.0)
+    assert say == AnchorWeight(opinion=1.0, blend=0.4, agreement=1.0)
 
 
 def test_less_say_with_more_classes_or_fewer_seeds():
@@ -72,12 +72,12 @@ def test_no_say_without_agreement_beyond_chance():
 
 @pytest.mark.parametrize(("choices", "agreed"), [(np.array([], dtype=int), None), (np.zeros(9, dtype=int), 0.0)])
 def test_no_say_where_agreement_means_nothing(choices, agreed):
-    assert choose_say(AUTO, 4, choices, said(choices).reshape(-1, 2)) == Say(0.0, 0.0, agreed)
+    assert choose_say(AUTO, 4, choices, said(choices).reshape(-1, 2)) == AnchorWeight(0.0, 0.0, agreed)
 
 
 def test_what_is_configured_holds_whatever_the_agreement():
     student = StudentConfig(second_opinion=0.4, blend=0.0)
-    assert choose_say(student, 4, HALF, said(1 - HALF)) == Say(0.4, 0.0, pytest.approx(-1))
+    assert choose_say(student, 4, HALF, said(1 - HALF)) == AnchorWeight(0.4, 0.0, pytest.approx(-1))
     assert wanted(student)
     assert wanted(AUTO)
     assert not wanted(StudentConfig(second_opinion=0, blend=0))
