@@ -22,7 +22,6 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs.run.job import Job, prepare
@@ -35,7 +34,6 @@ from potstill.config import parse
 from potstill.labels import evidence
 from potstill.measures import subjectivity
 from potstill.measures.annotations import read_annotations
-from potstill.prompts.render import choose_renderer
 from potstill.rows import Request
 from potstill.study import assessment
 
@@ -61,15 +59,14 @@ def annotators(rows: list[dict[str, Any]]) -> subjectivity.Agreement | None:
 
 def estimates(job: Job, pool: TeacherPool, part: str, texts: list[str]) -> dict[str, np.ndarray]:
     """The three estimates of every text, (texts,) each."""
-    identity = identify(job.config.teacher)
-    renderer = choose_renderer(job.config.teacher.renderer, identity)
+    identity, renderer = job.teacher.identity, job.teacher.renderer
     offered = [job.task.labels] * len(texts)
     requests: list[Request] = list(
         assessment.plan(job.task, job.data.seeds, texts, offered, identity, renderer, job.config.seed)
     )
     opinions = list(assessment.plan_opinions(job.task, texts, identity, renderer))
     answered, _ = ask(job, pool, part, requests, len(requests), Meter(lambda values, step: None))
-    votes = evidence.read_answers(job.task, answered, len(texts)).votes
+    votes = evidence.read_votes(job.task, answered, len(texts))
     said, _ = ask(job, pool, f"{part}-opinion", opinions, len(opinions), Meter(lambda values, step: None))
     raw = np.array([logprobs for (logprobs,) in said.rows("choice_logprobs")], dtype=float)
     agree = raw[:, 0] - raw[:, 1]

@@ -36,7 +36,7 @@ from potstill.config import Config
 from potstill.errors import InputError, Problem, StageError
 from potstill.labels import evidence
 from potstill.labels import questions as relabelling
-from potstill.prompts.render import choose_renderer
+from potstill.labels.prototypes import class_prototypes, class_texts
 from potstill.rows import Example, Request
 from potstill.study import advice, assessment
 from potstill.study.advice import Advice
@@ -155,14 +155,14 @@ def _ask(job: Job, pool: TeacherPool, texts: SampledTexts) -> Assessment:
     task, seeds, config, labels = job.task, job.data.seeds, job.config, job.labels
     with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
         line.note("embedding")
-        vectors, of_seeds, of_classes = embed(texts.texts, [seed.text for seed in seeds], relabelling.class_texts(task))
+        vectors, of_seeds, of_classes = embed(texts.texts, [seed.text for seed in seeds], class_texts(task))
         requests, checks = _plan(job, texts, vectors, of_seeds, of_classes)
         meter = Meter(record.metrics)
         line.follow(meter.progress)
         expected = len(checks) + assessment.VOTES * len(texts.texts)
         answered, usage = ask(job, pool, PART, chain(checks, requests), expected, meter)
-        raw = evidence.read_answers(task, answered.slice(0, len(checks)), len(seeds)).votes
-        votes = evidence.read_answers(task, answered.slice(len(checks)), len(texts.texts)).votes
+        raw = evidence.read_votes(task, answered.slice(0, len(checks)), len(seeds))
+        votes = evidence.read_votes(task, answered.slice(len(checks)), len(texts.texts))
         if not np.isfinite(votes).any():
             raise StageError(f"{PART}: the teacher answered nothing; see {job.run.path}/response")
         # Calibrated together: seeds are too few to tell a class that the teacher leans to.
@@ -175,7 +175,7 @@ def _ask(job: Job, pool: TeacherPool, texts: SampledTexts) -> Assessment:
     numbers = asdict(diagnosis) if diagnosis is not None else {}
     return Assessment(
         task.name,
-        identify(config.teacher).model,
+        job.teacher.identity.model,
         texts.origin,
         len(seeds),
         diagnosis,
@@ -193,9 +193,8 @@ def _ask(job: Job, pool: TeacherPool, texts: SampledTexts) -> Assessment:
 def _plan(
     job: Job, texts: SampledTexts, vectors: np.ndarray, of_seeds: np.ndarray, of_classes: np.ndarray
 ) -> tuple[Any, list[Request]]:
-    task, seeds, identity = job.task, job.data.seeds, identify(job.config.teacher)
-    renderer = choose_renderer(job.config.teacher.renderer, identity)
-    centres = relabelling.class_centres(task, seeds, of_seeds, of_classes)
+    task, seeds, identity, renderer = job.task, job.data.seeds, job.teacher.identity, job.teacher.renderer
+    centres = class_prototypes(of_seeds, relabelling.seed_columns(task, seeds), of_classes)
     most = len(job.labels) if len(job.labels) <= MOST_CLASSES else job.config.relabel.neighbours
     offered = relabelling.offer(task, vectors, centres, most)
     of_seed = relabelling.offer(task, of_seeds, centres, most)
@@ -207,8 +206,7 @@ def _confirm(job: Job, texts: SampledTexts | None, most: int, yes: bool) -> None
     """Say what will be asked; ask first where it may cost more than ``teacher.ask_above_usd``."""
     stages = [] if texts else plan.plan(_writing(job, most), ["generate"])
     count = len(texts.texts) if texts else most
-    identity, task, seeds = identify(job.config.teacher), job.task, job.data.seeds
-    renderer = choose_renderer(job.config.teacher.renderer, identity)
+    identity, renderer, task, seeds = job.teacher.identity, job.teacher.renderer, job.task, job.data.seeds
     labels = job.labels[:MOST_CLASSES]
     each = list(assessment.plan(task, seeds, [seeds[0].text], [labels], identity, renderer, job.config.seed))
     stages.append(plan.plan_stage(PART, each, plan.teacher_terms(job.config.teacher), times=count + len(seeds)))

@@ -16,7 +16,6 @@ from typing import TypeVar
 import typer
 from rich.markup import escape
 
-from actors.backends.identity import identify
 from actors.inference.embedder import PACKAGED
 from actors.ledger.database import NoLedgerError
 from actors.ledger.store import LedgerStore
@@ -40,8 +39,6 @@ from potstill.endpoint.cost import (
     teacher_price,
 )
 from potstill.errors import InputError, Problem
-from potstill.labels.questions import sample_questions
-from potstill.prompts.render import choose_renderer
 from potstill.rows import Example, Request
 from potstill.task import Task
 
@@ -110,9 +107,7 @@ def _plan_relabel(job: Job, terms: Terms, written: bool) -> StagePlan:
 
     Of a run that has asked them before, its own table says which: to make them anew, the texts would be embedded.
     """
-    config, identity = job.config, identify(job.config.teacher)
-    renderer = choose_renderer(config.teacher.renderer, identity)
-    each = sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
+    config, each = job.config, job.questions.sample()
     texts, known = strategies.texts_wanted(config.augment) * len(job.labels), None
     if written:
         texts = sum(example.kept for example in job.run.read(Example, "generated"))
@@ -247,7 +242,7 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         f"[bold]{escape(job.task.name)}[/]: {len(job.labels)} classes, {len(job.data.seeds)} seeds, "
         f"{len(job.data.test)} test texts; run {job.run.name}"
     )
-    strategy = strategies.find(augment.strategy)
+    strategy = job.strategy
     how = f"with {augment.shots} shots" if strategy.collect is None else f"({strategy.says})"
     verb = "write" if strategy.collect is None else "collect"
     terminal.say(
@@ -263,9 +258,8 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
 
 def print_stages(job: Job, stages: Sequence[StagePlan]) -> None:
     """Requests, tokens, cost and time by stage, and of which teacher."""
-    identity, terminal = identify(job.config.teacher), job.terminal
-    renderer = choose_renderer(job.config.teacher.renderer, identity)
-    terminal.say(f"teacher {identity.model} ({identity.provider}), prompts put as {renderer}")
+    identity, terminal = job.teacher.identity, job.terminal
+    terminal.say(f"teacher {identity.model} ({identity.provider}), prompts put as {job.teacher.renderer}")
     terminal.table(
         "",
         [

@@ -1,4 +1,4 @@
-"""The teacher seam: what every backend (embedded, HTTP, vLLM) offers, and nothing more."""
+"""What prompts and requests must know of a teacher, and the interface that every backend implements."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from potstill.rows import Request, Response
 
 @dataclass(frozen=True, slots=True)
 class TeacherIdentity:
-    """What of the teacher is part of every request's content hash."""
+    """The part of a teacher that enters every request's content hash."""
 
     provider: str
     model: str
     weights_digest: str | None = None
 
 
-class Teacher(Protocol):
-    """Answers requests, one response for each, in the order given; a request that fails gets a
-    response with ``error``, never an exception for the whole batch."""
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A teacher and the ``renderer`` that puts prompts into words for it (``potstill.prompts.render``)."""
+
+    identity: TeacherIdentity
+    renderer: str
+
+
+class TeacherBackend(Protocol):
+    """Answers requests: one response each, in the order given. A request that fails gets a response with ``error``;
+    it never fails the batch."""
 
     identity: TeacherIdentity
 

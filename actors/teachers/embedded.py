@@ -11,7 +11,7 @@ from actors.ledger.handle import Ledger
 from actors.teachers.answers import Answer, block_size, keep_leases, to_answer_table
 from potstill.config import EmbeddedTeacher
 from potstill.rows import Request, Response, from_table
-from potstill.teacher import Teacher
+from potstill.teacher import TeacherBackend
 
 
 class TeacherActor:
@@ -20,7 +20,7 @@ class TeacherActor:
     def __init__(self, config: EmbeddedTeacher, ledger: Ledger, owner: str) -> None:
         from actors.backends.embedded import EmbeddedBackend
 
-        self._backend: Teacher = EmbeddedBackend(config)
+        self._backend: TeacherBackend = EmbeddedBackend(config)
         self._batch_size = config.batch_size
         self._ledger = ledger
         self._owner = owner

@@ -174,7 +174,9 @@ class Run:
             filesystem, inner = url_to_fs(place)
             if filesystem.isfile(f"{inner}/config.yaml"):
                 with filesystem.open(f"{inner}/config.yaml", "r") as file:
-                    config = parse(yaml.safe_load(file), where=f"{inner}/config.yaml")
+                    content = yaml.safe_load(file)
+                content.get("relabel", {}).pop("channel", None)  # a former field, in runs of older versions
+                config = parse(content, where=f"{inner}/config.yaml")
                 parent, name = inner.rsplit("/", 1)
                 protocol = "" if "://" not in place else place.split("://", 1)[0] + "://"
                 return Run(protocol + parent, name), config

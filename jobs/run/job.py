@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,8 +14,13 @@ from jobs.run.folder import Run, name_run
 from jobs.runtime import torch_worker as bench
 from jobs.runtime.terminal import Terminal
 from jobs.tracking.tracker import NullTracker, Tracker
+from potstill import strategies
 from potstill.config import Config
+from potstill.labels.questions import Questions
+from potstill.prompts.render import choose_renderer
+from potstill.strategies import Strategy
 from potstill.task import Task, TaskData
+from potstill.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,23 @@ class Job:
     tracker: Tracker
     verbose: bool = False
     embed: Callable[..., list[np.ndarray]] = lambda *groups: bench.embed(*groups)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Who the teacher is and how prompts are put to it. Raises ``TeacherError`` if a local model is missing."""
+        identity = identify(self.config.teacher)
+        return Teacher(identity, choose_renderer(self.config.teacher.renderer, identity))
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """Where the texts come from."""
+        return strategies.find(self.config.augment.strategy)
+
+    @cached_property
+    def questions(self) -> Questions:
+        """What the teacher is asked about a text's class."""
+        config = self.config
+        return Questions(self.task, self.data.seeds, config.relabel, self.teacher, config.seed)
 
     @property
     def labels(self) -> list[str]:

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from actors.backends.identity import identify
 from jobs import plan
 from jobs.plan import StagePlan, Terms
 from jobs.run.job import Job, prepare
@@ -24,8 +23,7 @@ from jobs.stages import generate
 from potstill import strategies
 from potstill.config import Config
 from potstill.errors import Problem
-from potstill.labels import questions
-from potstill.prompts.render import choose_renderer, texts_per_reply
+from potstill.prompts.render import texts_per_reply
 from potstill.search import points as search_points
 from potstill.search.points import Point
 from potstill.search.validation import from_real
@@ -175,10 +173,7 @@ def _relabelling(job: Job, terms: Terms, texts: int) -> StagePlan:
     config = job.config
     if not config.relabel.enabled:
         return plan.plan_tokens("relabel", [], terms)
-    identity = identify(config.teacher)
-    renderer = choose_renderer(config.teacher.renderer, identity)
-    each = questions.sample_questions(job.task, job.data.seeds, config.relabel, identity, renderer, config.seed)
-    return plan.plan_stage("relabel", each, terms, times=texts + len(job.data.seeds))
+    return plan.plan_stage("relabel", job.questions.sample(), terms, times=texts + len(job.data.seeds))
 
 
 def _union(job: Job, configs: Sequence[Config], singles: Sequence[StagePlan], terms: Terms) -> StagePlan:
@@ -206,10 +201,7 @@ def _union(job: Job, configs: Sequence[Config], singles: Sequence[StagePlan], te
         # A text of a request that several trials share is labelled once.
         written = set().union(*(ids_of[_prompts(config)] for config in group))
         one = _at(job, group[0])
-        expected = texts_per_reply(
-            choose_renderer(one.config.teacher.renderer, identify(one.config.teacher)),
-            one.config.augment.texts_per_reply,
-        )
+        expected = texts_per_reply(one.teacher.renderer, one.config.augment.texts_per_reply)
         alone = sum(_texts(_at(job, config)) for config in group)
         stages.append(_relabelling(one, terms, min(alone, round(len(written) * expected))))
     together = _sum("shared", stages)

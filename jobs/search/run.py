@@ -91,7 +91,7 @@ def search(config: Config, verbose: bool = False, yes: bool = False, resume: boo
 
 def name_search(job: Job) -> str:
     """``<task>-search-<digest>``: the same base config, data, teacher and space are the same search, however long."""
-    weights = identify(job.config.teacher).weights_digest
+    weights = job.teacher.identity.weights_digest
     base = name_run(job.config, job.task, job.data, weights)
     content = search_points.search_of(job.config).model_dump(mode="json", exclude=GROWS)
     validation = [[row.text, row.label] for row in job.data.validation]

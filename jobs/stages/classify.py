@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.backends.identity import identify
 from actors.teachers.pool import TeacherPool
 from jobs.run.folder import as_json
 from jobs.run.job import Job
@@ -18,9 +17,10 @@ from jobs.runtime.torch_worker import embed
 from jobs.stages.ask import Usage, ask
 from jobs.stages.generate import usage_metrics
 from potstill.errors import StageError
-from potstill.labels import evidence, questions
+from potstill.labels import evidence
+from potstill.labels.prototypes import class_texts
+from potstill.labels.questions import Embeddings
 from potstill.measures.baselines import as_predictions
-from potstill.prompts.render import choose_renderer
 from potstill.rows import Prediction
 from potstill.task import LabelledText
 
@@ -35,36 +35,21 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
     Raw: the mean over votes of the probabilities of the classes that were offered. Calibrated: batch calibration over
     the texts first. A text without an answer gets an even distribution, so it counts as the first class.
     """
-    config, identity, labels = job.config, identify(job.config.teacher), job.labels
-    renderer = choose_renderer(config.teacher.renderer, identity)
+    config, labels = job.config, job.labels
     with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
         # Which classes are near matters only where not all of them are offered.
         asked_about = [row.text for row in texts] if len(labels) > config.relabel.neighbours else []
-        found, seeds, classes = embed(
-            asked_about, [seed.text for seed in job.data.seeds], questions.class_texts(job.task)
-        )
+        found, seeds, classes = embed(asked_about, [seed.text for seed in job.data.seeds], class_texts(job.task))
         vectors = found if asked_about else np.zeros((len(texts), classes.shape[1]), dtype=np.float32)
-        requests = questions.plan_relabel(
-            job.task,
-            job.data.seeds,
-            [row.text for row in texts],
-            vectors,
-            seeds,
-            classes,
-            config.relabel,
-            identity,
-            renderer,
-            config.seed,
-        )
+        requests = job.questions.about_texts([row.text for row in texts], Embeddings(vectors, seeds, classes))
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        each = questions.count_questions(job.task, config.relabel, identity, renderer)
-        answered, usage = ask(job, pool, PART, requests, each * len(texts), meter)
-        answers = evidence.read_answers(job.task, answered, len(texts))
-        unanswered = int((~np.isfinite(answers.votes).any((1, 2))).sum())
+        answered, usage = ask(job, pool, PART, requests, config.relabel.votes * len(texts), meter)
+        votes = evidence.read_votes(job.task, answered, len(texts))
+        unanswered = int((~np.isfinite(votes).any((1, 2))).sum())
         if unanswered == len(texts):
             raise StageError(f"{PART}: the teacher answered nothing; see {job.run.path}/response")
-        for part, probs in ((RAW, raw_probs(answers)), (CALIBRATED, evidence.teacher_probs(answers)[0])):
+        for part, probs in ((RAW, raw_probs(votes)), (CALIBRATED, evidence.teacher_probs(votes)[0])):
             even = np.where(np.isfinite(probs), probs, 1.0 / len(labels))
             job.run.write(Prediction, part, as_predictions(texts, even, labels))
         job.run.write_json(PART, {"usage": as_json(usage), "unanswered": unanswered})
@@ -74,16 +59,16 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         )
 
 
-def raw_probs(answers: evidence.TeacherVotes) -> np.ndarray:
-    """Mean over votes of the class probabilities as the teacher gave them, (n_texts, n_classes): a class that was not
-    offered has 0, a text without an answer NaN."""
-    logprobs = np.where(np.isfinite(answers.votes), answers.votes, -np.inf)
+def raw_probs(votes: np.ndarray) -> np.ndarray:
+    """The teacher's class probabilities averaged over ``votes`` (n_texts, votes, n_classes): 0 for a class that was not
+    offered, NaN for a text without an answer."""
+    logprobs = np.where(np.isfinite(votes), votes, -np.inf)
     top = logprobs.max(axis=2, keepdims=True)
     voted = np.isfinite(top[:, :, 0])
     odds = np.exp(logprobs - np.where(np.isfinite(top), top, 0.0))
     probs = odds / np.maximum(odds.sum(axis=2, keepdims=True), 1e-300)
-    total, votes = probs.sum(axis=1), voted.sum(axis=1)
-    return np.where(votes[:, None] > 0, total / np.maximum(votes, 1)[:, None], np.nan)
+    total, counted = probs.sum(axis=1), voted.sum(axis=1)
+    return np.where(counted[:, None] > 0, total / np.maximum(counted, 1)[:, None], np.nan)
 
 
 def usage_of(job: Job) -> Usage:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from jobs.run.job import Job
 from jobs.stages import train as training
-from potstill import draws, strategies
+from potstill import draws
 from potstill.errors import StageError
 from potstill.rows import Example
 from potstill.student import second_opinion
@@ -95,7 +95,7 @@ def plan_arms(job: Job) -> list[Arm]:
     distilled = [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)]
     asked = tuple(from_opinions(relabelled, labels))
     arms.append(replace(arm(DISTILLED, distilled), anchor=anchor, asked=asked))
-    if GENERATED in config.evaluate.compare and not strategies.find(config.augment.strategy).unlabelled:
+    if GENERATED in config.evaluate.compare and not job.strategy.unlabelled:
         arms.append(
             arm(
                 GENERATED,

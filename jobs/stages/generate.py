@@ -13,7 +13,6 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.backends.identity import identify
 from actors.teachers.pool import TeacherPool
 from jobs.run.folder import as_json
 from jobs.run.job import Job
@@ -22,7 +21,7 @@ from jobs.stages.ask import Usage, ask
 from potstill import strategies
 from potstill.errors import StageError
 from potstill.labels.answered import Answered
-from potstill.prompts.render import choose_renderer, texts_per_reply, to_requests
+from potstill.prompts.render import texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
 from potstill.texts import filters
 from potstill.texts.parsing import CUT_SHORT
@@ -47,26 +46,18 @@ class GenerateReport:
 
 def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> Iterator[Request]:
     """The requests for the draws [start, stop) of every class, each made when it is asked for."""
-    config, identity = job.config, identify(job.config.teacher)
-    augment = config.augment
-    drafts = strategies.plan(job.task, job.data.seeds, augment, config.seed, counts)
-    return to_requests(
-        drafts,
-        stage="generate",
-        task=job.task.name,
-        strategy=augment.strategy,
-        renderer=choose_renderer(config.teacher.renderer, identity),
-        identity=identity,
-        sampling=Sampling(augment.temperature, augment.top_p, augment.max_tokens),
-    )
+    augment = job.config.augment
+    drafts = job.strategy.plan(job.task, job.data.seeds, augment, job.config.seed, counts)
+    sampling = Sampling(augment.temperature, augment.top_p, augment.max_tokens)
+    return to_requests(drafts, job.teacher, sampling, job.task.name, augment.strategy)
 
 
 def next_counts(job: Job, examples: Sequence[Example], drawn: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """The draws to ask for next, by class that is short of texts; ``drawn`` is how many each has had."""
-    augment, teacher = job.config.augment, job.config.teacher
+    augment = job.config.augment
     kept = collections.Counter(example.target_label for example in examples if example.kept)
     texts = {label: kept[label] for label in job.task.labels}
-    expected = texts_per_reply(choose_renderer(teacher.renderer, identify(teacher)), augment.texts_per_reply)
+    expected = texts_per_reply(job.teacher.renderer, augment.texts_per_reply)
     return strategies.next_counts(job.task.labels, strategies.texts_wanted(augment), texts, drawn, expected)
 
 
@@ -80,7 +71,7 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
     with job.terminal.stage("generate") as line, job.tracker.stage("generate") as record:
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        collected = strategies.find(job.config.augment.strategy).collect
+        collected = job.strategy.collect
         if collected is not None:
             examples, counts = _filter(job, _collect(job)), {}
         while counts and rounds < job.config.augment.max_rounds:
@@ -100,7 +91,7 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
         source = "that no teacher wrote" if collected is not None else f"in {usage.requests} replies"
         line.summary = f"{report.kept} texts kept of {report.texts} {source}{_dropped(report.dropped)}"
-    unlabelled = strategies.find(job.config.augment.strategy).unlabelled
+    unlabelled = job.strategy.unlabelled
     empty = [label for label in job.task.labels if not any(e.kept and e.target_label == label for e in examples)]
     if unlabelled:
         empty = [] if any(example.kept for example in examples) else ["any"]
@@ -153,7 +144,7 @@ def _collect(job: Job) -> list[Example]:
 
 def _parse(job: Job, answered: Answered, unread: collections.Counter[str]) -> list[Example]:
     """Every utterance of every reply, in the order of the plan; ``unread`` counts the lines that were taken for none."""
-    parse = strategies.find(job.config.augment.strategy).parse
+    parse = job.strategy.parse
     told = ("request_id", "strategy", "target_label", "mix_label", "alpha")
     examples = []
     for reply, finish_reason, *request in answered.rows("text", "finish_reason", *told):
@@ -181,7 +172,7 @@ def _parse(job: Job, answered: Answered, unread: collections.Counter[str]) -> li
 
 def _filter(job: Job, examples: Sequence[Example]) -> list[Example]:
     seeds, test = [seed.text for seed in job.data.seeds], [row.text for row in job.data.test]
-    return filters.drop(examples, seeds, test, alike=strategies.find(job.config.augment.strategy).alike)
+    return filters.drop(examples, seeds, test, alike=job.strategy.alike)
 
 
 def _report(
@@ -189,7 +180,7 @@ def _report(
 ) -> GenerateReport:
     kept = collections.Counter(example.target_label for example in examples if example.kept)
     # Who collects texts takes what there is.
-    collects = strategies.find(job.config.augment.strategy).collect is not None
+    collects = job.strategy.collect is not None
     wanted = 0 if collects else strategies.texts_wanted(job.config.augment)
     missing = {label: wanted - kept[label] for label in job.task.labels if kept[label] < wanted}
     dropped = unread + collections.Counter(example.dropped_because for example in examples if example.dropped_because)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from actors.backends.identity import identify
 from actors.teachers.pool import TeacherPool
 from jobs.run.folder import as_json
 from jobs.run.job import Job
@@ -23,19 +22,10 @@ from jobs.runtime.progress import Meter
 from jobs.stages.ask import Usage, ask
 from jobs.stages.diversity import as_rows
 from jobs.stages.generate import usage_metrics
-from potstill.labels import questions as relabelling
+from potstill.labels.prototypes import class_texts
+from potstill.labels.questions import Embeddings
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
-from potstill.prompts.render import choose_renderer
 from potstill.rows import Example, Request
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Rows of unit length for the stage's texts, the seeds and what stands for each class."""
-
-    texts: np.ndarray
-    seeds: np.ndarray
-    classes: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +50,8 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         planned = chain(checks, requests)
         answered, usage = ask(job, pool, "relabel", planned, expected, meter)
         of_seeds, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
-        resolution = resolve(
-            job.task,
-            job.data.seeds,
-            standing,
-            of_texts,
-            of_seeds,
-            vectors.texts,
-            vectors.seeds,
-            vectors.classes,
-            job.config.augment,
-            job.config.relabel,
-        )
+        per_class = job.config.augment.per_class
+        resolution = resolve(job.questions, standing, of_texts, of_seeds, vectors, per_class)
         report = resolution.report
         request_ids = of_texts.plan["request_id"].to_pylist()
         resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
@@ -105,24 +85,16 @@ def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tu
 
 def count_requests(job: Job, texts: int) -> int:
     """How many questions there are about so many texts."""
-    config, identity = job.config, identify(job.config.teacher)
-    renderer = choose_renderer(config.teacher.renderer, identity)
-    each = relabelling.count_questions(job.task, config.relabel, identity, renderer) if config.relabel.enabled else 0
-    return each * texts
+    relabel = job.config.relabel
+    return relabel.votes * texts if relabel.enabled else 0
 
 
 def plan_requests(
     job: Job, examples: Sequence[Example], vectors: Embeddings
 ) -> tuple[Iterator[Request], list[Request]]:
     """The questions about the texts, each made when it is asked for, and the same about the seeds."""
-    config, identity = job.config, identify(job.config.teacher)
-    renderer = choose_renderer(config.teacher.renderer, identity)
-    common = (vectors.seeds, vectors.classes, config.relabel, identity, renderer, config.seed)
     texts = [example.text for example in examples]
-    return (
-        relabelling.plan_relabel(job.task, job.data.seeds, texts, vectors.texts, *common),
-        relabelling.plan_seed_check(job.task, job.data.seeds, *common),
-    )
+    return job.questions.about_texts(texts, vectors), job.questions.about_seeds(vectors)
 
 
 def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
@@ -130,7 +102,7 @@ def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
         *job.embed(
             [example.text for example in examples],
             [seed.text for seed in job.data.seeds],
-            relabelling.class_texts(job.task),
+            class_texts(job.task),
         )
     )
 

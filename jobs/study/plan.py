@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.backends.identity import identify
 from jobs import plan
 from jobs.plan import StagePlan
 from jobs.run.job import Job
 from jobs.runtime.progress import format_usd
 from jobs.runtime.terminal import Terminal
 from jobs.study.cells import Cell
-from potstill.labels.questions import sample_questions
-from potstill.prompts.render import choose_renderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,8 @@ def _stages(cell: Cell) -> list[StagePlan]:
     job = cell.job
     if cell.source.kind != "classifier":
         return plan.plan(job)
-    identity = identify(job.config.teacher)
-    renderer = choose_renderer(job.config.teacher.renderer, identity)
-    each = sample_questions(job.task, job.data.seeds, job.config.relabel, identity, renderer, job.config.seed)
-    return [plan.plan_stage("classify", each, plan.teacher_terms(job.config.teacher), times=len(job.data.test))]
+    return [
+        plan.plan_stage(
+            "classify", job.questions.sample(), plan.teacher_terms(job.config.teacher), times=len(job.data.test)
+        )
+    ]

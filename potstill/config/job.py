@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from potstill.config.files import explain, override, place_of
 from potstill.config.search import SearchConfig
@@ -116,10 +116,6 @@ class RelabelConfig(Section):
         le=16,
         description="times a text is asked about, each with the seeds in another order; the votes are averaged",
     )
-    channel: Literal["auto", "on", "off"] = Field(
-        "off",
-        description="also ask how likely the text is under each class's writing prompt; auto: local teachers, up to 4 classes",
-    )
     neighbours: int = Field(
         6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
     )
@@ -138,12 +134,6 @@ class RelabelConfig(Section):
         description="weight of what a sentence encoder says by the classes' names and descriptions (0 to 10); "
         "auto: up to 1.5, as far as it agrees with the teacher and the class a text was written for",
     )
-
-    @field_validator("channel", mode="before")
-    @classmethod
-    def _on_and_off(cls, value: Any) -> Any:
-        # YAML 1.1 reads on and off as true and false.
-        return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class EvaluateConfig(Section):
@@ -215,9 +205,6 @@ class Config(Section):
             wrong.append(
                 f"augment.shots = {self.augment.shots} is more than task.seeds_per_class = {self.task.seeds_per_class}; lower the one or raise the other"
             )
-        if self.relabel.enabled and self.relabel.channel == "on" and self.teacher.kind != "embedded":
-            # An endpoint tells the likelihood of what it writes, not of a text that it is given.
-            wrong.append("relabel.channel = 'on' needs an embedded teacher; set it to off")
         if self.augment.strategy == "annotate" and not self.relabel.enabled:
             wrong.append(
                 "augment.strategy = 'annotate' has the teacher label texts, and relabel.enabled is false; set it to true"
@@ -238,6 +225,7 @@ class Config(Section):
             content["task"].pop("seed")
         if not content["student"]["early_stopping"]:  # runs from before there was such a field keep their names
             content["student"].pop("early_stopping")
+        content["relabel"]["channel"] = "off"  # a former field: runs from before its removal keep their names
         for section, names in _WITHOUT_EFFECT.items():
             for name in names:
                 content[section].pop(name, None)
@@ -301,7 +289,7 @@ def _without(content: dict[str, Any], places: Sequence[tuple[int | str, ...]]) -
     rest = copy.deepcopy(content)
     for place in places:
         # A complaint about the whole config is one about these.
-        crossed = [("augment", "shots"), ("task", "seeds_per_class"), ("relabel", "channel"), ("relabel", "enabled")]
+        crossed = [("augment", "shots"), ("task", "seeds_per_class"), ("relabel", "enabled")]
         for path in [place] if place else crossed:
             target: Any = rest
             *parents, name = path

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import binomtest
 
-from potstill.config import AugmentConfig, RelabelConfig
+from potstill.config import RelabelConfig
 from potstill.labels import evidence
 from potstill.labels.answered import Answered
+from potstill.labels.questions import Embeddings, Questions, seed_columns
 from potstill.rows import Example
-from potstill.task import LabelledText, Task
+from potstill.task import Task
 
 LOW_EVIDENCE = "low evidence"
 NOT_NEEDED = "not needed"
@@ -64,46 +65,34 @@ class Resolution:
 
 
 def resolve(
-    task: Task,
-    seeds: Sequence[LabelledText],
+    questions: Questions,
     examples: Sequence[Example],
     answered: Answered,
     seed_answered: Answered,
-    text_embeddings: np.ndarray,
-    seed_embeddings: np.ndarray,
-    class_embeddings: np.ndarray,
-    augment: AugmentConfig,
-    relabel: RelabelConfig,
+    vectors: Embeddings,
+    per_class: int,
 ) -> Resolution:
-    """Label and select ``examples`` (those with ``kept`` when the stage began; embeddings row by row). One without a
-    target takes the class that the evidence says.
+    """Label ``examples`` and keep the ``per_class`` surest of each class.
 
-    ``answered``: what ``plan_relabel`` asks about these texts with the answers, empty where relabelling is off;
-    ``seed_answered``: the same of ``plan_seed_check``. Failed requests count as no vote. Raises
-    nothing for missing answers.
+    ``examples``: those kept so far, one row of ``vectors.texts`` each; one without a target class takes the class with
+    the most evidence. ``answered``, ``seed_answered``: the questions about texts and seeds with the answers, empty if
+    relabelling is off. A failed request is a missing vote; nothing is raised for it.
     """
+    task, relabel = questions.task, questions.relabel
     columns = {label: column for column, label in enumerate(task.labels)}
     targets = np.array([columns.get(example.target_label or example.label, -1) for example in examples], dtype=int)
-    seed_columns = np.array([columns[example.label] for example in seeds], dtype=int)
+    of_seeds = seed_columns(task, questions.seeds)
     warnings: list[str] = []
 
-    answers = evidence.read_answers(task, answered, len(examples))
-    seed_answers = evidence.read_answers(task, seed_answered, len(seeds))
+    votes = evidence.read_votes(task, answered, len(examples))
+    seed_votes = evidence.read_votes(task, seed_answered, len(of_seeds))
     shares = evidence.expected_shares(targets, len(columns))
-    check = check_on_seeds(answers, seed_answers, seed_columns, shares) if relabel.enabled else None
+    check = check_on_seeds(votes, seed_votes, of_seeds, shares) if relabel.enabled else None
     guard = _guard(relabel, check)
     teacher_used = guard not in (Guard.OFF, Guard.NOT_USED)
     if relabel.enabled and len(examples):
         warnings += _remarks(guard, check)
-    found = evidence.weigh(
-        answers if teacher_used else answers.silenced(),
-        text_embeddings,
-        seed_embeddings,
-        seed_columns,
-        class_embeddings,
-        targets,
-        relabel,
-    )
+    found = evidence.weigh(votes if teacher_used else np.full_like(votes, np.nan), vectors, of_seeds, targets, relabel)
     warnings += found.warnings
     threshold = _threshold(relabel, guard)
     applied = _apply_changes(found.posterior, targets, threshold if teacher_used else math.inf)
@@ -114,11 +103,11 @@ def resolve(
     if not teacher_used and not known.all():
         warnings.append("texts without a class are labelled by their closeness to the seeds alone, without the teacher")
     # Without a teacher there is no evidence to select by: closeness to the seeds picks what repeats them.
-    chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), augment.per_class, len(columns))
+    chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), per_class, len(columns))
     reason = LOW_EVIDENCE if teacher_used else NOT_NEEDED
     asked = np.isfinite(found.teacher).all(1)
     choice = np.nan_to_num(found.teacher).argmax(1)
-    said = found.teacher if teacher_used else evidence.teacher_probs(answers, shares)[0]
+    said = found.teacher if teacher_used else evidence.teacher_probs(votes, shares)[0]
     resolved = [
         replace(
             example,
@@ -173,28 +162,22 @@ class SeedCheck:
 
 
 def check_on_seeds(
-    answers: evidence.TeacherVotes,
-    seed_answers: evidence.TeacherVotes,
-    seed_columns: np.ndarray,
-    prior: np.ndarray | None = None,
+    votes: np.ndarray, seed_votes: np.ndarray, seed_columns: np.ndarray, prior: np.ndarray | None = None
 ) -> SeedCheck | None:
-    """How good the teacher is on the labelled seeds, calibrated as on the texts; None without answers.
+    """The teacher's accuracy on the labelled seeds, calibrated as on the texts; None without answers.
 
-    The seeds are too few to calibrate on, so their log-probabilities are calibrated among the stage's texts.
+    ``votes``, ``seed_votes``: (rows, votes, n_classes). The seeds are too few to calibrate on, so their votes are
+    calibrated together with those on the stage's texts.
     """
-    if not len(seed_columns) or not np.isfinite(seed_answers.votes).any():
+    if not len(seed_columns) or not np.isfinite(seed_votes).any():
         return None
-    channels = None
-    if answers.channel is not None and seed_answers.channel is not None:
-        channels = np.concatenate([answers.channel, seed_answers.channel])
-    together = evidence.TeacherVotes(np.concatenate([answers.votes, seed_answers.votes]), channels)
-    probs = evidence.teacher_probs(together, prior)[0][len(answers.votes) :]
+    probs = evidence.teacher_probs(np.concatenate([votes, seed_votes]), prior)[0][len(votes) :]
     answered = np.isfinite(probs).all(1)
     if not answered.any():
         return None
     right, asked = int((answered & (probs.argmax(1) == seed_columns)).sum()), int(answered.sum())
     # With more classes than are offered for a text, guessing is right more often than one time in all classes.
-    offered = np.isfinite(seed_answers.votes).any(1).sum(1)[answered]
+    offered = np.isfinite(seed_votes).any(1).sum(1)[answered]
     chance = float((1.0 / offered).mean())
     better, worse = (float(binomtest(right, asked, chance, side).pvalue) for side in ("greater", "less"))
     return SeedCheck(right / asked, chance, better, worse)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from potstill.draws import digest
 from potstill.errors import InputError, Problem
 from potstill.prompts.codes import code_names
 from potstill.prompts.contents import ChoosePrompt, ClassCard, Draft, WritePrompt, percentages
 from potstill.rows import Message, Request, Sampling
-from potstill.teacher import TeacherIdentity
+from potstill.teacher import Teacher, TeacherIdentity
 
 Rendered = tuple[tuple[Message, ...], tuple[str, ...]]
 
@@ -49,40 +51,45 @@ def texts_per_reply(renderer: str, count: int) -> int:
     return 1 if renderer == "list" else count
 
 
-def to_requests(
-    drafts: Iterable[Draft],
-    *,
-    stage: str,
-    task: str,
-    strategy: str,
-    renderer: str,
-    identity: TeacherIdentity,
-    sampling: Sampling,
-) -> Iterator[Request]:
-    """One request a draft, made when it is asked for; the renderer's stop strings are added to those of ``sampling``.
+def make_request(prompt: WritePrompt | ChoosePrompt, teacher: Teacher, sampling: Sampling, **content: Any) -> Request:
+    """``prompt`` in the words of the teacher's renderer, whose stop strings join those of ``sampling``.
 
-    ``sampling.max_tokens`` is for one text: a chat reply gets room for all texts it is asked for.
+    ``content``: the other fields of ``Request``.
+    """
+    messages, stop = render(prompt, teacher.renderer)
+    identity = teacher.identity
+    return Request(
+        renderer=teacher.renderer,
+        provider=identity.provider,
+        model=identity.model,
+        weights_digest=identity.weights_digest,
+        messages=messages,
+        sampling=replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *stop)))),
+        **content,
+    )
+
+
+def to_requests(
+    drafts: Iterable[Draft], teacher: Teacher, sampling: Sampling, task: str, strategy: str
+) -> Iterator[Request]:
+    """One generation request per draft, made lazily.
+
+    ``sampling.max_tokens`` is for one text: a chat reply gets room for every text it is asked for.
     """
     for draft in drafts:
-        messages, stop = render(draft.prompt, renderer)
-        max_tokens = sampling.max_tokens * texts_per_reply(renderer, draft.prompt.count)
-        yield Request(
-            stage=stage,
+        texts = texts_per_reply(teacher.renderer, draft.prompt.count)
+        yield make_request(
+            draft.prompt,
+            teacher,
+            replace(sampling, max_tokens=sampling.max_tokens * texts),
+            stage="generate",
             task=task,
             strategy=strategy,
-            renderer=renderer,
-            provider=identity.provider,
-            model=identity.model,
-            weights_digest=identity.weights_digest,
-            messages=messages,
-            sampling=Sampling(
-                sampling.temperature, sampling.top_p, max_tokens, tuple(dict.fromkeys((*sampling.stop, *stop)))
-            ),
             occurrence=_draw_number(draft),
             target_label=draft.target_label,
             mix_label=draft.mix_label,
             alpha=draft.alpha,
-            exemplar_ids=_shown_ids(draft, renderer),
+            exemplar_ids=_shown_ids(draft, teacher.renderer),
         )
 
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from potstill.labels.answered import PLANNED, Answered
 from potstill.rows import Request, Response, to_table
 from potstill.task import LabelledText, Task
-from potstill.teacher import TeacherIdentity
+from potstill.teacher import Teacher, TeacherIdentity
 
 IDENTITY = TeacherIdentity("embedded", "made-up-135m", "0")
+TEACHER = Teacher(IDENTITY, "list")
 WORDS = {
     "animal": ("cat", "dog", "cow", "hen"),
     "city_name": ("bonn", "rome", "oslo", "lima"),
@@ -56,12 +57,12 @@ def answer(requests: Sequence[Request], lean: str = "tool", reliability: float =
     """A teacher that knows the words, prefers one class name whatever the text, and never fails."""
     responses = {}
     for request in requests:
-        asked = request.choices[0] if request.target_label else request.messages[-1].content.rsplit("Sentence: ", 1)[-1]
+        asked = request.messages[-1].content.rsplit("Sentence: ", 1)[-1]
         values = []
         for choice in request.choices:
-            label = request.target_label or choice.replace(" ", "_")
+            label = choice.replace(" ", "_")
             known = any(word in asked for word in WORDS[label])
-            values.append(-5.0 + reliability * known + (4.0 if label == lean and not request.target_label else 0.0))
+            values.append(-5.0 + reliability * known + (4.0 if label == lean else 0.0))
         responses[request.request_id] = Response(request.request_id, choice_logprobs=tuple(values))
     return responses
 

@@ -1,4 +1,4 @@
-"""The teacher as classifier: what its raw answers come to."""
+"""The teacher as classifier: the probabilities in its raw answers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jobs.stages.classify import raw_probs
-from potstill.labels.evidence import TeacherVotes
 
 
 def test_votes_are_averaged_and_what_was_not_offered_has_nothing() -> None:
     votes = np.log(np.array([[[0.8, 0.2, np.nan], [0.4, 0.1, np.nan]]]))
-    assert raw_probs(TeacherVotes(votes, None))[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
+    assert raw_probs(votes)[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
 
 
 def test_a_vote_without_an_answer_does_not_count() -> None:
     votes = np.full((2, 2, 3), np.nan)
     votes[0, 1] = np.log([0.5, 0.3, 0.2])
-    found = raw_probs(TeacherVotes(votes, None))
+    found = raw_probs(votes)
     assert found[0].tolist() == pytest.approx([0.5, 0.3, 0.2])
     assert np.isnan(found[1]).all()
 
 
 @given(arrays(np.float64, (3, 2, 4), elements=st.floats(-500, 0)), st.floats(-300, 300))
 def test_probabilities_sum_to_one_and_a_common_factor_changes_nothing(votes: np.ndarray, shift: float) -> None:
-    found = raw_probs(TeacherVotes(votes, None))
+    found = raw_probs(votes)
     assert np.allclose(found.sum(axis=1), 1.0)
-    assert np.allclose(found, raw_probs(TeacherVotes(votes + shift, None)), atol=1e-9)
+    assert np.allclose(found, raw_probs(votes + shift), atol=1e-9)

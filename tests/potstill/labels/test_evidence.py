@@ -9,47 +9,46 @@ import pytest
 
 from potstill.config import RelabelConfig
 from potstill.labels import evidence
-from potstill.labels.questions import class_texts, plan_relabel
+from potstill.labels.prototypes import class_texts
+from potstill.labels.questions import Embeddings, Questions
 from potstill.rows import Response
-from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = np.array([column for _ in range(4) for column, words in enumerate(WORDS.values()) for _ in words])
-EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
-REQUESTS = list(plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RelabelConfig(channel="on"), IDENTITY, "list", 0))
+VECTORS = Embeddings(*(embed(part) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))))
+REQUESTS = list(Questions(TASK, SEEDS, RelabelConfig(), TEACHER, 0).about_texts(TEXTS, VECTORS))
 SEED_COLUMNS = np.repeat(np.arange(3), 2)
 
 
-def _weigh(answers: evidence.TeacherVotes, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
+def _weigh(votes: np.ndarray, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
     relabel = RelabelConfig(target_prior=share, descriptions=0)
-    return evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, relabel)
+    return evidence.weigh(votes, VECTORS, SEED_COLUMNS, targets, relabel)
 
 
 def test_answers_are_read_into_place() -> None:
-    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, lean="")), len(TEXTS))
-    assert answers.votes.shape == (48, 2, 3)
-    assert answers.channel is not None
-    assert (answers.votes.argmax(2) == TRUE[:, None]).all()
-    assert (answers.channel.argmax(1) == TRUE).all()
+    votes = evidence.read_votes(TASK, answered(REQUESTS, answer(REQUESTS, lean="")), len(TEXTS))
+    assert votes.shape == (48, 2, 3)
+    assert (votes.argmax(2) == TRUE[:, None]).all()
 
 
 def test_a_leaning_teacher_is_calibrated() -> None:
-    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, lean="tool")), len(TEXTS))
-    assert (answers.votes.argmax(2) == 2).all()  # raw, it says "tool" to everything
-    assert (evidence.teacher_probs(replace(answers, channel=None))[0].argmax(1) == TRUE).all()
+    votes = evidence.read_votes(TASK, answered(REQUESTS, answer(REQUESTS, lean="tool")), len(TEXTS))
+    assert (votes.argmax(2) == 2).all()  # raw, it says "tool" to everything
+    assert (evidence.teacher_probs(votes)[0].argmax(1) == TRUE).all()
 
 
 def test_failed_requests_are_no_votes() -> None:
     responses = answer(REQUESTS)
-    for request in REQUESTS[:5]:  # all about the first text
-        responses[request.request_id] = replace(responses[request.request_id], error="timeout", choice_logprobs=())
-    del responses[REQUESTS[5].request_id]
-    answers = evidence.read_answers(TASK, answered(REQUESTS, responses), len(TEXTS))
-    teacher, _ = evidence.teacher_probs(answers)
+    first, second = REQUESTS[:2]  # both about the first text
+    responses[first.request_id] = replace(responses[first.request_id], error="timeout", choice_logprobs=())
+    del responses[second.request_id]
+    votes = evidence.read_votes(TASK, answered(REQUESTS, responses), len(TEXTS))
+    teacher, _ = evidence.teacher_probs(votes)
     assert np.isnan(teacher[0]).all()
     assert np.isfinite(teacher[1:]).all()
-    found = _weigh(answers, TRUE)
+    found = _weigh(votes, TRUE)
     assert np.isfinite(found.posterior).all()
     assert found.posterior[0].argmax() == TRUE[0]
 
@@ -58,7 +57,7 @@ def votes_of(logprobs: tuple[float | None, ...], residual: float | None) -> np.n
     """What is read of one vote."""
     asked = [request for request in REQUESTS if request.choices == ("animal", "city name", "tool")][:1]
     said = Response(asked[0].request_id, choice_logprobs=logprobs, residual_mass=residual)
-    votes: np.ndarray = evidence.read_answers(TASK, answered(asked, {said.request_id: said}), 1).votes[0, 0]
+    votes: np.ndarray = evidence.read_votes(TASK, answered(asked, {said.request_id: said}), 1)[0, 0]
     return votes
 
 
@@ -78,10 +77,10 @@ def test_a_bare_class_leaves_the_others_a_little(residual: float | None) -> None
 
 
 def test_wrong_targets_are_overruled() -> None:
-    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS)), len(TEXTS))
+    votes = evidence.read_votes(TASK, answered(REQUESTS, answer(REQUESTS)), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
-    found = _weigh(answers, targets)
+    found = _weigh(votes, targets)
     assert (targets == TRUE).mean() < 0.85
     assert (found.posterior.argmax(1) == TRUE).mean() > 0.95
     assert np.allclose(found.posterior.sum(1), 1)
@@ -122,23 +121,23 @@ def test_descriptions_count_as_far_as_they_agree() -> None:
 
 def test_a_teacher_that_knows_needs_no_descriptions() -> None:
     targets = np.arange(600) % 3
-    say = evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, "auto")
-    assert say.weight == 0.0
-    assert say.agreement == pytest.approx(0.6, abs=0.1)
+    found = evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, "auto")
+    assert found.weight == 0.0
+    assert found.agreement == pytest.approx(0.6, abs=0.1)
     assert evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, 0.7).weight == 0.7
 
 
 def test_where_nobody_answered_descriptions_say_nothing_unasked() -> None:
     silent = np.full((600, 3), np.nan)
-    assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, "auto") == evidence.DescriptionSay()
+    assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, "auto") == evidence.DescriptionWeight()
     assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, 1.0).weight == 1.0
 
 
 def test_descriptions_name_the_class_of_a_text() -> None:
-    answers = evidence.read_answers(TASK, answered(REQUESTS, answer(REQUESTS, reliability=0.0, lean="")), len(TEXTS))
+    votes = evidence.read_votes(TASK, answered(REQUESTS, answer(REQUESTS, reliability=0.0, lean="")), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
-    assert (evidence.description_probs(EMBEDDINGS[0], EMBEDDINGS[2]).argmax(1) == TRUE).mean() > 0.9
+    assert (evidence.description_probs(VECTORS.texts, VECTORS.classes).argmax(1) == TRUE).mean() > 0.9
     relabel = RelabelConfig(target_prior=0.5, descriptions=1.5)
-    found = evidence.weigh(answers, *EMBEDDINGS[:2], SEED_COLUMNS, EMBEDDINGS[2], targets, relabel)
+    found = evidence.weigh(votes, VECTORS, SEED_COLUMNS, targets, relabel)
     assert (found.posterior.argmax(1) == TRUE).mean() > (targets == TRUE).mean()

@@ -5,20 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from potstill.config import AugmentConfig, RelabelConfig
-from potstill.labels.evidence import TeacherVotes
-from potstill.labels.questions import class_texts, plan_relabel, plan_seed_check
+from potstill.config import RelabelConfig
+from potstill.labels.prototypes import class_texts
+from potstill.labels.questions import Embeddings, Questions
 from potstill.labels.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
 from potstill.rows import Example, Response
-from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds(4)
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = [label for _ in range(4) for label, words in WORDS.items() for _ in words]
-EMBEDDINGS = [embed(list(part)) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))]
-RELABEL = RelabelConfig(channel="off")
-REQUESTS = list(plan_relabel(TASK, SEEDS, TEXTS, *EMBEDDINGS, RELABEL, IDENTITY, "list", 0))
-CHECKS = plan_seed_check(TASK, SEEDS, *EMBEDDINGS[1:], RELABEL, IDENTITY, "list", 0)
+VECTORS = Embeddings(*(embed(part) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))))
+RELABEL = RelabelConfig()
+QUESTIONS = Questions(TASK, SEEDS, RELABEL, TEACHER, 0)
+REQUESTS = list(QUESTIONS.about_texts(TEXTS, VECTORS))
+CHECKS = QUESTIONS.about_seeds(VECTORS)
 
 
 def resolved(teach, targets=TRUE, per_class=8, relabel=RELABEL):
@@ -29,8 +30,7 @@ def resolved(teach, targets=TRUE, per_class=8, relabel=RELABEL):
     ]
     responses = teach([*REQUESTS, *CHECKS]) if relabel.enabled else {}
     asked = [answered(requests if relabel.enabled else [], responses) for requests in (REQUESTS, CHECKS)]
-    augment = AugmentConfig(per_class=per_class)
-    return resolve(TASK, SEEDS, examples, *asked, *EMBEDDINGS, augment, relabel)
+    return resolve(replace(QUESTIONS, relabel=relabel), examples, *asked, VECTORS, per_class)
 
 
 def guess(requests):
@@ -93,7 +93,7 @@ def test_a_teacher_worse_than_chance_is_not_used():
     assert any("below chance" in warning for warning in result.report.warnings)
     assert accuracy(result) > 0.9
     assert result.report.share_contradicted > 0.9  # it was asked, and that is what it said
-    assert {example.teacher_label for example in result.examples} == {None}  # and has no say
+    assert {example.teacher_label for example in result.examples} == {None}  # and does not count
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_without_relabelling_texts_keep_their_class():
     assert result.report.share_contradicted == 0.0
 
 
-def answers(probs: np.ndarray) -> TeacherVotes:
-    return TeacherVotes(np.log(np.asarray(probs, dtype=float))[:, None, :], None)
+def answers(probs: np.ndarray) -> np.ndarray:
+    return np.log(np.asarray(probs, dtype=float))[:, None, :]
 
 
 BALANCED = np.array([[0.8, 0.2], [0.2, 0.8]] * 20)
@@ -148,7 +148,7 @@ def test_the_seed_check_counts_and_tests_against_guessing():
     check = check_on_seeds(answers(BALANCED), answers([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]))
     assert check.accuracy == pytest.approx(2 / 3)
     assert check.p_value == pytest.approx(0.5)  # two or three heads in three throws
-    silent = answers(BALANCED).silenced()
+    silent = np.full_like(answers(BALANCED), np.nan)
     assert check_on_seeds(answers(BALANCED), silent, np.zeros(40, dtype=int)) is None
 
 
@@ -160,7 +160,7 @@ def test_chance_is_among_the_classes_that_were_offered():
     for row, label in enumerate(truth):
         others = draws.choice(np.delete(np.arange(77), label), 5, replace=False)
         votes[row, 0, [label, *others]] = draws.normal(-3, 2, 6)
-    check = check_on_seeds(TeacherVotes(votes, None), TeacherVotes(votes, None), truth)
+    check = check_on_seeds(votes, votes, truth)
     assert check.chance == pytest.approx(1 / 6)
     assert check.p_value > 0.01
 

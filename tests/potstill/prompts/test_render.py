@@ -15,7 +15,7 @@ from potstill.prompts.contents import ChoosePrompt, ClassCard, WritePrompt, card
 from potstill.prompts.render import choose_renderer, render, to_requests
 from potstill.rows import Request, Sampling
 from potstill.strategies import plan
-from potstill.teacher import TeacherIdentity
+from potstill.teacher import Teacher, TeacherIdentity
 from tests.support.made_up import IDENTITY, make_seeds, make_task
 
 CARDS = (ClassCard("city", "A city.", ("Bonn is  small",)), ClassCard("tool", "A tool.", ("a saw", "an axe")))
@@ -123,15 +123,11 @@ def test_unknown_renderers_are_told_the_known() -> None:
 
 def test_requests_carry_where_they_come_from() -> None:
     drafts = list(plan(make_task(), make_seeds(), AugmentConfig(texts_per_reply=4), 0, {"tool": (0, 3)}))
-    options = {
-        "stage": "generate",
-        "task": "things",
-        "strategy": "promptmix",
-        "identity": IDENTITY,
-        "sampling": Sampling(0.7, 0.9, 50, ("END",)),
-    }
-    listed = list(to_requests(drafts, renderer="list", **options))  # type: ignore[arg-type]
-    chatted = list(to_requests(drafts, renderer="chat", **options))  # type: ignore[arg-type]
+    sampling = Sampling(0.7, 0.9, 50, ("END",))
+    listed, chatted = (
+        list(to_requests(drafts, Teacher(IDENTITY, renderer), sampling, "things", "promptmix"))
+        for renderer in ("list", "chat")
+    )
     assert listed[0].sampling == Sampling(0.7, 0.9, 50, ("END", "\n"))
     assert chatted[0].sampling == Sampling(0.7, 0.9, 200, ("END",))
     for requests in (listed, chatted):

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from potstill.config import AugmentConfig, RelabelConfig, parse
 from potstill.errors import InputError
 from potstill.labels.evidence import expected_shares, target_prior
-from potstill.labels.questions import VOTE, plan_relabel
+from potstill.labels.questions import VOTE, Embeddings, Questions
 from potstill.labels.resolution import resolve
 from potstill.prompts.render import render
 from potstill.rows import UNKNOWN, Example
 from potstill.strategies import STRATEGIES, eda, gpt3mix, plan, wordnet
 from potstill.strategies.contract import Written
 from potstill.task import LabelledText, TaskData
-from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
 TRAIN = tuple(LabelledText(f"t{i}-{label}", f"text {i} of {label}", label) for i in range(9) for label in TASK.labels)
@@ -172,14 +172,13 @@ def test_annotating_without_relabelling_is_refused() -> None:
 def test_texts_of_no_class_take_the_class_that_the_teacher_says() -> None:
     texts = [f"this names a {word}" for words in WORDS.values() for word in words[2:]]
     examples = [Example(f"e{i}", text, UNKNOWN, target_label=None) for i, text in enumerate(texts)]
-    relabel = RelabelConfig(votes=2, channel="off")
-    vectors = embed(texts), embed([seed.text for seed in SEEDS]), embed([label.replace("_", " ") for label in WORDS])
-    requests = list(plan_relabel(TASK, SEEDS, texts, *vectors, relabel, IDENTITY, "list", 0))
+    names = [label.replace("_", " ") for label in WORDS]
+    vectors = Embeddings(embed(texts), embed([seed.text for seed in SEEDS]), embed(names))
+    questions = Questions(TASK, SEEDS, RelabelConfig(votes=2), TEACHER, 0)
+    requests = list(questions.about_texts(texts, vectors))
     assert {request.strategy for request in requests} == {VOTE}
     of_texts = answered(requests, answer(requests, reliability=8.0))
-    resolution = resolve(
-        TASK, SEEDS, examples, of_texts, answered([], {}), *vectors, AugmentConfig(strategy="annotate"), relabel
-    )
+    resolution = resolve(questions, examples, of_texts, answered([], {}), vectors, per_class=80)
     assert [row.label for row in resolution.examples] == [label for label in WORDS for _ in range(2)]
     assert resolution.report.share_changed == resolution.report.share_contradicted == 0.0
     assert resolution.report.changes == ()

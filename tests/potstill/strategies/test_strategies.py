@@ -16,6 +16,7 @@ from potstill.rows import Sampling
 from potstill.strategies import STRATEGIES, next_counts, plan
 from potstill.strategies.contract import texts_wanted
 from potstill.strategies.promptmix import draw_alpha
+from potstill.teacher import Teacher
 from tests.support.made_up import IDENTITY, WORDS, make_seeds, make_task
 
 TASK, SEEDS = make_task(), make_seeds()
@@ -25,14 +26,8 @@ def _ids(
     augment: AugmentConfig, counts: dict[str, tuple[int, int]], seed: int = 0, renderer: str = "chat"
 ) -> list[str]:
     drafts = plan(TASK, SEEDS, augment, seed, counts)
-    options = {
-        "stage": "generate",
-        "task": "things",
-        "strategy": augment.strategy,
-        "renderer": renderer,
-        "identity": IDENTITY,
-    }
-    return [request.request_id for request in to_requests(drafts, sampling=Sampling(), **options)]  # type: ignore[arg-type]
+    requests = to_requests(drafts, Teacher(IDENTITY, renderer), Sampling(), "things", augment.strategy)
+    return [request.request_id for request in requests]
 
 
 ASKING = sorted(name for name, strategy in STRATEGIES.items() if strategy.collect is None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.labels.evidence import read_answers
+from potstill.labels.evidence import read_votes
 from potstill.study import assessment
 from potstill.study.advice import advise, by_hand, learning_curve
 from potstill.study.forecast import FEWEST, FEWEST_FOR_TWO, Forecast, Studied, forecast, leave_one_out
@@ -25,7 +25,7 @@ def votes_of(reliability: float = 3.0):
     offered = [task.labels] * len(TEXTS)
     requests = list(assessment.plan(task, make_seeds(), TEXTS, offered, IDENTITY, "list", 0))
     found = answered(requests, answer_votes(requests, reliability))
-    return requests, read_answers(task, found, len(TEXTS)).votes
+    return requests, read_votes(task, found, len(TEXTS))
 
 
 def answer_votes(requests, reliability):
