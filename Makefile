@@ -1,6 +1,6 @@
-# make demo    run the whole job here: embedded teacher, no key, no network after the install
-# make test    lint, types, fast and slow tests (make check: without the slow ones)
-# Both create or update .venv first if needed, and are safe to repeat.
+## make demo    run the whole job here: embedded teacher, no key, no network after the install
+## make test    lint, types, fast and slow tests (make check: without the slow ones)
+## Both create or update .venv first if needed, and are safe to repeat.
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check test lint clean
 VENV := .venv
@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 venv: $(STAMP)
 
