@@ -77,7 +77,7 @@ def _options() -> argparse.Namespace:
 
 
 def _job(options: argparse.Namespace, task: str, seed: int, terminal: Terminal) -> Job:
-    from potstill.config import override
+    from potstill.config.files import override
 
     content: dict[str, Any] = {
         "task": _task(task, Path(options.data_dir).resolve()),

@@ -1,7 +1,7 @@
-"""What a user may say: one frozen pydantic model, read from YAML.
+"""The user's config: one frozen pydantic model, read from YAML.
 
-``job`` has the main sections, ``teacher``, ``student`` and ``search`` the longer ones; ``files`` reads YAML and
-explains what is wrong; ``reference`` writes docs/config.md.
+``job`` holds the main sections; ``teacher``, ``student`` and ``search`` hold the longer ones. ``files`` applies overrides
+and explains validation errors; ``reference`` writes docs/config.md.
 """
 
 from potstill.config.job import (

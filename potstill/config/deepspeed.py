@@ -1,6 +1,7 @@
-"""Which of DeepSpeed's settings a config may pass through (``student.deepspeed``) and which are ours to decide.
+"""Check the DeepSpeed settings that ``student.deepspeed`` passes through.
 
-A setting of ours that stood there too would either be overwritten in silence or change what the loop computes.
+Settings that other student fields decide are rejected: passed through, they would be silently overwritten or change
+what the training loop computes.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ OURS = {
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer": "offload_optimizer",
     "zero_optimization.cpu_offload": "offload_optimizer",
-    "prescale_gradients": "weights, which the loss is divided by the sum of",
-    "gradient_predivide_factor": "weights, which the loss is divided by the sum of",
-    "checkpoint.load_universal": "checkpoint, whichever there is",
+    "prescale_gradients": "loss, which is normalised by the sum of the weights",
+    "gradient_predivide_factor": "loss, which is normalised by the sum of the weights",
+    "checkpoint.load_universal": "choice of checkpoint format",
 }
-"""DeepSpeed's setting -> the field of ``student`` that decides it."""
+"""DeepSpeed setting -> the ``student`` field that decides it."""
 
 
 def conflicts(passed: Mapping[str, Any], zero_stage: int) -> list[str]:
-    """What is wrong with settings to be passed through, a sentence each."""
+    """One message per setting that cannot be passed through."""
     found = [
         f"{name} must be a mapping, not {passed[name]!r}"
         for name in ("zero_optimization", "checkpoint")
@@ -41,10 +42,10 @@ def conflicts(passed: Mapping[str, Any], zero_stage: int) -> list[str]:
         section, _, key = name.rpartition(".")
         place = passed.get(section, {}) if section else passed
         if isinstance(place, Mapping) and key in place:
-            found.append(f"{name} is decided by student's own {field}; take it out of deepspeed")
+            found.append(f"{name} is decided by student's {field}; remove it from deepspeed")
     if zero_stage == 0 and "communication_data_type" in passed:
         found.append(
-            "communication_data_type has no say at zero_stage 0, where gradients travel in student's own precision; "
-            "take it out, or use zero_stage 1"
+            "communication_data_type has no effect at zero_stage 0, where gradients are exchanged in student.precision; "
+            "remove it, or use zero_stage 1"
         )
     return found

@@ -1,4 +1,4 @@
-"""What reading a config file needs beside the config itself: overrides, and pydantic's complaints in plain words."""
+"""Apply overrides to a config's content, and turn pydantic's errors into readable problems."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def place_of(item: Any) -> tuple[int | str, ...]:
-    """Where in the file a complaint of pydantic's belongs: the kind of teacher is no level of its own there."""
+    """The field a pydantic error refers to, without the union tag pydantic inserts after ``teacher``."""
     place = tuple(item["loc"])
     return place[:1] + place[2:] if place[:1] == ("teacher",) and place[1:2] and place[1] in KINDS else place
 
 
 def explain(error: ValidationError, where: str) -> list[Problem]:
-    """pydantic's complaints as problems: field = value, and what is allowed."""
+    """Pydantic's errors as problems: field = value, and what is allowed."""
     items = error.errors()
-    # Of a field that may be a number or a word, pydantic complains once for each; here that is one line.
+    # Pydantic reports one error per member of a union such as float | Literal["auto"]; merge them into one line.
     either = {place_of(item)[:-1] for item in items if item["loc"] and str(item["loc"][-1]).startswith("literal[")}
     found: dict[tuple[Any, ...], Problem] = {}
     for item in items:
@@ -67,7 +67,7 @@ def explain(error: ValidationError, where: str) -> list[Problem]:
             message = message.partition(", unable to parse")[0]
             if place in found:
                 message = f"{found[place].message} or {message.removeprefix('Input should be ')}"
-        # Different complaints about one place (there may be several about the whole) each keep their line.
+        # Different errors about one field keep a line each; so do several about the whole config.
         for line in message.splitlines():
             key = place if place in either else (*place, line)
             found[key] = Problem(f"{where}: {location}" if location else where, line)

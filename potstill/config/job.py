@@ -2,7 +2,7 @@
 
     potstill distill conf/trec6.yaml --set augment.per_class=50
 
-Unknown fields are refused. Secrets never stand here, only the names of environment variables.
+Unknown fields are errors. Secrets never appear here, only the names of the environment variables that hold them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from potstill.config.files import explain, override, place_of
 from potstill.config.search import SearchConfig
-from potstill.config.sections import Section, home
+from potstill.config.sections import Section, database_uri, home
 from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
 from potstill.config.teacher import WITHOUT_EFFECT, EmbeddedTeacher, TeacherConfig
 from potstill.draws import digest
@@ -25,51 +25,49 @@ from potstill.errors import InputError, Problem
 
 
 class TaskRef(Section):
-    """Which task, and where its data is. ``task: trec6`` is short for ``task: {preset: trec6}``."""
+    """The task and its data. ``task: trec6`` is short for ``task: {preset: trec6}``."""
 
     preset: str = Field(
-        description="name of a preset in tasks/, a path to a task YAML, or a folder with {train,test}.parquet and classes.json"
+        description="preset in tasks/, path to a task YAML, or a folder with {train,test}.parquet and classes.json"
     )
     data_dir: str | None = Field(
-        None, description="read <data_dir>/<name>/{train,test[,validation]}.parquet instead of the preset's own data"
+        None, description="read `<data_dir>/<name>/{train,test[,validation]}.parquet` instead of the preset's data"
     )
     seeds_per_class: int = Field(
-        2, ge=1, le=64, description="labelled examples a class that the teacher and the student may see"
+        2, ge=1, le=64, description="labelled examples per class available to teacher and student"
     )
     unlabelled: str | None = Field(
         None,
-        description="augment.strategy annotate: a file of texts without labels (column text; or one a line in .txt), or "
-        "train: the train split's texts, labels ignored; default: the task's own unlabelled split",
+        description="for augment.strategy annotate: a file of unlabelled texts (column `text`, or one per line in .txt), or "
+        "`train` for the train split without its labels; default: the task's unlabelled split",
     )
     max_test: int | None = Field(
-        None, ge=10, description="evaluate on at most this many test texts, drawn by the data seed"
+        None, ge=10, description="evaluate on at most this many test texts, sampled with the data seed"
     )
     seed: int | None = Field(
         None,
         ge=0,
-        description="data seed of the labelled examples and splits alone; null: as `seed`. A search keeps it while it draws afresh",
+        description="data seed for the labelled examples and splits only; null: same as `seed`. A search keeps it fixed "
+        "when it redraws everything else",
     )
 
 
 class LedgerConfig(Section):
-    """Where every paid answer is kept."""
+    """The ledger: a database of all answers paid for."""
 
-    uri: str = Field("", description="SQLAlchemy URL; default sqlite:///<POTSTILL_HOME>/ledger.db")
+    uri: str = Field("", description="SQLAlchemy URL; default: `sqlite:///<POTSTILL_HOME>/ledger.db`")
 
-    @model_validator(mode="after")
-    def _default(self) -> LedgerConfig:
-        if not self.uri:
-            object.__setattr__(self, "uri", f"sqlite:///{home()}/ledger.db")
-        elif self.uri.startswith("sqlite:///~"):
-            object.__setattr__(self, "uri", "sqlite:///" + str(Path(self.uri.removeprefix("sqlite:///")).expanduser()))
-        return self
+    @field_validator("uri")
+    @classmethod
+    def _default(cls, value: str) -> str:
+        return database_uri(value, "ledger.db")
 
 
 class Alpha(Section):
-    """The mixup ratio: how much of a text belongs to its own class, drawn as low + (high - low) * Beta(a, b)."""
+    """The mixup ratio: the share of the target class in a text, drawn as low + (high - low) * Beta(a, b)."""
 
-    low: float = Field(0.5, ge=0.5, le=1.0, description="smallest share of the text's own class")
-    high: float = Field(1.0, ge=0.5, le=1.0, description="largest share of the text's own class")
+    low: float = Field(0.5, ge=0.5, le=1.0, description="smallest share of the target class")
+    high: float = Field(1.0, ge=0.5, le=1.0, description="largest share of the target class")
     beta: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
         (5.0, 2.0), description="parameters of the Beta distribution"
     )
@@ -82,98 +80,94 @@ class Alpha(Section):
 
 
 class AugmentConfig(Section):
-    """What the teacher is asked to write."""
+    """How training texts are generated."""
 
     strategy: Literal["promptmix", "few_shot", "zero_shot", "sahu2022", "gpt3mix", "eda", "real", "annotate"] = Field(
         "promptmix",
-        description="where texts come from: written by the teacher (the first five), edited seeds, real texts, or your own "
-        "unlabelled ones for the teacher to label",
+        description="source of the texts: the first five strategies ask the teacher to write them, eda edits the seeds, real "
+        "takes real texts, annotate has the teacher label your unlabelled texts",
     )
-    shots: int = Field(2, ge=0, le=32, description="seeds a class shown in a prompt")
-    per_class: int = Field(80, ge=1, le=100_000, description="texts a class to keep, after all filters")
+    shots: int = Field(2, ge=0, le=32, description="seeds per class shown in a prompt")
+    per_class: int = Field(80, ge=1, le=100_000, description="texts per class to keep after all filters")
     over_generate: float = Field(
-        1.5, ge=1.0, le=50.0, description="texts to write for each one kept; the surest are kept"
+        1.5, ge=1.0, le=50.0, description="texts to generate per text kept; the most confident are kept"
     )
-    classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes shown together")
+    classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes per prompt")
     alpha: Alpha = Alpha()
-    temperature: float = Field(0.8, gt=0.0, le=2.0, description="sampling temperature of the teacher")
-    top_p: float = Field(0.95, gt=0.0, le=1.0, description="nucleus sampling: share of probability kept")
-    max_tokens: int = Field(64, ge=8, le=4096, description="longest text, in tokens")
+    temperature: float = Field(0.8, gt=0.0, le=2.0, description="the teacher's sampling temperature")
+    top_p: float = Field(0.95, gt=0.0, le=1.0, description="nucleus sampling: probability mass kept")
+    max_tokens: int = Field(64, ge=8, le=4096, description="maximum length of a text, in tokens")
     texts_per_reply: int = Field(
-        3, ge=1, le=50, description="texts a chat prompt asks for; a list prompt is continued by one text"
+        3, ge=1, le=50, description="texts requested per chat prompt; a list prompt always yields one"
     )
-    contexts: bool = Field(True, description="vary style, length and topic where the task lists some")
-    max_rounds: int = Field(3, ge=1, le=20, description="rounds of asking again for classes that fell short")
+    contexts: bool = Field(True, description="vary style, length and topic if the task lists any")
+    max_rounds: int = Field(3, ge=1, le=20, description="generation rounds for classes short of texts")
 
 
 class RelabelConfig(Section):
-    """What the teacher is asked about its own texts afterwards."""
+    """How the teacher relabels the generated texts."""
 
-    enabled: bool = Field(True, description="ask the teacher for the class of every text it wrote")
+    enabled: bool = Field(True, description="ask the teacher to classify every generated text")
     votes: int = Field(
         2,
         ge=1,
         le=16,
-        description="times a text is asked about, each with the seeds in another order; the votes are averaged",
+        description="questions per text, each with the seeds in a different order; the votes are averaged",
     )
-    neighbours: int = Field(
-        6, ge=2, le=200, description="nearest classes offered as choices (all, where there are fewer)"
-    )
+    neighbours: int = Field(6, ge=2, le=200, description="nearest classes offered as choices; all if there are fewer")
     shots: int = Field(
-        4, ge=0, le=100, description="seeds a class that a question shows at most; every pair of votes draws its own"
+        4, ge=0, le=100, description="maximum seeds per class in a question; every pair of votes draws its own"
     )
-    soft: bool = Field(True, description="train on the distribution over classes instead of the one class")
+    soft: bool = Field(True, description="train on the distribution over classes rather than on a single class")
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
-        "auto", description="apply a change of label only above this (0 to 1); auto: found from the labelled seeds"
+        "auto", description="change a label only above this confidence; auto: calibrated on the labelled seeds"
     )
     target_prior: float = Field(
-        0.8, ge=0.0, le=1.0, description="prior probability that a text belongs to the class it was written for"
+        0.8, ge=0.0, le=1.0, description="prior probability that a text belongs to its target class"
     )
     descriptions: Annotated[float, Field(ge=0.0, le=10.0)] | Literal["auto"] = Field(
         "auto",
-        description="weight of what a sentence encoder says by the classes' names and descriptions (0 to 10); "
-        "auto: up to 1.5, as far as it agrees with the teacher and the class a text was written for",
+        description="weight of a sentence encoder that matches texts to class names and descriptions; "
+        "auto: up to 1.5, depending on its agreement with the teacher and the target classes",
     )
 
 
 class EvaluateConfig(Section):
-    """What the distilled student is held against."""
+    """The students that the distilled one is compared with."""
 
     compare: tuple[Literal["seeds_only", "generated", "real_equal"], ...] = Field(
         ("seeds_only", "real_equal"),
-        description="further students: on the seeds alone, on the texts without relabelling, on as many real texts",
+        description="additional students, trained on the seeds only, on the generated texts before relabelling, or on an "
+        "equal number of real texts",
     )
-    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples behind the 95 % intervals")
+    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples for the 95 % intervals")
 
 
 class TrackingConfig(Section):
-    """MLflow: where runs are logged and what the model is called in the registry."""
+    """MLflow tracking and the name of the registered model."""
 
     uri: str = Field(
-        "", description="MLflow tracking URI; default sqlite:///<POTSTILL_HOME>/mlflow.db; none: nothing is tracked"
+        "", description="MLflow tracking URI; default: `sqlite:///<POTSTILL_HOME>/mlflow.db`; `none` turns tracking off"
     )
     experiment: str | None = Field(None, description="experiment name; default: the task's name")
-    register_as: str | None = Field(None, description="registered model name; default: <task>-student")
+    register_as: str | None = Field(None, description="registered model name; default: `<task>-student`")
     artifacts: str | None = Field(
-        None, description="artifact location of a new experiment; default <POTSTILL_HOME>/mlartifacts for SQLite"
+        None, description="artifact location of a new experiment; default: `<POTSTILL_HOME>/mlartifacts` with SQLite"
     )
 
-    @model_validator(mode="after")
-    def _default(self) -> TrackingConfig:
-        if not self.uri:
-            object.__setattr__(self, "uri", f"sqlite:///{home()}/mlflow.db")
-        elif self.uri.startswith("sqlite:///~"):
-            object.__setattr__(self, "uri", "sqlite:///" + str(Path(self.uri.removeprefix("sqlite:///")).expanduser()))
-        return self
+    @field_validator("uri")
+    @classmethod
+    def _default(cls, value: str) -> str:
+        return database_uri(value, "mlflow.db")
 
 
 class Config(Section):
-    """Everything a job needs to know."""
+    """The config of a job."""
 
     task: TaskRef
-    seed: int = Field(0, ge=0, description="data seed: which seeds and exemplars, which requests")
+    seed: int = Field(0, ge=0, description="data seed: draws the labelled seeds, the exemplars and the requests")
     storage: str = Field(
-        "", description="folder of the runs, any fsspec path that all nodes share; default <POTSTILL_HOME>/runs"
+        "", description="folder for runs, any fsspec path shared by all nodes; default: `<POTSTILL_HOME>/runs`"
     )
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     teacher: TeacherConfig = EmbeddedTeacher()
@@ -186,7 +180,7 @@ class Config(Section):
 
     @property
     def task_seed(self) -> int:
-        """The data seed of labelled examples and splits."""
+        """The data seed for labelled examples and splits."""
         return self.seed if self.task.seed is None else self.task.seed
 
     @model_validator(mode="before")
@@ -196,36 +190,41 @@ class Config(Section):
             return {**data, "task": {"preset": data["task"]}}
         return data
 
+    @field_validator("storage")
+    @classmethod
+    def _default_storage(cls, value: str) -> str:
+        return value or str(home() / "runs")
+
     @model_validator(mode="after")
     def _cross_checks(self) -> Config:
-        if not self.storage:
-            object.__setattr__(self, "storage", str(home() / "runs"))
         wrong = []
         if self.augment.strategy in _SHOWING_SEEDS and self.augment.shots > self.task.seeds_per_class:
             wrong.append(
-                f"augment.shots = {self.augment.shots} is more than task.seeds_per_class = {self.task.seeds_per_class}; lower the one or raise the other"
+                f"augment.shots = {self.augment.shots} is more than task.seeds_per_class = {self.task.seeds_per_class}; "
+                "lower the first or raise the second"
             )
         if self.augment.strategy == "annotate" and not self.relabel.enabled:
             wrong.append(
-                "augment.strategy = 'annotate' has the teacher label texts, and relabel.enabled is false; set it to true"
+                "augment.strategy = 'annotate' needs the teacher to label texts, but relabel.enabled is false; set it to true"
             )
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
 
     def digest(self) -> str:
-        """Hash of what the config says about the result: not where things are stored or how many processes work.
+        """Hash of the fields that decide the result, so not of storage locations or numbers of processes.
 
-        Nor where the task is: what it says, and its texts, are digested themselves (``jobs.run.folder.name_run``).
+        The task's location is left out too: its content and texts have their own digests (``jobs.run.folder.name_run``).
         """
         content = self.model_dump(mode="json")
         for name in ("storage", "ledger", "tracking", "search"):
             content.pop(name)
-        if content["task"]["seed"] is None:  # runs from before there was such a field keep their names
+        # These fields were added later: while they are off, existing runs keep their names.
+        if content["task"]["seed"] is None:
             content["task"].pop("seed")
-        if not content["student"]["early_stopping"]:  # runs from before there was such a field keep their names
+        if not content["student"]["early_stopping"]:
             content["student"].pop("early_stopping")
-        content["relabel"]["channel"] = "off"  # a former field: runs from before its removal keep their names
+        content["relabel"]["channel"] = "off"  # a removed field: existing runs keep their names
         for section, names in _WITHOUT_EFFECT.items():
             for name in names:
                 content[section].pop(name, None)
@@ -241,7 +240,7 @@ _WITHOUT_EFFECT = {
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config and apply ``a.b=c`` overrides. Raises ``InputError`` with every problem."""
+    """Read a YAML config and apply ``a.b=c`` overrides. Raises ``InputError`` with all problems."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text())
@@ -257,14 +256,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(content: dict[str, Any], where: str = "config") -> Config:
-    """Validate a mapping. Raises ``ConfigError`` naming ``where``, field, value and what is allowed.
+    """Validate a mapping. Raises ``ConfigError`` with ``where``, field, value and what is allowed.
 
-    Does not check a search space against the config: ``potstill.search.points.problems`` does.
+    ``potstill.search.points.problems`` checks a search space against the config.
     """
     problems: list[Problem] = []
     rest: Any = content
     config: Config | None = None
-    # What is wrong in one field hides what is wrong between others, so those are looked at without it.
+    # Pydantic skips checks across fields while a single field is invalid: validate again without the invalid fields.
     while config is None and rest is not None:
         try:
             config = Config.model_validate(rest)
@@ -277,7 +276,7 @@ def parse(content: dict[str, Any], where: str = "config") -> Config:
 
 
 class ConfigError(InputError):
-    """A config that can't be used; ``rest`` is it without the wrong fields, so that one can look what else is wrong."""
+    """An invalid config. ``rest`` is the config without the invalid fields, for further checks."""
 
     def __init__(self, problems: Sequence[Problem], rest: Config | None = None) -> None:
         super().__init__(problems)
@@ -285,16 +284,16 @@ class ConfigError(InputError):
 
 
 def _without(content: dict[str, Any], places: Sequence[tuple[int | str, ...]]) -> dict[str, Any] | None:
-    """``content`` without what stands at ``places``; ``None`` where nothing of them stands in it."""
+    """``content`` without the fields at ``places``; None if it holds none of them."""
     rest = copy.deepcopy(content)
     for place in places:
-        # A complaint about the whole config is one about these.
+        # An error about the whole config comes from the cross-checks of these fields.
         crossed = [("augment", "shots"), ("task", "seeds_per_class"), ("relabel", "enabled")]
         for path in [place] if place else crossed:
             target: Any = rest
             *parents, name = path
             while parents and isinstance(target.get(parents[0]), dict):
                 target = target[parents.pop(0)]
-            if place or not parents:  # below a value that is no section, the whole value is wrong
+            if place or not parents:  # if a parent is not a section, remove the parent's whole value
                 target.pop(parents[0] if parents else name, None)
     return rest if rest != content else None

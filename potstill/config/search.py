@@ -1,4 +1,4 @@
-"""The ``search`` section of a config: what is tried, how much, and how the best is found.
+"""The ``search`` section of a config: the search space, the trials and how the winner is chosen.
 
     search:
       space:
@@ -8,7 +8,7 @@
         augment.per_class: {randint: [25, 100]}     # both ends included
       trials: 20
 
-What a point of the space means for the rest of the config is ``potstill/search/points.py``.
+``potstill/search/points.py`` applies a point of the space to the rest of the config.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from potstill.config.sections import Section
 Metric = Literal["macro_f1", "accuracy", "cost_usd", "tokens", "training_s"]
 METRICS: tuple[str, ...] = get_args(Metric)
 BETTER_HIGH = ("macro_f1", "accuracy")
-"""Of the other metrics, less is better. Both are of validation texts."""
+"""Metrics on validation texts to maximise; the others are minimised."""
 
 MOST_VALUES = 10_000
-"""Values of a finite range that are worth listing; beyond that it is treated like a continuous one."""
+"""A finite range with more values than this is treated as continuous."""
 
 Value = int | float | str | bool | None | tuple[Any, ...]
 
 
 class Range(Section):
-    """The values of one field: exactly one of choice, uniform, loguniform, randint."""
+    """The values of one field, given by exactly one of choice, uniform, loguniform and randint."""
 
     choice: tuple[Any, ...] | None = Field(None, description="one of these values")
     uniform: tuple[float, float] | None = Field(None, description="a number from low to high")
-    loguniform: tuple[float, float] | None = Field(None, description="the same, evenly in its logarithm; low above 0")
-    randint: tuple[int, int] | None = Field(None, description="a whole number from low to high, both included")
+    loguniform: tuple[float, float] | None = Field(
+        None, description="a number from low (above 0) to high, uniform in its logarithm"
+    )
+    randint: tuple[int, int] | None = Field(None, description="an integer from low to high, both included")
     step: float | None = Field(None, gt=0, description="uniform and randint: only low, low + step, ...")
 
     @field_validator("choice", mode="after")
@@ -54,7 +56,7 @@ class Range(Section):
             if not self.choice:
                 raise ValueError("choice has no values")
             if len(set(map(repr, self.choice))) < len(self.choice):
-                raise ValueError("a value stands twice")
+                raise ValueError("choice repeats a value")
         else:
             low, high = self.ends
             if not (math.isfinite(low) and math.isfinite(high)) or low >= high:
@@ -63,21 +65,21 @@ class Range(Section):
                 raise ValueError(f"loguniform needs a low above 0, not {low}")
         if self.step is not None:
             if self.choice is not None or self.loguniform is not None:
-                raise ValueError("step goes with uniform and randint alone")
+                raise ValueError("step works only with uniform and randint")
             if self.randint is not None and self.step != int(self.step):
                 raise ValueError(f"the step of randint must be a whole number, not {self.step}")
         return self
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Low and high of a range of numbers. ``ValueError`` for a choice."""
+        """Low and high of a numeric range. Raises ``ValueError`` for a choice."""
         found = self.uniform or self.loguniform or self.randint
         if found is None:
             raise ValueError("a choice has no ends")
         return found
 
     def values(self) -> tuple[Value, ...] | None:
-        """All values, in order; ``None`` where there are infinitely or too many."""
+        """All values, in order; None if there are infinitely or too many."""
         if self.choice is not None:
             return self.choice
         low, high = self.ends
@@ -89,7 +91,7 @@ class Range(Section):
         return tuple(round(low + i * step, 10) for i in range(count))
 
     def at(self, share: float) -> Value:
-        """The value at ``share`` (0 to 1, below 1) of the range: a uniform number becomes a draw."""
+        """Map ``share``, a uniform number in [0, 1), to a value of the range."""
         listed = self.values()
         if listed is not None:
             return listed[int(share * len(listed))]
@@ -104,44 +106,47 @@ class Range(Section):
 
 
 class SearchConfig(Section):
-    """Search over fields of the config (``potstill search``); every trial is a distill job up to its validation score."""
+    """Search over config fields (``potstill search``). Every trial is a distill job up to its validation score."""
 
     space: dict[str, Range] = Field(
-        description="field of augment, relabel or student -> list of values, or "
-        "{choice | uniform | loguniform | randint: ...}"
+        description="maps fields of augment, relabel or student to a list of values or to a mapping with `choice`, "
+        "`uniform`, `loguniform` or `randint`"
     )
     objective: tuple[Metric, ...] = Field(
         ("macro_f1",),
-        description="one or several of macro_f1, accuracy (of validation texts), cost_usd (of all of a trial's answers, "
-        "whoever paid), tokens, training_s",
+        description="metrics to optimise: macro_f1 and accuracy on validation texts, cost_usd of all answers a trial uses "
+        "(even if another trial paid for them), tokens, training_s",
     )
-    trials: int = Field(20, ge=1, le=100_000, description="trials in all; a finished search grows when it is raised")
-    concurrency: int = Field(
-        0, ge=0, le=10_000, description="trials at a time; 0 = as many as the cluster has room for"
+    trials: int = Field(20, ge=1, le=100_000, description="number of trials; raise it to extend a finished search")
+    concurrency: int = Field(0, ge=0, le=10_000, description="parallel trials; 0: as many as fit on the cluster")
+    budget_usd: float | None = Field(None, gt=0, description="maximum cost of new answers, finals included")
+    budget_hours: float | None = Field(
+        None, gt=0, description="start no further rung after this time; the finals run afterwards"
     )
-    budget_usd: float | None = Field(None, gt=0, description="never spend more on new answers, finals included")
-    budget_hours: float | None = Field(None, gt=0, description="start no rung later than this; finals come after it")
-    searcher: Literal["tpe", "random", "grid"] = Field("tpe", description="how points are chosen; tpe: Optuna's")
+    searcher: Literal["tpe", "random", "grid"] = Field("tpe", description="sampler of points; tpe: Optuna's TPE")
     scheduler: Literal["auto", "asha", "none"] = Field(
         "auto",
-        description="asha: trials that can't win stop at a rung; auto: asha, but none for a grid or several objectives",
+        description="asha: stop weak trials early, at a rung; auto: asha, but none for a grid or several objectives",
     )
-    rungs: int = Field(3, ge=1, le=8, description="asha: steps from few texts a class to all of them")
-    epoch_rungs: int = Field(0, ge=0, le=4, description="asha: further steps, from few epochs to all of them")
+    rungs: int = Field(3, ge=1, le=8, description="asha: rungs with an increasing number of texts per class")
+    epoch_rungs: int = Field(0, ge=0, le=4, description="asha: further rungs with an increasing number of epochs")
     reduction: float = Field(
-        2.0, gt=1.0, le=10.0, description="asha: the best 1/reduction go on, with that many times the texts"
+        2.0,
+        gt=1.0,
+        le=10.0,
+        description="asha: promote the best 1/reduction of the trials, with reduction times the texts",
     )
-    top_k: int = Field(2, ge=1, le=100, description="best trials that are drawn afresh before the winner is named")
-    repeats: int = Field(2, ge=1, le=100, description="training seeds of each of them")
-    seed: int = Field(0, ge=0, description="seed of the search's own draws")
+    top_k: int = Field(2, ge=1, le=100, description="finalists, rerun with fresh data before the winner is chosen")
+    repeats: int = Field(2, ge=1, le=100, description="training seeds per finalist")
+    seed: int = Field(0, ge=0, description="random seed of the searcher")
     max_validation: int = Field(
-        500, ge=10, description="score on at most this many validation texts, drawn by the data seed"
+        500, ge=10, description="maximum number of validation texts, sampled with the data seed"
     )
     held_back: int = Field(
         10,
         ge=2,
         le=1000,
-        description="tasks without real training texts: texts a class that are written for validation alone",
+        description="for tasks without real training texts: generated texts per class held back for validation",
     )
 
     @field_validator("space", mode="before")
@@ -162,15 +167,15 @@ class SearchConfig(Section):
         if not self.space:
             complaints.append("space is empty; name at least one field, such as augment.shots: [1, 2]")
         if len(set(self.objective)) < len(self.objective):
-            complaints.append("objective names a metric twice")
+            complaints.append("objective repeats a metric")
         if not set(self.objective) & set(BETTER_HIGH):
-            complaints.append("objective needs macro_f1 or accuracy beside what is to be saved")
+            complaints.append("objective needs macro_f1 or accuracy besides the costs to minimise")
         if self.scheduler == "asha" and len(self.objective) > 1:
-            complaints.append("scheduler asha compares trials by one objective; set it to none, or name one objective")
+            complaints.append("scheduler asha needs exactly one objective; name one objective, or set scheduler: none")
         if self.searcher == "grid":
-            endless = [name for name, one in self.space.items() if one.values() is None]
-            if endless:
-                complaints.append(f"searcher grid needs finite ranges: give {', '.join(endless)} a list or a step")
+            infinite = [name for name, one in self.space.items() if one.values() is None]
+            if infinite:
+                complaints.append(f"searcher grid needs finite ranges; give {', '.join(infinite)} a list or a step")
         if complaints:
             raise ValueError("; ".join(complaints))
         return self
@@ -184,14 +189,14 @@ class SearchConfig(Section):
 
     @property
     def rung_count(self) -> int:
-        """Rungs of a trial that is not stopped, were trials stopped at all."""
+        """Number of rungs of a trial that runs to the end under early stopping."""
         return self.rungs + self.epoch_rungs
 
 
 def rung_shares(search: SearchConfig) -> list[tuple[float, float]]:
-    """For each rung the share of the texts a class and of the epochs: first texts grow, then epochs.
+    """Per rung the share of texts per class and the share of epochs: texts grow first, then epochs.
 
-    The last rung is always the whole, and without early stopping the only one.
+    The last rung is always (1, 1); without early stopping it is the only one.
     """
     if not search.halving:
         return [(1.0, 1.0)]

@@ -1,4 +1,4 @@
-"""What all sections of the config have in common, and where potstill lives on a machine."""
+"""The base class of all config sections, and the defaults under POTSTILL_HOME."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from pydantic.fields import FieldInfo
 
 
 def home() -> Path:
-    """Where ledger, runs and MLflow's database live unless the config says otherwise."""
+    """The default folder of the ledger, the runs and MLflow's database."""
     return Path(os.environ.get("POTSTILL_HOME", "~/.potstill")).expanduser().absolute()
 
 
+def database_uri(uri: str, default: str) -> str:
+    """``uri`` with ``~`` expanded; if empty, the SQLite file ``default`` under ``home``."""
+    if not uri:
+        return f"sqlite:///{home()}/{default}"
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).expanduser()}" if path != uri and path.startswith("~") else uri
+
+
 class Section(BaseModel):
-    """Base of all sections: immutable, and a field that does not exist is an error."""
+    """Base class of all sections: immutable; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def fields(model: type[Section], prefix: str = "") -> list[tuple[str, FieldInfo]]:
-    """Every field of a config under its whole name, in order; kinds of teacher one after another."""
+    """All fields with their full dotted names, in order. Members of a union get their ``kind`` appended in brackets."""
     found = []
     for name, field in model.model_fields.items():
         inner = field.annotation

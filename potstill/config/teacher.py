@@ -1,4 +1,4 @@
-"""The config of every kind of teacher: ``teacher: {kind: ...}``.
+"""The ``teacher`` section of a config, one class per kind.
 
 teacher: {kind: embedded}
 teacher: {kind: openai, model: gpt-4o-mini, requests_per_minute: 5000, budget_usd: 5}
@@ -19,77 +19,85 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 
 class EmbeddedTeacher(Section):
-    """A language model in the job's own processes: no key, no network."""
+    """A language model that runs inside the job: no key, no network."""
 
-    kind: Literal["embedded"] = Field("embedded", description="a model in the job's own processes")
+    kind: Literal["embedded"] = Field("embedded", description="a model that runs inside the job")
     model: str = Field(
         "smollm2-135m-instruct", description="the packaged model, or the path of a transformers folder or a GGUF file"
     )
-    actors: int = Field(0, ge=0, description="teacher processes; 0 = one a CPU core or GPU of the cluster")
-    threads: int = Field(1, ge=1, description="CPU threads a process; more than one a core is many times slower")
-    batch_size: int = Field(64, ge=1, le=1024, description="texts written together")
+    actors: int = Field(0, ge=0, description="teacher processes; 0: one per CPU core or GPU of the cluster")
+    threads: int = Field(1, ge=1, description="CPU threads per process; more than one per core is many times slower")
+    batch_size: int = Field(64, ge=1, le=1024, description="texts generated in one batch")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor computes in it, else float32"
+        "auto", description="auto: bfloat16 if the processor supports it, else float32"
     )
     renderer: Literal["auto", "list", "chat"] = Field(
-        "auto", description="how prompts are put: list continuation for small models, chat for others"
+        "auto", description="prompt format; auto: list continuation for small models, chat for others"
     )
 
 
 class PriceConfig(Section):
-    """What an endpoint charges, in dollars per million tokens."""
+    """An endpoint's prices, in dollars per million tokens."""
 
-    prompt: float = Field(ge=0.0, description="dollars per million tokens read")
-    completion: float = Field(ge=0.0, description="dollars per million tokens written")
+    prompt: float = Field(ge=0.0, description="price of prompt tokens in the chosen mode, in dollars per million")
+    completion: float = Field(
+        ge=0.0, description="price of completion tokens in the chosen mode, in dollars per million"
+    )
 
 
 class OpenAITeacher(Section):
-    """A model behind an HTTP endpoint that speaks OpenAI's chat completions: OpenAI, Azure, Together, Groq, vLLM, llama.cpp."""
+    """A model behind an OpenAI-compatible chat completions endpoint: OpenAI, Azure, Together, Groq, vLLM, llama.cpp."""
 
-    kind: Literal["openai"] = Field(description="a model behind an HTTP endpoint of OpenAI's kind")
-    model: str = Field(min_length=1, description="name of the model, as the endpoint calls it")
-    base_url: str = Field(OPENAI_URL, description="address of the endpoint, up to and with /v1")
+    kind: Literal["openai"] = Field(description="a model behind an OpenAI-compatible HTTP endpoint")
+    model: str = Field(min_length=1, description="the endpoint's name for the model")
+    base_url: str = Field(OPENAI_URL, description="URL of the endpoint, including /v1")
     api_key_env: str = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the key; empty for a server that wants none"
+        "OPENAI_API_KEY", description="environment variable that holds the API key; empty if the server needs no key"
     )
     provider: str = Field(
-        "", description="name under which answers are kept in the ledger; default: base_url's host and port"
+        "", description="provider name under which the ledger stores answers; default: base_url's host and port"
     )
     renderer: Literal["auto", "codes"] = Field(
-        "auto", description="how prompts are put; both: chat, with a letter for each class where one is to be chosen"
+        "auto", description="prompt format; both values mean chat, with classes to choose from coded as letters"
     )
     mode: Literal["realtime", "batch"] = Field(
         "realtime", description="batch: OpenAI's Batch API, at half the price, answers within 24 hours"
     )
-    batch_poll_s: float = Field(30.0, ge=0.1, le=3600.0, description="seconds between looks at a running batch")
-    concurrency: int = Field(256, ge=1, le=100_000, description="requests in flight at once, over all processes")
-    requests_per_minute: float | None = Field(None, gt=0, description="never send more; null: as the endpoint allows")
-    tokens_per_minute: float | None = Field(None, gt=0, description="never use more; null: as the endpoint allows")
-    budget_usd: float | None = Field(None, gt=0, description="never spend more on new requests of a job")
+    batch_poll_s: float = Field(30.0, ge=0.1, le=3600.0, description="seconds between status checks of a batch")
+    concurrency: int = Field(256, ge=1, le=100_000, description="maximum requests in flight, over all processes")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="maximum requests per minute; null: the endpoint's limit"
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="maximum tokens per minute; null: the endpoint's limit"
+    )
+    budget_usd: float | None = Field(None, gt=0, description="maximum cost of a job's new requests")
     ask_above_usd: float = Field(
-        5.0, ge=0, description="ask before starting a job that may cost more (--yes: don't ask)"
+        5.0, ge=0, description="ask for confirmation before a job that may cost more; --yes skips the question"
     )
     price: PriceConfig | None = Field(
-        None, description="dollars per million tokens, as the mode has them; null: from the published price list"
+        None, description="dollars per million tokens in the chosen mode; null: the published price list"
     )
-    timeout_s: float = Field(120.0, gt=0, description="seconds to wait for a reply, not counting the time in the queue")
-    max_attempts: int = Field(6, ge=1, le=100, description="times a request is sent before it counts as failed")
-    max_error_rate: float = Field(0.1, ge=0.0, le=1.0, description="share of failed requests that stops the job")
-    actors: int = Field(0, ge=0, le=1000, description="processes that send requests; 0 = one for every 512 in flight")
+    timeout_s: float = Field(120.0, gt=0, description="seconds to wait for a reply, not counting time in the queue")
+    max_attempts: int = Field(6, ge=1, le=100, description="attempts per request before it counts as failed")
+    max_error_rate: float = Field(0.1, ge=0.0, le=1.0, description="stop the job above this share of failed requests")
+    actors: int = Field(0, ge=0, le=1000, description="processes that send requests; 0: one per 512 in flight")
 
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an address such as https://host/v1 or http://host:8000/v1")
+            raise ValueError("must be a URL such as https://host/v1 or http://host:8000/v1")
         if parts.password or parts.username:
-            raise ValueError("must hold no key or password; name the key's environment variable in teacher.api_key_env")
+            raise ValueError(
+                "must not contain a key or password; name the key's environment variable in teacher.api_key_env"
+            )
         return value.rstrip("/")
 
     @model_validator(mode="after")
     def _name(self) -> OpenAITeacher:
-        # In every request's hash it stands for base_url, so that a server may move without losing its answers.
+        # Request ids contain the provider instead of base_url, so that answers survive a move of the server.
         if not self.provider:
             object.__setattr__(self, "provider", urlsplit(self.base_url).netloc)
         return self
@@ -101,14 +109,14 @@ class OpenAITeacher(Section):
             paced = [name for name in _PACE if getattr(self, name) != fields[name].default]
             if paced:
                 raise ValueError(
-                    f"{', '.join(paced)}: without effect under mode: batch, the endpoint sets the pace; "
-                    "leave out, or set mode: realtime"
+                    f"{', '.join(paced)}: no effect in mode: batch, where the endpoint sets the pace; "
+                    "remove, or set mode: realtime"
                 )
         return self
 
 
 def _kind(value: Any) -> str:
-    """The tag of a teacher's config; without ``kind`` it is the embedded one."""
+    """The tag of a teacher's config; embedded by default."""
     kind = value.get("kind", "embedded") if isinstance(value, dict) else getattr(value, "kind", "embedded")
     return str(kind)
 
@@ -143,4 +151,4 @@ WITHOUT_EFFECT = (
     "max_attempts",
     "max_error_rate",
 )
-"""Fields that change no answer. ``provider`` stands for ``base_url``."""
+"""Fields that do not affect the answers. ``provider`` represents ``base_url``."""

@@ -88,8 +88,8 @@ def test_no_key(run: Run, endpoint: Endpoint, value: str | None, monkeypatch: py
         ("budget_usd", 0, "teacher.budget_usd = 0: Input should be greater than 0"),
         ("requests_per_minute", 0, "teacher.requests_per_minute = 0: Input should be greater than 0"),
         ("max_error_rate", 7, "teacher.max_error_rate = 7: Input should be less than or equal to 1"),
-        ("base_url", "gpu-box:8000", "must be an address such as https://host/v1 or http://host:8000/v1"),
-        ("base_url", "https://me:secret@host/v1", "must hold no key or password"),
+        ("base_url", "gpu-box:8000", "must be a URL such as https://host/v1 or http://host:8000/v1"),
+        ("base_url", "https://me:secret@host/v1", "must not contain a key or password"),
     ],
 )
 def test_values_that_can_not_be(run: Run, endpoint: Endpoint, field: str, value: Any, expected: str) -> None:

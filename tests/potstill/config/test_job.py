@@ -131,7 +131,7 @@ def test_numbers_and_auto_are_taken():
 def test_a_batch_has_no_pace_of_ours():
     batch = {"kind": "openai", "model": "m", "mode": "batch"}
     assert Config.model_validate({"task": "trec6", "teacher": batch}).teacher.mode == "batch"
-    with pytest.raises(ValueError, match="requests_per_minute, actors: without effect under mode: batch"):
+    with pytest.raises(ValueError, match="requests_per_minute, actors: no effect in mode: batch"):
         Config.model_validate({"task": "trec6", "teacher": {**batch, "requests_per_minute": 60, "actors": 2}})
     modes = [
         Config.model_validate({"task": "trec6", "teacher": {**batch, "mode": mode}}) for mode in ("batch", "realtime")

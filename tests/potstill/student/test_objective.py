@@ -175,9 +175,9 @@ def test_labels_not_in_the_task_are_named() -> None:
 @pytest.mark.parametrize(
     ("passed", "said"),
     [
-        ({"optimizer": {}}, "optimizer is decided by student's own learning_rate"),
-        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is decided by student's own zero_stage"),
-        ({"zero_optimization": {"offload_optimizer": {}}}, "own offload_optimizer"),
+        ({"optimizer": {}}, "optimizer is decided by student's learning_rate"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is decided by student's zero_stage"),
+        ({"zero_optimization": {"offload_optimizer": {}}}, "student's offload_optimizer"),
         ({"zero_optimization": True}, "zero_optimization must be a mapping, not True"),
         ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal is decided"),
         ({"fp16": {}, "gradient_clipping": 1}, "gradient_clipping is decided .* clip_norm.*; fp16 is decided"),
