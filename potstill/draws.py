@@ -1,8 +1,8 @@
-"""Keyed random draws: every draw is named by what it is for, none depends on what was drawn before.
+"""Keyed random draws: each draw depends on its key only, never on earlier draws.
 
-``uniform(seed, "partner", label, 3)`` is the same number in every process, in every run and on every
-machine. So a plan for 50 texts a class is a prefix of the plan for 100, and changing one setting moves
-only what depends on it (common random numbers; DESIGN idea 3).
+``uniform(seed, "partner", label, 3)`` is the same number in every process, in every run and on every machine. So a plan
+for 50 texts per class is a prefix of the plan for 100, and changing a setting changes only what depends on it (common
+random numbers; DESIGN idea 3).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def digest(value: object, size: int = 16) -> str:
 
 
 def generator(seed: int, *key: Key) -> np.random.Generator:
-    """A random generator of its own for ``key``; independent of every other key's."""
+    """A random generator for ``key``, independent of those of other keys."""
     return np.random.Generator(np.random.PCG64(int(digest([seed, *key]), 16)))
 
 
@@ -35,7 +35,7 @@ def uniform(seed: int, *key: Key) -> float:
 
 
 def pick(options: Sequence[T], seed: int, *key: Key) -> T:
-    """One of ``options``, each equally likely. Raises ``IndexError`` if there are none."""
+    """One of ``options``, uniformly. Raises ``IndexError`` if there are none."""
     return options[int(uniform(seed, *key) * len(options))]
 
 
@@ -45,5 +45,5 @@ def shuffle(items: Sequence[T], seed: int, *key: Key) -> list[T]:
 
 
 def sample(items: Sequence[T], count: int, seed: int, *key: Key) -> list[T]:
-    """The first ``count`` of a random order of ``items``: a smaller sample is a prefix of a larger one."""
+    """Up to ``count`` of ``items`` without replacement. A smaller sample is a prefix of a larger one."""
     return shuffle(items, seed, *key)[:count]

@@ -1,13 +1,13 @@
-"""Every error potstill raises on purpose.
+"""The errors potstill raises on purpose.
 
     PotstillError
-    ├── InputError      what the user gave can't work: config, task, data, resources   (exit code 2)
-    ├── StageError      a stage ran and could not give what the next one needs         (exit code 1)
-    ├── TeacherError    the teacher's model could not be loaded or asked               (exit code 1)
-    │   └── TeacherStopped   budget reached, or the endpoint lets nothing through
-    └── LedgerError     the ledger can't be opened, read or written                    (exit code 1)
+    ├── InputError      invalid config, task, data or resources                (exit code 2)
+    ├── StageError      a stage could not produce what the next one needs      (exit code 1)
+    ├── TeacherError    the teacher could not be loaded or queried             (exit code 1)
+    │   └── TeacherStopped   budget reached, or the endpoint accepts no requests
+    └── LedgerError     the ledger can't be opened, read or written            (exit code 1)
 
-An ``InputError`` carries *all* problems found, so that a user mends a config once, not once a run.
+An ``InputError`` carries *all* problems found, so that the user can fix them in one go.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: where it stands, and what is wrong and how to mend it."""
+    """One problem: where it is, what is wrong and how to fix it."""
 
     where: str
     message: str
@@ -28,13 +28,13 @@ class Problem:
 
 
 class PotstillError(Exception):
-    """Base class of all errors that potstill raises on purpose."""
+    """Base class of all errors potstill raises on purpose."""
 
     exit_code = 1
 
 
 class InputError(PotstillError):
-    """The user's input can't work; nothing was started and nothing was spent."""
+    """Invalid user input. Nothing was started and nothing was spent."""
 
     exit_code = 2
 
@@ -43,20 +43,20 @@ class InputError(PotstillError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]]]:
-        # Exceptions cross process borders in Ray; the default rebuilds from args, which is the joined text.
+        # Ray pickles exceptions; the default would rebuild this one from ``args``, the joined text.
         return type(self), (self.problems,)
 
 
 class StageError(PotstillError):
-    """A stage ran but could not give what the next one needs."""
+    """A stage could not produce what the next one needs."""
 
 
 class TeacherError(PotstillError):
-    """The teacher's model could not be loaded or asked."""
+    """The teacher could not be loaded or queried."""
 
 
 class TeacherStopped(TeacherError):
-    """No further request may be sent: the budget is reached or the endpoint lets nothing through."""
+    """No more requests may be sent: the budget is reached or the endpoint accepts none."""
 
 
 class LedgerError(PotstillError):

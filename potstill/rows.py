@@ -1,10 +1,9 @@
-"""The four tables that travel between stages: one dataclass and one Arrow schema each.
+"""The four tables passed between stages, each with a dataclass for its rows and an Arrow schema.
 
-``request -> response -> example -> prediction``; all are written as Parquet under
-``<storage>/<run>/<table>/`` and every row can be traced to the request that made it.
+``request -> response -> example -> prediction``: all are stored as Parquet under ``<storage>/<run>/<table>/``, and
+every row can be traced to the request that produced it.
 
-Rows become tables, and tables rows, column by column: a million requests pass through here, and a dict for
-each row takes ten times as long.
+Rows and tables are converted column by column. For a million requests that is ten times as fast as a dict per row.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import pyarrow as pa
 from potstill.draws import digest
 
 Role = Literal["system", "user", "assistant", "prompt"]
-UNKNOWN = ""  # label of an example whose class nobody has said yet
+UNKNOWN = ""  # label of an example that has no label yet
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -30,8 +29,8 @@ class Message:
     """One message of a prompt.
 
     ``system``, ``user`` and ``assistant`` go through the model's chat template; a last ``assistant``
-    message is continued, not answered. A single ``prompt`` message is raw text to be continued, for
-    models that complete patterns better than they follow orders.
+    message is continued, not answered. A single ``prompt`` message is raw text to continue, for
+    models that complete patterns better than they follow instructions.
     """
 
     role: Role
@@ -40,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a reply is drawn. ``max_tokens`` in tokens; generation also ends at any of ``stop``."""
+    """Sampling settings of a reply. Generation ends after ``max_tokens`` tokens or at any of ``stop``."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -48,7 +47,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Numbers that are equal are made the same: 0, 0.0 and -0.0 would each give a request an id of its own."""
+        # Normalise equal numbers: 0, 0.0 and -0.0 would give a request three different ids.
         for name in ("temperature", "top_p"):
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
 
@@ -58,10 +57,10 @@ _SAMPLING_FIELDS = tuple(one.name for one in fields(Sampling))
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to the teacher. Without ``choices`` it asks for text, with them for a class.
+    """One question to the teacher. Without ``choices`` it asks for text, with ``choices`` for a class.
 
-    ``request_id`` is a hash of what is *sent* (model, messages, sampling, choices) and of ``occurrence``
-    (which of several draws of the same prompt), never of stage or task: the same question is paid for once.
+    ``request_id`` is a hash of what is *sent* (model, messages, sampling, choices) and of ``occurrence`` (the index among
+    several draws from the same prompt). Stage and task are not hashed, so the same question is paid for only once.
     """
 
     stage: str
@@ -97,12 +96,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the teacher answered, raw.
+    """The teacher's raw answer.
 
-    ``choice_logprobs[i]`` is the natural log-probability of ``request.choices[i]`` as the model gave it
-    (uncalibrated; ``None`` where a server did not return that choice); ``residual_mass`` is the
-    probability outside the returned tokens where a server shows only the top few. ``error`` is set,
-    and the text empty, where the request failed.
+    ``choice_logprobs[i]`` is the model's uncalibrated natural log-probability of ``request.choices[i]``, None if the
+    server did not return that choice. ``residual_mass`` is the probability outside the returned tokens if the server
+    returns only the top few. If the request failed, ``error`` is set and the text is empty.
     """
 
     request_id: str
@@ -118,7 +116,7 @@ class Response:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        # NUL and lone surrogates fit into no Parquet file and not every database; all must see the same text.
+        # Parquet and some databases can't store NUL or lone surrogates; all storage must hold the same text.
         for name in ("text", "error"):
             value = getattr(self, name)
             if value and ("\0" in value or not value.isascii()):
@@ -127,12 +125,12 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text with what is known of its class.
+    """A training text and its labels.
 
-    ``label_probs`` is a distribution over the task's classes in the task's order. ``target_label`` is
-    the class the text was written for (``None``: for none, and until relabelling its ``label`` is ``UNKNOWN``), ``teacher_label`` the one the teacher took it for when asked, ``label``
-    the one it is used with. Rows that a filter drops stay
-    in the table with ``kept=False`` and the reason.
+    ``label_probs`` is a distribution over the task's classes in the task's order. ``target_label`` is the class the text
+    was written for (None: no class, and ``label`` is ``UNKNOWN`` until relabelling), ``teacher_label`` the class the
+    teacher assigned, and ``label`` the class used for training. Filtered rows stay in the table with ``kept=False`` and
+    the reason.
     """
 
     example_id: str
@@ -154,7 +152,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A student's answer for one test text. ``label_probs`` in the task's class order."""
+    """A student's prediction for one test text. ``label_probs`` is in the task's class order."""
 
     example_id: str
     label: str
@@ -162,87 +160,48 @@ class Prediction:
     predicted: str
 
 
-_TEXT, _FLOAT, _INT, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_TEXT, _FLOAT = pa.string(), pa.float64()
 _MESSAGE = pa.struct([("role", _TEXT), ("content", _TEXT)])
-_SAMPLING = pa.struct([("temperature", _FLOAT), ("top_p", _FLOAT), ("max_tokens", _INT), ("stop", pa.list_(_TEXT))])
+_SAMPLING = pa.struct(
+    [("temperature", _FLOAT), ("top_p", _FLOAT), ("max_tokens", pa.int64()), ("stop", pa.list_(_TEXT))]
+)
+_ARROW_TYPES = {
+    "str": _TEXT,
+    "float": _FLOAT,
+    "int": pa.int64(),
+    "bool": pa.bool_(),
+    "Sampling": _SAMPLING,
+    "tuple[Message, ...]": pa.list_(_MESSAGE),
+    "tuple[str, ...]": pa.list_(_TEXT),
+    "tuple[float, ...]": pa.list_(_FLOAT),
+}
 
-REQUEST = pa.schema(
-    [
-        pa.field("request_id", _TEXT, nullable=False),
-        ("stage", _TEXT),
-        ("task", _TEXT),
-        ("strategy", _TEXT),
-        ("renderer", _TEXT),
-        ("provider", _TEXT),
-        ("model", _TEXT),
-        ("weights_digest", _TEXT),
-        ("messages", pa.list_(_MESSAGE)),
-        ("sampling", _SAMPLING),
-        ("choices", pa.list_(_TEXT)),
-        ("occurrence", _INT),
-        ("target_label", _TEXT),
-        ("mix_label", _TEXT),
-        ("alpha", _FLOAT),
-        ("exemplar_ids", pa.list_(_TEXT)),
-    ]
-)
-RESPONSE = pa.schema(
-    [
-        pa.field("request_id", _TEXT, nullable=False),
-        ("text", _TEXT),
-        ("finish_reason", _TEXT),
-        ("choice_logprobs", pa.list_(_FLOAT)),
-        ("residual_mass", _FLOAT),
-        ("prompt_tokens", _INT),
-        ("completion_tokens", _INT),
-        ("cost_usd", _FLOAT),
-        ("latency_s", _FLOAT),
-        ("created_at", _FLOAT),
-        ("error", _TEXT),
-    ]
-)
-EXAMPLE = pa.schema(
-    [
-        pa.field("example_id", _TEXT, nullable=False),
-        ("text", _TEXT),
-        ("label", _TEXT),
-        ("label_probs", pa.list_(_FLOAT)),
-        ("source", _TEXT),
-        ("strategy", _TEXT),
-        ("request_id", _TEXT),
-        ("relabel_request_id", _TEXT),
-        ("target_label", _TEXT),
-        ("teacher_label", _TEXT),
-        ("mix_label", _TEXT),
-        ("alpha", _FLOAT),
-        ("confidence", _FLOAT),
-        ("kept", _BOOL),
-        ("dropped_because", _TEXT),
-    ]
-)
-PREDICTION = pa.schema(
-    [
-        pa.field("example_id", _TEXT, nullable=False),
-        ("label", _TEXT),
-        ("label_probs", pa.list_(_FLOAT)),
-        ("predicted", _TEXT),
-    ]
-)
 
+def _schema(kind: type[Any], key: str) -> pa.Schema:
+    """The Arrow schema of a row class: one column per field, all nullable except ``key``, which comes first."""
+    types = {one.name: _ARROW_TYPES[str(one.type).replace(" | None", "")] for one in fields(kind)}
+    first = pa.field(key, types.pop(key), nullable=False)
+    return pa.schema([first, *types.items()])
+
+
+REQUEST = _schema(Request, "request_id")
+RESPONSE = _schema(Response, "request_id")
+EXAMPLE = _schema(Example, "example_id")
+PREDICTION = _schema(Prediction, "example_id")
 SCHEMAS: dict[type, pa.Schema] = {Request: REQUEST, Response: RESPONSE, Example: EXAMPLE, Prediction: PREDICTION}
 
 Row = TypeVar("Row", Request, Response, Example, Prediction)
 
 
 def to_table(rows: Iterable[Row], kind: type[Row]) -> pa.Table:
-    """Rows as an Arrow table with the declared schema of their kind."""
+    """Convert rows to an Arrow table with the schema of their kind."""
     rows, schema = list(rows), SCHEMAS[kind]
     columns = [_to_column(list(map(attrgetter(one.name), rows)), one) for one in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def from_table(table: pa.Table, kind: type[Row]) -> list[Row]:
-    """The rows of a table written by ``to_table``; unknown columns are ignored."""
+    """Convert a table written by ``to_table`` back to rows. Unknown columns are ignored."""
     columns = [
         _from_column(table[one.name]) if one.name in table.column_names else [None] * table.num_rows
         for one in fields(kind)
@@ -276,7 +235,7 @@ def _from_column(column: pa.ChunkedArray) -> list[Any]:
 
 def _from_samplings(structs: pa.StructArray) -> list[Sampling]:
     *numbers, stops = (part.to_pylist() for part in structs.flatten())
-    known: dict[tuple[Any, ...], Sampling] = {}  # a stage has few
+    known: dict[tuple[Any, ...], Sampling] = {}  # a stage has few distinct ones
     keys = zip(*numbers, map(tuple, stops), strict=True)
     return [known.get(key) or known.setdefault(key, Sampling(*key)) for key in keys]
 
@@ -287,7 +246,7 @@ def _from_messages(lists: pa.ListArray) -> list[tuple[Message, ...]]:
 
 
 def from_record(record: Mapping[str, Any], kind: type[Row]) -> Row:
-    """A row from plain lists and dicts, as JSON and Arrow give them."""
+    """Build a row from plain lists and dicts, as read from JSON or Arrow."""
     return kind(**{name: _revive(name, value) for name, value in record.items()})
 
 
@@ -302,5 +261,5 @@ def _revive(name: str, value: Any) -> Any:
 
 
 def example_id(text: str, source: str, request_id: str | None = None) -> str:
-    """A stable id for a text of a given source."""
+    """A stable id of a text from a given source."""
     return digest([text, source, request_id], size=8)

@@ -1,6 +1,6 @@
-"""What is to be classified: classes, descriptions, seeds, and where the texts are.
+"""Tasks: classes, descriptions, seeds and the location of the texts.
 
-A task YAML is parsed here; reading its data is ``jobs/run/data.py``, since that may touch a network.
+This module parses task YAML. ``jobs/run/data.py`` reads the data, which may need a network.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
 class ClassSpec(Section):
-    """One class. ``prompt_name`` is how prompts spell it where the id reads badly."""
+    """One class. ``prompt_name`` replaces the id in prompts."""
 
-    description: str = Field(min_length=3, description="one sentence: which texts belong to the class")
+    description: str = Field(min_length=3, description="one sentence saying which texts belong to the class")
     prompt_name: str | None = None
 
 
 class Contexts(Section):
-    """Generation contexts (Li et al. 2023, sec. 3.2): style, length and topic vary from request to request."""
+    """Generation contexts (Li et al. 2023, sec. 3.2): styles, lengths and topics to vary between requests."""
 
     styles: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Contexts(Section):
 
 
 class HubData(Section):
-    """A Parquet data set on a hub. ``verified`` says whether the id could be reached when it was written."""
+    """A Parquet data set on a hub. ``verified``: whether the id was reachable when the task was written."""
 
     dataset: str
     config: str | None = None
@@ -49,7 +49,7 @@ class HubData(Section):
 
 
 class DataSource(Section):
-    """Where the splits are: files beside the YAML (or URLs), or a hub data set."""
+    """The source of the splits: files relative to the YAML, URLs, or a hub data set."""
 
     files: dict[str, str] | None = None
     hub: HubData | None = None
@@ -65,14 +65,14 @@ class DataSource(Section):
 
 
 class Seed(Section):
-    """One labelled example that the teacher and the student may see."""
+    """One labelled example available to teacher and student."""
 
     text: str = Field(min_length=1)
     label: str
 
 
 class Task(Section):
-    """A classification task, as its YAML describes it. The order of ``classes`` is the label order."""
+    """A classification task as described by its YAML. The order of ``classes`` is the label order."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     description: str = Field(min_length=3)
@@ -83,7 +83,7 @@ class Task(Section):
     subjectivity: int | None = Field(
         None,
         ge=1,
-        description="place in the order of Li et al. 2023, 1 is the least subjective; unset: not in their study",
+        description="rank in Li et al. 2023, where 1 is the least subjective; unset if not in their study",
     )
     classes: dict[str, ClassSpec] = Field(min_length=2)
     contexts: Contexts = Contexts()
@@ -109,7 +109,7 @@ class Task(Section):
                 complaints.append(f"classes {other!r} and {name!r} differ only in case or spacing")
             elif twin != name:
                 complaints.append(
-                    f"classes {twin!r} and {name!r} are both {self.prompt_name(name)!r} in prompts; change a prompt_name"
+                    f"classes {twin!r} and {name!r} are both {self.prompt_name(name)!r} in prompts; change one prompt_name"
                 )
         for where, labels in {
             "seeds": [seed.label for seed in self.seeds],
@@ -137,7 +137,7 @@ class Task(Section):
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A real text with its class; ``example_id`` is stable across runs."""
+    """A real text and its class. ``example_id`` is stable across runs."""
 
     example_id: str
     text: str
@@ -146,12 +146,12 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """The real texts of a task after the data seed has split them.
+    """The real texts of a task, split by the data seed.
 
-    ``seeds``: all that the teacher and the distilled student may see. ``train``: the rest of the real
-    training texts, used only for the equal-size comparison. ``validation``: the task's own, or carved
-    from train. ``test``: for the final scores and for decontamination (texts only). ``unlabelled``: texts for the
-    strategy ``annotate``; none unless it is asked for.
+    ``seeds``: the only labelled texts that the teacher and the distilled student see. ``train``: the other real training
+    texts, used only for the equal-size comparison. ``validation``: the task's own split, or taken from train. ``test``:
+    used for the final scores and, without labels, for decontamination. ``unlabelled``: texts for the strategy
+    ``annotate``, empty for other strategies.
     """
 
     seeds: tuple[LabelledText, ...]
@@ -161,20 +161,20 @@ class TaskData:
     unlabelled: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Hash of seeds and test texts with their labels, and of the unlabelled texts where there are some."""
+        """Hash of the seeds and test texts with their labels, and of any unlabelled texts."""
         labelled = [[(row.text, row.label) for row in rows] for rows in (self.seeds, self.test)]
         return digest([*labelled, list(self.unlabelled)] if self.unlabelled else labelled, size=8)
 
     def test_digest(self) -> str:
-        """Hash of the test texts with their labels: scores on the same test split can be compared."""
+        """Hash of the test texts with their labels; scores with the same hash are comparable."""
         return digest([(row.text, row.label) for row in self.test], size=8)
 
 
 class _TaskLoader(yaml.SafeLoader):
-    """YAML lets a repeated key silently win; a class that stands twice is an error here.
+    """Loads all scalars as text and rejects repeated keys, which YAML would silently overwrite.
 
-    YAML 1.1 also makes True of yes, 8 of 010 and a date of 2024-01-01. Names of classes are read as written, and so
-    is everything else: a task has no numbers, and pydantic knows true from false.
+    YAML 1.1 reads yes as True, 010 as 8 and 2024-01-01 as a date, which would change class names. Reading everything as
+    text is safe: pydantic converts the few numbers and booleans of a task.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name for it)
@@ -188,7 +188,7 @@ def _unique_mapping(loader: _TaskLoader, node: yaml.MappingNode, deep: bool = Fa
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=deep)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} appears twice", key_node.start_mark)
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -197,15 +197,15 @@ _TaskLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _uni
 
 
 def find_shipped(name: str) -> Path | None:
-    """The YAML of the preset of that name in tasks/; ``None`` if there is none."""
+    """The YAML of a preset in tasks/; None if there is no such preset."""
     places = (PRESETS / f"{name}.yaml", PRESETS / name / f"{name}.yaml") if Path(name).name == name else ()
     return next((place for place in places if place.is_file()), None)
 
 
 def find(preset: str) -> Path:
-    """The YAML (or layout folder) that ``preset`` names. Raises ``InputError`` with the known names.
+    """The YAML or layout folder for ``preset``. Raises ``InputError`` with the known names.
 
-    The name of a shipped preset means that preset, also where a folder here is called the same.
+    A shipped preset takes precedence over a local folder of the same name.
     """
     for candidate in (find_shipped(preset), Path(preset).expanduser()):
         if candidate is not None and (candidate.is_file() or (candidate / "classes.json").is_file()):
@@ -215,14 +215,14 @@ def find(preset: str) -> Path:
         [
             Problem(
                 f"task.preset = {preset!r}",
-                f"no such task; known: {known}; or give the path of a task YAML or of a folder with classes.json",
+                f"no such task; use one of {known}, or the path of a task YAML or of a folder with classes.json",
             )
         ]
     )
 
 
 def read(path: Path) -> Task:
-    """Parse a task YAML, or make a task of a layout folder. Raises ``InputError``."""
+    """Read a task from a YAML file or a layout folder. Raises ``InputError``."""
     if path.is_dir():
         return _read_folder(path)
     try:
@@ -239,7 +239,7 @@ def _read_folder(path: Path) -> Task:
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError([Problem(str(place), f"{', '.join(map(repr, twice))} stands twice")])
+            raise InputError([Problem(str(place), f"{', '.join(map(repr, twice))} appears twice")])
         return dict(pairs)
 
     try:
@@ -247,7 +247,7 @@ def _read_folder(path: Path) -> Task:
     except (OSError, ValueError) as error:
         raise InputError([Problem(str(place), f"can't be read as JSON: {' '.join(str(error).split())}")]) from error
     if not isinstance(classes, dict):
-        raise InputError([Problem(str(place), "must hold a mapping of class names to descriptions")])
+        raise InputError([Problem(str(place), "must be a mapping of class names to descriptions")])
     files = {
         split: f"{split}.parquet" for split in ("train", "test", "validation") if (path / f"{split}.parquet").is_file()
     }
@@ -262,7 +262,7 @@ def _read_folder(path: Path) -> Task:
 
 def _validate(content: Any, where: str) -> Task:
     if not isinstance(content, dict):
-        raise InputError([Problem(where, "must hold a mapping with name, classes and data")])
+        raise InputError([Problem(where, "must be a mapping with name, classes and data")])
     try:
         return Task.model_validate(content)
     except ValidationError as error:

@@ -251,7 +251,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
     if not isinstance(content, dict):
-        raise InputError([Problem(str(path), "must hold a mapping of fields, such as `task: trec6`")])
+        raise InputError([Problem(str(path), "must be a mapping of fields, such as `task: trec6`")])
     return parse(override(content, overrides), where=str(path))
 
 

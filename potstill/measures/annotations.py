@@ -1,9 +1,9 @@
-"""Files of people's judgements, in long format: one row a vote. CSV, JSON lines or Parquet.
+"""Read files of human annotations, one vote per row, as CSV, JSON lines or Parquet.
 
-    item,annotator,label                    an annotation file
-    judge,task_a,task_b,more_subjective     a file of pairwise judgements
+    item,annotator,label                    annotations
+    judge,task_a,task_b,more_subjective     pairwise judgements
 
-Everything that is wrong with a file is told at once, with the numbers of its rows (the first below a header is row 1).
+All problems of a file are reported at once, with row numbers (the first row below a header is row 1).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from potstill.errors import InputError, Problem
 
 ANNOTATION = ("item", "annotator", "label")
 JUDGEMENT = ("judge", "task_a", "task_b", "more_subjective")
-_SHOWN = 5  # rows named of each kind of mistake
+_SHOWN = 5  # rows listed per kind of problem
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """``counts[i][c]``: votes of item ``i`` for label ``c``, (items, labels). ``annotators``: how many people voted."""
+    """``counts[i][c]``: votes on item ``i`` for label ``c``, (items, labels). ``annotators``: their number."""
 
     items: tuple[str, ...]
     labels: tuple[str, ...]
@@ -49,7 +49,7 @@ class Judgement:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a CSV, JSON lines or Parquet file. Raises ``InputError`` where it can't be read."""
+    """The rows of a CSV, JSON lines or Parquet file. Raises ``InputError`` if it can't be read."""
     place = Path(path).expanduser()
     try:
         match place.suffix.lower():
@@ -58,7 +58,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             case ".jsonl" | ".json":
                 table = pyarrow.json.read_json(place)
             case ".csv":
-                # As text: an item 007 and a label "yes" are no number and no truth value.
+                # Read as text, so that item 007 and label "yes" keep their spelling.
                 names = pyarrow.csv.open_csv(place).schema.names
                 types = {name: pyarrow.string() for name in names}
                 options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
@@ -72,10 +72,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_annotations(rows: Sequence[Row], labels: Sequence[str] | None = None, where: str = "annotations") -> Votes:
-    """Votes from rows of (item, annotator, label). ``labels``: those allowed; default: all that occur, sorted.
+    """Votes from rows of (item, annotator, label). ``labels``: allowed labels; default: all that occur, sorted.
 
-    Raises ``InputError`` with everything that is wrong: missing columns, empty cells, unknown labels, two votes of one
-    annotator for one item, fewer than two annotators.
+    Raises ``InputError`` with all problems: missing columns, empty cells, unknown labels, two votes by one annotator on
+    one item, fewer than two annotators.
     """
     cells = _cells(rows, ANNOTATION, where)
     allowed = tuple(labels) if labels is not None else tuple(sorted({label for _, _, label in cells if label}))
@@ -94,11 +94,13 @@ def read_annotations(rows: Sequence[Row], labels: Sequence[str] | None = None, w
         for name, numbers in unknown.items()
     ]
     if doubled:
-        found.append(Problem(where, f"an annotator has one vote an item, but {_some(doubled)}; keep one of each"))
+        found.append(
+            Problem(where, f"only one vote per annotator and item is allowed, but {_some(doubled)}; keep one of each")
+        )
     annotators = {annotator for _, annotator, _ in cells if annotator}
     if len(annotators) < 2:
         who = f"all votes are by {next(iter(annotators))!r}" if annotators else "there are no votes"
-        found.append(Problem(where, f"{who}; agreement needs two annotators or more"))
+        found.append(Problem(where, f"{who}; agreement needs at least two annotators"))
     if found:
         raise InputError(found)
     items = tuple(dict.fromkeys(item for item, _, _ in cells))
@@ -112,8 +114,8 @@ def read_annotations(rows: Sequence[Row], labels: Sequence[str] | None = None, w
 def read_judgements(rows: Sequence[Row], tasks: Sequence[str], where: str = "judgements") -> list[Judgement]:
     """Judgements from rows of (judge, task_a, task_b, more_subjective).
 
-    Raises ``InputError`` with everything that is wrong: missing columns, empty cells, unknown tasks, a task held against
-    itself, an answer that is neither of the two, two answers of one judge about one pair.
+    Raises ``InputError`` with all problems: missing columns, empty cells, unknown tasks, a task compared with itself, an
+    answer that is neither of the two tasks, two answers by one judge on one pair.
     """
     cells = _cells(rows, JUDGEMENT, where)
     found = _empty(cells, JUDGEMENT, where)
@@ -127,14 +129,12 @@ def read_judgements(rows: Sequence[Row], tasks: Sequence[str], where: str = "jud
         if unknown:
             found.append(Problem(place, f"no task {' or '.join(map(repr, unknown))}; tasks: {known}"))
         if first == second:
-            found.append(Problem(place, f"{first!r} is held against itself"))
+            found.append(Problem(place, f"{first!r} is compared with itself"))
         elif answer not in (first, second):
             found.append(Problem(place, f"more_subjective = {answer!r} is neither {first!r} nor {second!r}"))
         before = seen.setdefault((judge, frozenset((first, second))), number)
         if before != number:
-            found.append(
-                Problem(place, f"{judge!r} has judged {first!r} and {second!r} in row {before} already; keep one")
-            )
+            found.append(Problem(place, f"{judge!r} already judged {first!r} and {second!r} in row {before}; keep one"))
     if not cells:
         found.append(Problem(where, "there are no judgements"))
     if found:
@@ -143,7 +143,7 @@ def read_judgements(rows: Sequence[Row], tasks: Sequence[str], where: str = "jud
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[str], where: str) -> list[tuple[str, ...]]:
-    """The columns' values as stripped text, "" for what is empty."""
+    """The columns' values as stripped text, "" for empty cells."""
     missing = [name for name in columns if rows and all(name not in row for row in rows)]
     if missing:
         there = ", ".join(map(repr, dict.fromkeys(name for row in rows[:100] for name in row)))
@@ -159,7 +159,9 @@ def _empty(cells: Sequence[tuple[str, ...]], columns: Sequence[str], where: str)
     for i, name in enumerate(columns):
         numbers = [number for number, row in enumerate(cells, 1) if not row[i]]
         if numbers:
-            found.append(Problem(where, f"column {name!r} is empty in row{_numbers(numbers)}; fill it or drop the row"))
+            found.append(
+                Problem(where, f"column {name!r} is empty in row{_numbers(numbers)}; fill it in or drop the row")
+            )
     return found
 
 

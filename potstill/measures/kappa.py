@@ -1,4 +1,4 @@
-"""Agreement beyond chance."""
+"""Cohen's kappa with soft labels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from numpy.typing import NDArray
 
 
 def kappa(choices: NDArray[np.int64], others: NDArray[np.float64]) -> float:
-    """Cohen's kappa of hard ``choices`` [texts] with distributions ``others`` [texts, classes]: how much of the
-    others' probability is on what was chosen, beyond what the classes' totals alone would give; 1 at most."""
+    """Cohen's kappa between hard ``choices`` [texts] and distributions ``others`` [texts, classes], at most 1.
+
+    Observed agreement is the mean probability that ``others`` gives to the choices; chance agreement follows from the
+    class totals.
+    """
     rows = np.arange(len(choices))
     seen = float(others[rows, choices].mean())
     chosen = np.bincount(choices, minlength=others.shape[1]) / len(choices)

@@ -1,9 +1,8 @@
-"""Scores of a classifier, with intervals. Pure arithmetic on label indices and probabilities.
+"""Scores of a classifier with bootstrap intervals, computed from label indices and probabilities.
 
-Percentile bootstrap over test texts (Efron & Tibshirani 1993, ch. 13): a resample is drawn as counts of
-(label, predicted) pairs, so that 1000 resamples of 3,000 texts take well under a second. Draws are keyed
-by the data seed; comparisons resample *pairs* of predictions for the same texts, which is what makes a small
-difference visible.
+Percentile bootstrap over test texts (Efron & Tibshirani 1993, ch. 13). A resample is drawn as counts of (label,
+predicted) pairs, so that 1000 resamples of 3,000 texts take well under a second. Draws are keyed by the data seed.
+Comparisons resample *pairs* of predictions for the same texts, which makes small differences visible.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ Floats = NDArray[np.float64]
 
 
 class Margins(NamedTuple):
-    """What accuracy and F1 need of n confusion matrices, each ``[n, classes]``: the diagonal, the texts of each
-    class, and the texts given each class."""
+    """Parts of n confusion matrices, each ``[n, classes]``: the diagonal, the row sums (true class) and the column sums
+    (predicted class)."""
 
     hits: Floats
     support: Floats
@@ -33,7 +32,7 @@ class Margins(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its bootstrap interval (percentile, ``level`` of the resamples inside)."""
+    """A value and its percentile bootstrap interval, which contains the share ``level`` of the resamples."""
 
     value: float
     low: float
@@ -46,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """One class: ``support`` test texts have this label, ``predicted`` were given it."""
+    """Scores of one class. ``support`` test texts have this label; for ``predicted`` it was predicted."""
 
     label: str
     precision: float
@@ -60,7 +59,7 @@ class ClassScores:
 class Scores:
     """All scores of one student on one test split. ``confusion[i][j]``: texts of class i predicted as j.
 
-    Macro-F1 is the mean F1 over *all* classes of the task; one that neither occurs nor is predicted counts 0.
+    Macro-F1 is the mean F1 over *all* classes of the task; a class that neither occurs nor is predicted counts as 0.
     """
 
     texts: int
@@ -74,7 +73,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Second student minus first, on the same texts. ``p_value`` of McNemar's exact test on accuracy."""
+    """Second student minus first, on the same texts. ``p_value``: McNemar's exact test on accuracy."""
 
     accuracy: Interval
     macro_f1: Interval
@@ -84,7 +83,7 @@ class Difference:
 def score(
     predictions: Sequence[Prediction], labels: Sequence[str], seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> Scores:
-    """Score the predictions of one student. Raises ``ValueError`` where there are none or a label is unknown."""
+    """Score one student's predictions. Raises ``ValueError`` if there are none or a label is unknown."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     truth, predicted = indices(predictions, labels)
@@ -106,8 +105,8 @@ def score(
     )
     return Scores(
         texts=len(predictions),
-        accuracy=_interval(accuracy(whole)[0], accuracy(drawn), level),
-        macro_f1=_interval(macro_f1(whole)[0], macro_f1(drawn), level),
+        accuracy=interval(accuracy(whole)[0], accuracy(drawn), level),
+        macro_f1=interval(macro_f1(whole)[0], macro_f1(drawn), level),
         expected_calibration_error=expected_calibration_error(confidence, truth == predicted),
         mean_confidence=float(confidence.mean()),
         per_class=per_class,
@@ -123,7 +122,7 @@ def compare(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Difference:
-    """How much better the second student is than the first. Raises ``ValueError`` unless both saw the same texts."""
+    """The second student's scores minus the first's. Raises ``ValueError`` unless both predicted the same texts."""
     by_id = {prediction.example_id: prediction for prediction in second}
     if set(by_id) != {prediction.example_id for prediction in first} or len(by_id) != len(first):
         raise ValueError("the two students were not scored on the same texts")
@@ -136,8 +135,8 @@ def compare(
     a, b = (tally(distinct[:, 0], distinct[:, i], len(labels), counts) for i in (1, 2))
     whole_a, whole_b = tally(truth, one, len(labels)), tally(truth, two, len(labels))
     return Difference(
-        accuracy=_interval(accuracy(whole_b)[0] - accuracy(whole_a)[0], accuracy(b) - accuracy(a), level),
-        macro_f1=_interval(macro_f1(whole_b)[0] - macro_f1(whole_a)[0], macro_f1(b) - macro_f1(a), level),
+        accuracy=interval(accuracy(whole_b)[0] - accuracy(whole_a)[0], accuracy(b) - accuracy(a), level),
+        macro_f1=interval(macro_f1(whole_b)[0] - macro_f1(whole_a)[0], macro_f1(b) - macro_f1(a), level),
         p_value=mcnemar(one == truth, two == truth),
     )
 
@@ -156,20 +155,20 @@ def indices(predictions: Sequence[Prediction], labels: Sequence[str]) -> tuple[I
 
 
 def accuracy(margins: Margins) -> Floats:
-    """Share of right answers in each resample, ``[n]``."""
+    """Accuracy of each resample, ``[n]``."""
     return margins.hits.sum(axis=1) / np.maximum(margins.support.sum(axis=1), 1)
 
 
 def macro_f1(margins: Margins) -> Floats:
-    """Mean over all classes of 2 TP / (2 TP + FP + FN), 0 where a class is absent, in each resample, ``[n]``."""
+    """Macro-F1 of each resample, ``[n]``: the mean of 2 TP / (2 TP + FP + FN) over classes, 0 for an absent class."""
     both = margins.support + margins.predicted
     return np.divide(2.0 * margins.hits, both, out=np.zeros(both.shape), where=both > 0).mean(axis=1)
 
 
 def tally(truth: Ints, predicted: Ints, classes: int, counts: Ints | None = None) -> Margins:
-    """Margins of the confusion matrices, ``[n, classes]`` each.
+    """Margins of the confusion matrices of n resamples, ``[n, classes]`` each.
 
-    ``counts`` ``[n, rows]`` says how often each row stands in each of n resamples; without it, once in one.
+    ``counts`` ``[n, rows]``: how often each resample contains each row; default: one resample with each row once.
     """
     times = np.ones((1, len(truth))) if counts is None else counts.astype(np.float64)
     of_truth = np.eye(classes)[truth]
@@ -181,17 +180,20 @@ def tally(truth: Ints, predicted: Ints, classes: int, counts: Ints | None = None
 
 
 def resample(outcomes: Ints, seed: int, resamples: int) -> tuple[Ints, Ints]:
-    """Draw ``outcomes`` ``[texts, k]`` with replacement: the distinct ones ``[rows, k]`` and how often each was
-    drawn ``[resamples, rows]``. A resample of texts is a multinomial draw of distinct outcomes."""
+    """Draw from ``outcomes`` ``[texts, k]`` with replacement.
+
+    Returns the distinct outcomes ``[rows, k]`` and their multinomial counts ``[resamples, rows]``.
+    """
     distinct, counts = np.unique(outcomes, axis=0, return_counts=True)
     drawn = generator(seed, "bootstrap").multinomial(len(outcomes), counts / len(outcomes), size=resamples)
     return distinct, drawn
 
 
 def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> float:
-    """Mean over texts of |accuracy - confidence| of their bin (Guo et al. 2017, eq. 3): ``bins`` of equal width.
+    """Mean over texts of their bin's |accuracy - confidence|, with ``bins`` of equal width (Guo et al. 2017, eq. 3).
 
-    Here and not by torchmetrics, which needs torch: the driver does without."""
+    Not from torchmetrics, since the driver does not load torch.
+    """
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
     gap = np.bincount(which, weights=correct.astype(float), minlength=bins) - np.bincount(
@@ -201,7 +203,7 @@ def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], b
 
 
 def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_]) -> float:
-    """Two-sided exact p-value that the texts only one of the two gets right fall either way alike."""
+    """Two-sided exact p-value of McNemar's test that both classifiers are equally accurate."""
     from scipy.stats import binomtest
 
     only_first = int((first_correct & ~second_correct).sum())
@@ -212,11 +214,12 @@ def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_])
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value) of repeated runs."""
+    """Mean and sample standard deviation (0 for a single value)."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
 
 
-def _interval(value: float, resampled: Floats, level: float) -> Interval:
+def interval(value: float, resampled: Floats, level: float = 0.95) -> Interval:
+    """``value`` with the percentile interval of its bootstrap resamples ``[n]``."""
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high), level)

@@ -1,11 +1,10 @@
-"""How far people agree on a task's labels, and what that has to do with a classifier's accuracy.
+"""Annotator agreement on a task's labels, and its relation to a classifier's accuracy.
 
     measure(votes)              # mean agreement and Krippendorff's alpha, with bootstrap intervals over items
     rank(judgements)            # tasks from least to most subjective, by majority
-    accuracy_curve(...)         # accuracy on the texts that people agree on, as the bar rises
+    accuracy_curve(...)         # accuracy on texts above a rising threshold of agreement
 
-After Li et al. (EMNLP 2023), sections 3.1 and 5; ``docs/measures.md`` has every formula. Agreement stands for what is
-not subjective: 1 - subjectivity.
+After Li et al. (EMNLP 2023), sections 3.1 and 5; ``docs/measures.md`` has the formulas. Agreement is 1 - subjectivity.
 """
 
 from __future__ import annotations
@@ -23,22 +22,20 @@ from scipy import stats
 
 from potstill.draws import generator
 from potstill.measures.annotations import Judgement, Votes
-from potstill.measures.scores import Interval, Margins, accuracy, indices, macro_f1, tally
+from potstill.measures.scores import Interval, Margins, accuracy, indices, interval, macro_f1, tally
 from potstill.rows import Prediction
 
 Floats = NDArray[np.float64]
 
-MOST_POINTS = 12  # of a curve
-_LEVEL = 0.95
+MOST_POINTS = 12  # per curve
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of the ``items`` with two votes or more; ``left_out`` had fewer, which says nothing of agreement.
+    """Agreement on the ``items`` with at least two votes; ``left_out`` items had fewer.
 
-    ``mean``: of the instances' agreement, 1 / classes at the lowest. ``alpha``: Krippendorff's, 1 for perfect agreement,
-    0 for chance, less for systematic disagreement; ``None`` where all votes are for one label, since chance can't be told
-    from knowledge there.
+    ``mean``: mean instance agreement, at least 1 / classes. ``alpha``: Krippendorff's alpha, 1 for perfect agreement, 0
+    for chance, negative for systematic disagreement; None if all votes are for one label, where alpha is undefined.
     """
 
     items: int
@@ -51,7 +48,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``more`` was called more subjective than ``less`` by ``votes_for`` judges, the other way round by ``votes_against``."""
+    """``votes_for`` judges found ``more`` more subjective than ``less``; ``votes_against`` judges the opposite."""
 
     less: str
     more: str
@@ -60,7 +57,7 @@ class Edge:
 
     @property
     def margin(self) -> int:
-        """Votes that the majority is ahead."""
+        """The majority's lead in votes."""
         return self.votes_for - self.votes_against
 
     def __str__(self) -> str:
@@ -69,8 +66,8 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """``tasks`` from least to most subjective. ``broken``: majorities that contradicted stronger ones, with the cycle that
-    each was in; ``undecided``: neighbours in the order that no chain of majorities puts one before the other."""
+    """``tasks`` from least to most subjective. ``broken``: majorities ignored because they contradict stronger ones, each
+    with its cycle. ``undecided``: neighbours in ``tasks`` that no chain of majorities orders."""
 
     tasks: tuple[str, ...]
     broken: tuple[tuple[Edge, tuple[str, ...]], ...]
@@ -79,8 +76,8 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Least-squares line y = intercept + slope x; ``r_squared``: share of y's variance on it. Spearman's ``rho`` and its
-    two-sided p-value. ``None`` where x or y has one value only."""
+    """Least-squares line y = intercept + slope x, the share of y's variance it explains, and Spearman's ``rho`` with its
+    two-sided p-value; rho and p-value are None if x or y is constant."""
 
     slope: float
     intercept: float
@@ -91,7 +88,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Scores on the ``texts`` whose agreement is ``gamma`` or more."""
+    """Scores on the ``texts`` with an agreement of at least ``gamma``."""
 
     gamma: float
     texts: int
@@ -101,10 +98,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class AgreementCurve:
-    """``points`` with gamma rising; lines through them (``None`` for fewer than three points).
+    """``points`` by increasing gamma, and the lines fitted to them (None for fewer than three points).
 
-    The points share texts, so the lines' p-values say less than they seem to; ``rho`` and ``p_value`` are over single
-    texts: agreement against right or wrong.
+    The points share texts, so the lines' p-values are too optimistic. ``rho`` and ``p_value`` correlate agreement with
+    correctness over single texts.
     """
 
     points: tuple[Point, ...]
@@ -115,13 +112,13 @@ class AgreementCurve:
 
 
 def instance_agreement(counts: NDArray[np.int64]) -> Floats:
-    """Share of each item's votes that its majority has, (items,); NaN without votes. ``counts``: (items, labels)."""
+    """The majority's share of each item's votes, (items,); NaN without votes. ``counts``: (items, labels)."""
     votes = counts.sum(axis=1)
     return np.divide(counts.max(axis=1), votes, out=np.full(len(counts), np.nan), where=votes > 0)
 
 
 def alpha(counts: NDArray[np.int64]) -> float | None:
-    """Krippendorff's alpha of nominal labels; ``None`` where it is not defined. ``counts``: (items, labels)."""
+    """Krippendorff's alpha for nominal labels; None if undefined. ``counts``: (items, labels)."""
     pairable = counts[counts.sum(axis=1) > 1]
     if np.count_nonzero(pairable.sum(axis=0)) < 2:
         return None
@@ -129,7 +126,7 @@ def alpha(counts: NDArray[np.int64]) -> float | None:
 
 
 def measure(votes: Votes, seed: int = 0, resamples: int = 1000) -> Agreement | None:
-    """Agreement over the items, with percentile bootstrap intervals; ``None`` where no item has two votes."""
+    """Agreement over the items, with percentile bootstrap intervals; None if no item has two votes."""
     counts = votes.counts[votes.counts.sum(axis=1) > 1]
     if not len(counts):
         return None
@@ -143,16 +140,16 @@ def measure(votes: Votes, seed: int = 0, resamples: int = 1000) -> Agreement | N
         len(votes.items) - len(counts),
         votes.annotators,
         int(counts.sum()),
-        _interval(float(instance_agreement(counts).mean()), means),
-        None if point is None else _interval(point, alphas[np.isfinite(alphas)]),
+        interval(float(instance_agreement(counts).mean()), means),
+        None if point is None else interval(point, alphas[np.isfinite(alphas)]),
     )
 
 
 def resampled_alphas(distinct: NDArray[np.int64], drawn: NDArray[np.int64]) -> Floats:
-    """Nominal alpha of each resample, (resamples,), NaN where a resample holds one label only.
+    """Nominal alpha of each resample, (resamples,); NaN if a resample has only one label.
 
-    ``drawn[r][i]``: how often the item with the votes ``distinct[i]`` was drawn. Krippendorff's formula (2011, section D)
-    by sums over items, since the package takes milliseconds a call and the bootstrap a thousand calls.
+    ``drawn[r][i]``: how often resample r contains the votes ``distinct[i]``. This is Krippendorff's formula (2011, section
+    D) as sums over items; the package would take milliseconds for each of a thousand resamples.
     """
     sizes = distinct.sum(axis=1)
     disagreeing = (sizes**2 - (distinct**2).sum(axis=1)) / np.maximum(sizes - 1, 1)
@@ -163,11 +160,10 @@ def resampled_alphas(distinct: NDArray[np.int64], drawn: NDArray[np.int64]) -> F
 
 
 def rank(judgements: Sequence[Judgement], tasks: Sequence[str]) -> Ranking:
-    """Order ``tasks`` by the majorities of their pairs: a topological sort of "less subjective than".
+    """Order ``tasks`` by pairwise majority: a topological sort of "less subjective than".
 
-    Where majorities contradict each other in a circle, the one with the smallest margin gives way (of equal ones the
-    first by name), until no circle is left. Equal votes say nothing. What is left open goes by the share of its
-    judgements that called a task the more subjective one.
+    Cycles are broken at the majority with the smallest margin (on ties, the first by name). Tied pairs are ignored. Tasks
+    that remain unordered are sorted by the share of their judgements that called them more subjective.
     """
     graph = networkx.DiGraph()
     graph.add_nodes_from(tasks)
@@ -186,7 +182,7 @@ def rank(judgements: Sequence[Judgement], tasks: Sequence[str]) -> Ranking:
 
 
 def majorities(judgements: Sequence[Judgement]) -> list[Edge]:
-    """One edge for every pair of tasks that more judges order one way than the other, by name."""
+    """One edge for each pair of tasks with a majority, sorted by name."""
     votes: Counter[tuple[str, str]] = Counter()
     for judgement in judgements:
         other = judgement.task_b if judgement.more_subjective == judgement.task_a else judgement.task_a
@@ -196,9 +192,9 @@ def majorities(judgements: Sequence[Judgement]) -> list[Edge]:
 
 
 def _weakest_in_a_cycle(graph: networkx.DiGraph) -> tuple[Edge, tuple[str, ...]] | None:
-    """The edge of the smallest margin that lies on a cycle, with a shortest cycle through it; ``None``: no cycle."""
+    """The edge with the smallest margin on a cycle, and a shortest cycle through it; None if there is no cycle."""
     part = {task: number for number, some in enumerate(networkx.strongly_connected_components(graph)) for task in some}
-    # An edge lies on a cycle exactly where both its ends are in one strongly connected component.
+    # An edge lies on a cycle if and only if both ends are in the same strongly connected component.
     edges = [data["edge"] for less, more, data in graph.edges(data=True) if part[less] == part[more]]
     if not edges:
         return None
@@ -209,10 +205,10 @@ def _weakest_in_a_cycle(graph: networkx.DiGraph) -> tuple[Edge, tuple[str, ...]]
 def accuracy_curve(
     agreement: Mapping[str, float], predictions: Sequence[Prediction], labels: Sequence[str]
 ) -> AgreementCurve:
-    """Accuracy and macro-F1 on the texts whose agreement is at least gamma, as gamma rises.
+    """Accuracy and macro-F1 on the texts with an agreement of at least gamma, for increasing gamma.
 
-    ``agreement``: by example id, 0 to 1; texts without one are left out. Gammas are the values that occur; where there are
-    more than 12, as many evenly spread ones. Raises ``ValueError`` where no text has an agreement.
+    ``agreement``: by example id, 0 to 1; texts without it are left out. Gammas are the values that occur, or 12 evenly
+    spaced ones if there are more. Raises ``ValueError`` if no text has an agreement.
     """
     known = [prediction for prediction in predictions if np.isfinite(agreement.get(prediction.example_id, np.nan))]
     truth, predicted = indices(known, labels)
@@ -237,17 +233,17 @@ def accuracy_curve(
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
-    """Least squares through the points; ``None`` for fewer than three, or where all have one x."""
+    """The least-squares line; None for fewer than three points or constant x."""
     if len(x) < 3 or len(set(x)) < 2:
         return None
     fit = stats.linregress(x, y)
-    # A flat line through points of one y explains all there is to explain, which is nothing.
+    # With constant y there is no variance to explain.
     r_squared = float(fit.rvalue**2) if len(set(y)) > 1 else 0.0
     return Line(float(fit.slope), float(fit.intercept), r_squared, *spearman(x, y))
 
 
 def spearman(x: Sequence[float] | NDArray, y: Sequence[float] | NDArray) -> tuple[float | None, float | None]:
-    """Spearman's rho and its two-sided p-value; ``None`` where a side has one value only, or for fewer than three."""
+    """Spearman's rho and its two-sided p-value; None for fewer than three points or a constant side."""
     if len(x) < 3 or len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
         return None, None
     found = stats.spearmanr(x, y)
@@ -255,11 +251,6 @@ def spearman(x: Sequence[float] | NDArray, y: Sequence[float] | NDArray) -> tupl
 
 
 def _macro_f1(margins: Margins) -> float:
-    """Macro-F1 over the classes that occur: a high bar may leave a class without texts, which is not a mistake."""
+    """Macro-F1 over the classes that occur; a high threshold may leave a class without texts."""
     occurs = (margins.support + margins.predicted)[0] > 0
     return float(macro_f1(Margins(*(part[:, occurs] for part in margins)))[0])
-
-
-def _interval(value: float, resampled: Floats) -> Interval:
-    low, high = np.quantile(resampled, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(value, float(low), float(high), _LEVEL)

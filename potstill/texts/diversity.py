@@ -1,14 +1,14 @@
-"""How different the texts of a set are from each other, measured on their sentence embeddings.
+"""Diversity of a set of texts, measured on their sentence embeddings.
 
-    remote_clique(embeddings)   # mean distance to all others: how far the set spreads
-    chamfer(embeddings)         # mean distance to the nearest other: how much of it repeats itself
+    remote_clique(embeddings)   # mean distance to all others: the spread of the set
+    chamfer(embeddings)         # mean distance to the nearest other: low if texts repeat
 
-Definitions after Cox et al. (CHI 2021), used on generated texts by Li et al. (EMNLP 2023): higher is more diverse. The
-distance is the cosine's, 1 - u.v of unit rows; a text is not held against itself. ``docs/measures.md`` explains both.
+Defined by Cox et al. (CHI 2021) and applied to generated texts by Li et al. (EMNLP 2023); higher is more diverse. The
+distance is cosine distance, 1 - u.v for unit rows, and excludes a text's distance to itself. See ``docs/measures.md``.
 
 Both are exact. Remote Clique takes one pass, since the cosines of all pairs sum to the square of the rows' sum.
-Chamfer needs all pairs: they come as blocks of a matrix product, each used for its rows and for its columns, so that
-half of the products suffice and memory beside the data stays at some MiB a thread.
+Chamfer needs all pairs, computed as blocks of a matrix product. Each block serves its rows and its columns, which halves
+the work, and extra memory stays at a few MiB per thread.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from potstill.errors import InputError, Problem
 Floats = NDArray[np.float32]
 Nearest = Callable[[NDArray[np.floating]], Floats]
 
-BLOCK = 1024  # rows and columns of a block of cosines: 4 MiB, which a core's caches about hold
-_SMALLEST = 1e-200  # square of a row that float64 still holds with all its digits
+BLOCK = 1024  # rows and columns of a block of cosines: 4 MiB, about the size of a core's caches
+_SMALLEST = 1e-200  # smallest squared row length that float64 holds at full precision
 
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """Both measures of the texts of one class (``label``; ``None``: of all). ``None`` for fewer than two texts."""
+    """Both measures for one class, or for all texts if ``label`` is None. A measure is None for fewer than two texts."""
 
     label: str | None
     texts: int
@@ -45,9 +45,8 @@ class Diversity:
 def remote_clique(embeddings: NDArray[np.floating]) -> float:
     """Mean over rows of the mean cosine distance to the other rows, 0 to 2. ``embeddings``: (n >= 2, width).
 
-    The closed form 1 - (|s|^2 - n) / (n (n - 1)), with s the sum of the unit rows. A row of zeros has no direction, so
-    it is not counted in that n; its distance to every other is 1. Raises ``InputError`` for NaN, infinity or fewer
-    than two rows.
+    Computed as 1 - (|s|^2 - m) / (n (n - 1)), with s the sum of the unit rows and m the number of non-zero rows; a zero
+    row has distance 1 to all others. Raises ``InputError`` for NaN, infinity or fewer than two rows.
     """
     check(embeddings)
     total, directions = np.zeros(embeddings.shape[1]), 0
@@ -65,16 +64,16 @@ def remote_clique(embeddings: NDArray[np.floating]) -> float:
 
 
 def chamfer(embeddings: NDArray[np.floating], threads: int | None = None) -> float:
-    """Mean over rows of the cosine distance to the nearest other row, 0 to 2. As ``nearest_distances``."""
+    """Mean of ``nearest_distances``, 0 to 2."""
     return float(nearest_distances(embeddings, threads).mean(dtype=np.float64))
 
 
 def nearest_distances(embeddings: NDArray[np.floating], threads: int | None = None, block: int = BLOCK) -> Floats:
     """Each row's cosine distance to the nearest other row, (n,). ``embeddings``: (n >= 2, width), computed in float32.
 
-    Exact to about 1e-6, by n^2/2 products; memory beside the data is ``4 * block^2`` bytes a thread and a few numbers a
-    row. ``threads``: default what OMP_NUM_THREADS or the CPUs of this process allow. A row of zeros is at distance 1.
-    Raises ``InputError`` for NaN, infinity or fewer than two rows.
+    Exact to about 1e-6, with n^2/2 products. Extra memory is ``4 * block^2`` bytes per thread and a few numbers per row.
+    ``threads`` defaults to OMP_NUM_THREADS or the CPUs of this process. A zero row has distance 1. Raises ``InputError``
+    for NaN, infinity or fewer than two rows.
     """
     check(embeddings)
     best = np.full(len(embeddings), -np.inf, dtype=np.float32)
@@ -90,7 +89,7 @@ def nearest_distances(embeddings: NDArray[np.floating], threads: int | None = No
             np.maximum(best[column : column + block], of_columns, out=best[column : column + block])
 
     workers = threads or _threads()
-    # A thread a block, each with a single-threaded product: the maxima are then computed in parallel as well.
+    # One thread per block with a single-threaded product, so that the maxima are computed in parallel too.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(compare, block_pairs(len(embeddings), block)):
             pass
@@ -98,7 +97,7 @@ def nearest_distances(embeddings: NDArray[np.floating], threads: int | None = No
 
 
 def block_pairs(rows: int, block: int) -> Iterator[tuple[int, int]]:
-    """First row and first column of every block on and above the diagonal of a square of ``rows``."""
+    """First row and column of every block on or above the diagonal of a (rows, rows) matrix."""
     starts = range(0, rows, block)
     return ((row, column) for row in starts for column in starts if column >= row)
 
@@ -106,8 +105,10 @@ def block_pairs(rows: int, block: int) -> Iterator[tuple[int, int]]:
 def block_maxima(
     embeddings: NDArray[np.floating], row: int, column: int, block: int, cosines: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """The largest cosine of each row with the columns' rows, and of each column with the rows', a row with itself left
-    out. ``cosines``: (block, block), overwritten."""
+    """The row-wise and column-wise maxima of one block of cosines, excluding each row with itself.
+
+    ``cosines``: scratch space, (block, block).
+    """
     left = _unit(np.asarray(embeddings[row : row + block], dtype=np.float32))
     right = left if row == column else _unit(np.asarray(embeddings[column : column + block], dtype=np.float32))
     out = None if cosines is None else cosines.reshape(-1)[: len(left) * len(right)].reshape(len(left), len(right))
@@ -122,10 +123,10 @@ def block_maxima(
 def by_class(
     embeddings: NDArray[np.floating], labels: Sequence[str], order: Sequence[str], nearest: Nearest = nearest_distances
 ) -> list[Diversity]:
-    """Both measures over all rows, then within every class of ``order``. ``labels``: the class of each row.
+    """Both measures over all rows, then within each class of ``order``. ``labels``: the class of each row.
 
-    ``nearest`` computes each row's distance to the nearest other; another than ``nearest_distances`` may use a cluster.
-    Raises ``InputError`` for labels outside ``order``, and for NaN or infinity.
+    ``nearest`` returns each row's distance to the nearest other row; pass one that uses a cluster for large sets. Raises
+    ``InputError`` for labels outside ``order`` and for NaN or infinity.
     """
     if len(labels) != len(embeddings):
         raise ValueError(f"{len(embeddings)} embeddings, {len(labels)} labels")
@@ -146,22 +147,22 @@ def _measure(label: str | None, rows: NDArray[np.floating], nearest: Nearest) ->
 
 
 def check(embeddings: NDArray[np.floating]) -> None:
-    """Raise ``InputError`` unless there are two rows or more, all of finite numbers."""
+    """Raise ``InputError`` unless there are at least two rows, all finite."""
     if embeddings.ndim != 2 or len(embeddings) < 2:
-        message = f"have the shape {embeddings.shape}; a distance needs two rows or more of (texts, width)"
+        message = f"shape {embeddings.shape}; distances need at least two rows of shape (texts, width)"
         raise InputError([Problem("embeddings", message)])
     for start in range(0, len(embeddings), BLOCK):
         finite = np.isfinite(embeddings[start : start + BLOCK]).all(axis=1)
         if not finite.all():
-            message = f"row {start + int(finite.argmin())} holds NaN or infinity; embed that text again or leave it out"
+            message = f"row {start + int(finite.argmin())} contains NaN or infinity; embed that text again or remove it"
             raise InputError([Problem("embeddings", message)])
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Rows of length 1; those of zeros stay. A copy unless they are of unit length already."""
+    """Rows scaled to unit length; zero rows stay zero. Returns ``rows`` itself if they have unit length already."""
     if rows.dtype == np.float32 and np.abs(_squares(rows) - 1.0).max() < 1e-6:
         return rows
-    # Two steps, since the square of a very large or very small float32 is none.
+    # Scale by the maximum first, since squares of very large or small float32 values overflow or underflow.
     scale = np.abs(rows).max(axis=1, keepdims=True)
     rows = rows / np.where(scale > 0, scale, 1.0)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,8 +1,8 @@
-"""Filters over a stage's texts: duplicates, copies of the seeds, texts near the test split.
+"""Filter a stage's texts: duplicates, copies of the seeds, texts near the test split.
 
-A filter never removes a row; it sets ``kept=False`` and the reason, so the report can count.
-Likeness is the Jaccard index of the sets of character 4-grams, computed exactly by sparse products of blocks of texts:
-most pairs share some 4-gram, so what is held at a time is a block of pairs (some 20 MB) and those that are alike.
+A filter never removes a row. It sets ``kept=False`` and the reason, so that the report can count them.
+Similarity is the exact Jaccard index of the sets of character 4-grams, computed by sparse matrix products. Most pairs
+share some 4-gram, so pairs are computed in blocks (about 20 MB each) and only the similar ones are kept.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ COPY_OF_SEED = "copy of a seed"
 NEAR_TEST = "near a test text"
 TOO_SHORT = "too short"
 
-_BLOCK = 1024  # texts on either side
+_BLOCK = 1024  # texts per side of a block
 _WORD = re.compile(r"\w+")
-# Thai, Lao, Burmese, Khmer, kana, CJK: written without spaces, so that a sentence is one "word".
+# Thai, Lao, Burmese, Khmer, kana, CJK: written without spaces, so a sentence matches as one "word".
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-_UNSPACED_LETTERS = 2  # of them count as a word
+_UNSPACED_LETTERS = 2  # per word
 
 
 def normalise(text: str) -> str:
-    """``text`` for comparison: compatibility-composed, case-folded, words only."""
+    """``text`` for comparison: NFKC-normalised, case-folded, words only."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def count_words(text: str) -> int:
-    """Words of a normalised text; where a script puts no spaces, two letters count as one."""
+    """Number of words in a normalised text; in scripts without spaces, two letters count as a word."""
     return sum(max(1, len(_UNSPACED.findall(word)) // _UNSPACED_LETTERS) for word in text.split())
 
 
@@ -49,11 +49,11 @@ def drop(
     min_words: int = 2,
     alike: bool = False,
 ) -> list[Example]:
-    """Mark what must not reach the student; of several alike texts the first stays.
+    """Mark texts that must not reach the student. Of several similar texts the first is kept.
 
-    ``near`` is the Jaccard index from which two texts count as the same. Test texts serve only to drop
-    rows that leak them; labels of the test split are never looked at. ``alike``: texts near a seed or near each other
-    stay, only the same words a second time go.
+    Two texts with a Jaccard index of ``near`` or more count as the same. Test texts are used only to drop rows that leak
+    them; test labels are never used. ``alike``: keep texts similar to a seed or to each other, and drop only those with
+    the same words.
     """
     plain = [normalise(example.text) for example in examples]
     reasons: list[str | None] = [example.dropped_because for example in examples]
@@ -83,7 +83,7 @@ def drop(
 
 
 def character_grams(*groups: Sequence[str]) -> list[sparse.csr_matrix]:
-    """The sets of character 4-grams of each group of texts as 0/1 matrices over one common vocabulary."""
+    """The character 4-grams of each group of texts, as 0/1 matrices over one common vocabulary."""
     vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(4, 4), binary=True, dtype=np.float32)
     if not any(text.strip() for texts in groups for text in texts):
         return [sparse.csr_matrix((len(texts), 1), dtype=np.float32) for texts in groups]
@@ -95,7 +95,7 @@ def character_grams(*groups: Sequence[str]) -> list[sparse.csr_matrix]:
 
 
 def nearest_jaccard(left: sparse.csr_matrix, right: sparse.csr_matrix) -> np.ndarray:
-    """For each row of ``left`` the highest Jaccard index with any row of ``right``, shape (n_left,)."""
+    """The highest Jaccard index of each row of ``left`` with any row of ``right``, (n_left,)."""
     best = np.zeros(left.shape[0], dtype=np.float32)
     for rows, _, jaccard in _blocks(left, right):
         np.maximum.at(best, rows, jaccard)
@@ -105,9 +105,9 @@ def nearest_jaccard(left: sparse.csr_matrix, right: sparse.csr_matrix) -> np.nda
 def _blocks(
     left: sparse.csr_matrix, right: sparse.csr_matrix, lower: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs of rows with anything in common, block by block: their numbers in ``left`` and ``right``, and Jaccard indices.
+    """Pairs of rows that share a 4-gram, by block: their indices in ``left`` and ``right`` and their Jaccard indices.
 
-    Blocks of ``left`` come in order, each against all of ``right``; ``lower``: only up to the same numbers.
+    Blocks of ``left`` come in order, each with all blocks of ``right``; ``lower``: only with blocks up to its own index.
     """
     starts = range(0, right.shape[0], _BLOCK)
     transposed = [right[start : start + _BLOCK].T.tocsc() for start in starts]
@@ -123,11 +123,11 @@ def _blocks(
 
 
 def _near_duplicates(grams: sparse.csr_matrix, standing: np.ndarray, near: float) -> list[int]:
-    """Of the rows ``standing`` those that are near an earlier one that stays."""
+    """The rows among ``standing`` that are near an earlier kept row."""
     chosen = grams[standing]
     stays = np.ones(len(standing), dtype=bool)
     for rows, columns, jaccard in _blocks(chosen, chosen, lower=True):
-        # A column of an earlier block is decided; within a block of both, rows are decided one after the other.
+        # Columns of earlier blocks are already decided; within the diagonal block, decide row by row.
         alike = (jaccard >= near) & (columns < rows) & stays[columns] & stays[rows]
         order = np.argsort(rows[alike], kind="stable")
         for row, column in zip(rows[alike][order], columns[alike][order], strict=True):

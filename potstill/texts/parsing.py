@@ -1,6 +1,6 @@
-"""Replies into texts: every text of a reply, cleaned of what the model put around it.
+"""Parse the teacher's replies into texts, without list markers and the model's own remarks.
 
-parse_reply(" Who wrote Faust ?\\n4. Who is the pope ?\\n5. Who was", finish_reason="length")
+read_reply(" Who wrote Faust ?\\n4. Who is the pope ?\\n5. Who was", finish_reason="length").texts
 -> ["Who wrote Faust ?", "Who is the pope ?"]
 """
 
@@ -26,8 +26,8 @@ _INLINE_NUMBER = re.compile(
 _BULLET = re.compile(r"^\s*[-*•–]\s+")
 _LABELLED = re.compile(r"^\s*(?:example|sentence|text|utterance|question|headline|tweet|message)\s*:\s*", re.IGNORECASE)
 _SHARES = re.compile(r"\s*[\[(][^()\[\]]*\b\d{1,3}\s*%[^()\[\]]*[\])]\s*$")
-# What a chat model says around its list. Only what can't be a text of a user's: "I cannot log in", "I can't create an
-# account" and "Let me know when it arrives" are texts. A line with a number is one whatever it says.
+# A chat model's remarks around its list. Matches nothing that a user could write: "I cannot log in", "I can't create an
+# account" and "Let me know when it arrives" are texts. A numbered line is always a text.
 _CHATTER = re.compile(
     r"""^(?:
       (?:sure|certainly|of\ course|okay|absolutely|great)\b[\s,.!:-]*(?:here(?:'s|\ is|\ are|\ you\ go)\b.*)?$
@@ -58,28 +58,21 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 
 @dataclass(frozen=True, slots=True)
 class ReadReply:
-    """The ``texts`` of a reply, in order, and how many of its lines were ``dropped``, by reason. What stands around a
-    numbered list is no loss and not counted."""
+    """The ``texts`` of a reply, in order, and the number of lines ``dropped``, by reason. Lines around a numbered list
+    are not counted."""
 
     texts: list[str]
     dropped: dict[str, int]
 
 
-def parse_reply(
-    text: str, *, finish_reason: str | None = None, class_names: Sequence[str] = (), min_letters: int = 2
-) -> list[str]:
-    """``read_reply``'s texts alone."""
-    return read_reply(text, finish_reason=finish_reason, class_names=class_names, min_letters=min_letters).texts
-
-
 def read_reply(
     text: str, *, finish_reason: str | None = None, class_names: Sequence[str] = (), min_letters: int = 2
 ) -> ReadReply:
-    """All texts of a reply, in order, each on one line; repeats within the reply are dropped.
+    """All texts of a reply, in order, one line each and without repeats.
 
-    A reply that ended by length loses its last line, which is half a text. Once a numbered line was seen,
-    lines without a number are taken for chatter, and a number that does not count on ends the list: small
-    models drift into other lists. ``class_names``: headings such as "location: The question asks ..." are no texts.
+    A reply cut off by length loses its last line, which is incomplete. In a numbered list, lines without a number are
+    ignored and a number that does not increase ends the list, since small models drift into other lists.
+    ``class_names``: headings such as "location: The question asks ..." are not texts.
     """
     lines = text.split("\n")
     dropped: Counter[str] = Counter()
@@ -100,11 +93,11 @@ def read_reply(
         if number:
             last_number = int(number[1])
         elif is_list and i != first_content:
-            continue  # before the first number it may be an introduction
+            continue  # a line before the first number may be an introduction
         for place, part in enumerate(_INLINE_NUMBER.split(line)):
             cleaned = clean_line(part)
             listed = bool(number) or place > 0
-            reason = _why_no_text(cleaned, class_names, listed)
+            reason = _reason_to_drop(cleaned, class_names, listed)
             if _letters(cleaned) < min_letters:
                 continue
             if reason is None:
@@ -115,7 +108,7 @@ def read_reply(
 
 
 def clean_line(line: str) -> str:
-    """A line without number, bullet, "Example:", quotes and "(85% x, 15% y)"; inner white space collapsed."""
+    """Strip number, bullet, "Example:", quotes and "(85% x, 15% y)" from a line, and collapse white space."""
     while True:
         stripped = _NUMBER.sub("", line, count=1) if not re.match(r"^\s*\d+[.:]\d", line) else line
         stripped = _BULLET.sub("", stripped, count=1)
@@ -132,7 +125,7 @@ def _unquote(line: str) -> str:
     closing = _QUOTES.get(line[:1])
     if closing is None:
         return line
-    # Only a pair around the whole line goes; quotes inside belong to the text.
+    # Remove only a pair around the whole line; quotes inside belong to the text.
     if len(line) >= 2 and line.endswith(closing) and closing not in line[1:-1]:
         return line[1:-1].strip()
     if line.count(line[0]) == 1 and line[0] in '"“«`' and closing not in line[1:]:
@@ -144,8 +137,8 @@ def _letters(line: str) -> int:
     return sum(character.isalpha() for character in line)
 
 
-def _why_no_text(line: str, class_names: Iterable[str], listed: bool) -> str | None:
-    """Why a cleaned line is no text, if it is none; ``listed``: it has a number in the reply's list."""
+def _reason_to_drop(line: str, class_names: Iterable[str], listed: bool) -> str | None:
+    """Why a cleaned line is not a text; None if it is one. ``listed``: it has a number in the reply's list."""
     if not listed and _CHATTER.match(line):
         return CHATTER
     folded = line.casefold()

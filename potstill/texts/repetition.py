@@ -1,7 +1,7 @@
-"""How much a set of texts repeats itself, its seeds or the test split, counted on words.
+"""Repetition of words in a set of texts, and copies of its seeds and of the test split.
 
-distinct-n (Li et al., NAACL 2016) and self-BLEU (Zhu et al., SIGIR 2018) stand beside the measures on embeddings
-(``diversity``): those see paraphrases, these see phrases. ``docs/measures.md`` has the formulas.
+distinct-n (Li et al., NAACL 2016) and self-BLEU (Zhu et al., SIGIR 2018) detect repeated phrases, while the measures on
+embeddings (``diversity``) detect paraphrases. ``docs/measures.md`` has the formulas.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from potstill import draws
 from potstill.rows import Example
 from potstill.texts import filters
 
-SAMPLE = 100  # texts of a class or set that self-BLEU is taken over: 10,000 comparisons
+SAMPLE = 100  # texts sampled for self-BLEU: 10,000 comparisons
 
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """Counts and shares of one set of ``texts``.
+    """Repetition in a set of ``texts``.
 
-    ``distinct``: share of n-grams that are different, for n = 1, 2, 3. ``self_bleu``: 0 to 1, of a sample; lower is
-    more diverse; ``None`` for fewer than two texts. The four counts are of texts, each under the first that is true
-    of it: copies of a seed, texts near one of the test split (leakage), duplicates, near duplicates of an earlier text.
+    ``distinct``: share of distinct n-grams, for n = 1, 2, 3. ``self_bleu``: 0 to 1, on a sample, lower is more diverse;
+    None for fewer than two texts. The four counts are numbers of texts, each counted under the first that applies:
+    copies of a seed, texts near the test split (leakage), duplicates, near duplicates of an earlier text.
     """
 
     texts: int
@@ -37,7 +37,7 @@ class Repetition:
 def measure(
     texts: Sequence[str], seed_texts: Sequence[str], test_texts: Sequence[str], seed: int = 0, near: float = 0.75
 ) -> Repetition:
-    """All of it. ``seed`` draws self-BLEU's sample; ``near``: Jaccard index of character 4-grams (``filters``)."""
+    """All measures. ``seed`` draws self-BLEU's sample; ``near``: Jaccard threshold on character 4-grams (``filters``)."""
     rows = [Example(str(i), text, "") for i, text in enumerate(texts)]
     reasons = [row.dropped_because for row in filters.drop(rows, seed_texts, test_texts, near, min_words=0)]
     return Repetition(
@@ -52,9 +52,9 @@ def measure(
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different word n-grams over all word n-grams of the set, 0 to 1; 0 where no text has ``n`` words.
+    """Distinct over all word n-grams of the set, 0 to 1; 0 if no text has ``n`` words.
 
-    It falls as a set grows, whatever the texts: compare sets of like size.
+    It decreases with the size of the set, so compare only sets of similar size.
     """
     different, count = set(), 0
     for text in texts:
@@ -66,13 +66,13 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SAMPLE) -> float:
-    """Mean BLEU-4 of a text with the other texts as its references, 0 to 1, over a drawn sample of ``sample`` texts.
+    """Mean BLEU-4 of each text with the others as references, 0 to 1, over ``sample`` randomly drawn texts.
 
-    ``sacrebleu`` computes it (exponential smoothing, effective order, its 13a tokeniser, lower case). Raises
-    ``ValueError`` for fewer than two texts.
+    Computed by ``sacrebleu`` (exponential smoothing, effective order, 13a tokeniser, lower case). Raises ``ValueError``
+    for fewer than two texts.
     """
     if len(texts) < 2:
-        raise ValueError("self-BLEU needs two texts or more")
+        raise ValueError("self-BLEU needs at least two texts")
     from sacrebleu.metrics import BLEU
 
     drawn = draws.sample(texts, sample, seed, "self-bleu")

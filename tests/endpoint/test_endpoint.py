@@ -13,7 +13,7 @@ import pytest
 
 from potstill.prompts.contents import ChoosePrompt, ClassCard, WritePrompt
 from potstill.prompts.render import render
-from potstill.texts.parsing import parse_reply
+from potstill.texts.parsing import read_reply
 from tests.endpoint.asking import KEY, LABELS, ask, ask_all, chat, enum_format, post, with_client
 from tests.endpoint.behaviour import Script
 from tests.endpoint.book import content_digest
@@ -120,7 +120,7 @@ def test_a_list_has_as_many_lines_as_were_asked_for(endpoint, count):
     body = chat() | {"messages": messages(write_prompt(count)), "max_tokens": 2000}
     reply = with_client(endpoint, lambda client: client.chat.completions.create(**body))
     assert reply.choices[0].finish_reason == "stop"
-    assert len(set(parse_reply(reply.choices[0].message.content))) == count
+    assert len(set(read_reply(reply.choices[0].message.content).texts)) == count
 
 
 def test_a_choice_in_words_is_one_of_the_classes_shown(endpoint):

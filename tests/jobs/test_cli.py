@@ -121,7 +121,7 @@ def test_a_broken_config_is_one_line_for_each_fault_and_the_rest_is_checked_as_w
         "augment.per_klass: no such field",
         "student.epochs",
         "augment.shots = 7 is more than task.seeds_per_class = 2",
-        "task.preset = 'no-such-task': no such task; known: ag_news",
+        "task.preset = 'no-such-task': no such task; use one of ag_news",
         f"storage = '{tmp_path}/file/runs': can't be written",
         "ledger.uri = ",
         "teacher.model = '/no/such/model'",
@@ -191,7 +191,7 @@ def test_a_class_that_stands_twice(refused, tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text(yaml.safe_dump(content) + "classes:\n  cat: About cats.\n  cat: About other cats.\n  dog: A dog.\n")
     (line,) = refused("plan", write_config(tmp_path / "c.yaml", {"task": str(path)}))
-    assert "'cat' stands twice" in line
+    assert "'cat' appears twice" in line
     path.write_text(yaml.safe_dump(content) + "classes:\n  cat: About cats.\n  Cat: About other cats.\n")
     (line,) = refused("plan", write_config(tmp_path / "c.yaml", {"task": str(path)}))
     assert "'cat' and 'Cat' differ only in case or spacing" in line

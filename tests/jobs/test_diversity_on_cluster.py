@@ -35,7 +35,7 @@ def test_a_small_set_needs_no_cluster():
 
 
 def test_nan_is_told_before_anything_is_started():
-    with pytest.raises(InputError, match="row 0 holds NaN"):
+    with pytest.raises(InputError, match="row 0 contains NaN"):
         nearest_on_cluster(np.full((3, 2), np.nan, dtype=np.float32))
 
 

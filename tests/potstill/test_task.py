@@ -31,7 +31,7 @@ def test_a_preset_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("  dog:", "  cat:", "'cat' stands twice"),
+        ("  dog:", "  cat:", "'cat' appears twice"),
         ("  dog:", "  Cat:", "differ only in case"),
         ("label: cat", "label: fish", "seeds names 'fish', not among the classes 'cat', 'dog'"),
         ("name: pets", "nam: pets", "nam: no such field"),
@@ -47,7 +47,7 @@ def test_a_bad_preset_says_where_and_what(tmp_path, old, new, expected):
 
 
 def test_unknown_tasks_list_the_known():
-    with pytest.raises(InputError, match=r"no such task; known: .*trec6"):
+    with pytest.raises(InputError, match=r"no such task; use one of .*trec6"):
         find("trek6")
 
 
@@ -124,9 +124,9 @@ def test_classes_that_prompts_can_not_tell_apart(tmp_path, twin):
     ("content", "expected"),
     [
         ("{", "can't be read as JSON"),
-        ('["cat", "dog"]', "must hold a mapping"),
-        ('[["cat", "A cat."], ["dog", "A dog."]]', "must hold a mapping"),
-        ('{"cat": "A cat.", "cat": "A cat."}', "'cat' stands twice"),
+        ('["cat", "dog"]', "must be a mapping"),
+        ('[["cat", "A cat."], ["dog", "A dog."]]', "must be a mapping"),
+        ('{"cat": "A cat.", "cat": "A cat."}', "'cat' appears twice"),
         ('{"cat": 5, "dog": "A dog."}', "classes.cat"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_wrong_field_does_not_hide_fields_that_contradict_each_other():
 
 def test_files_that_cannot_be_used(tmp_path):
     assert "a list" not in problems("- a list", tmp_path=tmp_path)
-    assert "must hold a mapping" in problems("- a list", tmp_path=tmp_path)
+    assert "must be a mapping" in problems("- a list", tmp_path=tmp_path)
     assert "not valid YAML" in problems("a: [1", tmp_path=tmp_path)
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "absent.yaml")

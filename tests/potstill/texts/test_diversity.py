@@ -83,14 +83,14 @@ def test_by_class_and_overall():
 def test_a_broken_embedding_is_named(measure, value):
     rows = np.ones((20_000, 2), dtype=np.float32)
     rows[9_001, 1] = value
-    with pytest.raises(InputError, match="embeddings: row 9001 holds NaN or infinity"):
+    with pytest.raises(InputError, match="embeddings: row 9001 contains NaN or infinity"):
         measure(rows)
 
 
 @pytest.mark.parametrize("rows", [np.ones((1, 3)), np.ones((0, 3)), np.ones(3)])
 @pytest.mark.parametrize("measure", [remote_clique, chamfer])
 def test_one_text_has_no_distance(measure, rows):
-    with pytest.raises(InputError, match="two rows or more"):
+    with pytest.raises(InputError, match="at least two rows"):
         measure(rows)
 
 

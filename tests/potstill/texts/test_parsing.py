@@ -6,38 +6,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.texts.parsing import CHATTER, CUT_SHORT, HEADING, OTHER_LIST, clean_line, parse_reply, read_reply
+from potstill.texts.parsing import CHATTER, CUT_SHORT, HEADING, OTHER_LIST, clean_line, read_reply
 
 
 def test_continued_list() -> None:
-    assert parse_reply(" Who wrote Faust ?\n4. Who is the pope ?\n5. Who was", finish_reason="length") == [
+    assert read_reply(" Who wrote Faust ?\n4. Who is the pope ?\n5. Who was", finish_reason="length").texts == [
         "Who wrote Faust ?",
         "Who is the pope ?",
     ]
 
 
 def test_one_line_reply_is_kept_when_it_stopped() -> None:
-    assert parse_reply(" What is rust ?", finish_reason="stop") == ["What is rust ?"]
-    assert parse_reply(" What is rust and", finish_reason="length") == []
+    assert read_reply(" What is rust ?", finish_reason="stop").texts == ["What is rust ?"]
+    assert read_reply(" What is rust and", finish_reason="length").texts == []
 
 
 def test_a_list_on_one_line_is_split() -> None:
-    assert parse_reply(" Is it far? 2. Who was it? 3. Why?") == ["Is it far?", "Who was it?", "Why?"]
-    assert parse_reply(" It cost 2.50 in 1999. 20 of them came") == ["It cost 2.50 in 1999. 20 of them came"]
+    assert read_reply(" Is it far? 2. Who was it? 3. Why?").texts == ["Is it far?", "Who was it?", "Why?"]
+    assert read_reply(" It cost 2.50 in 1999. 20 of them came").texts == ["It cost 2.50 in 1999. 20 of them came"]
 
 
 def test_chat_reply() -> None:
     reply = 'Sure, here are 3 examples:\n\n1. "Where is Bonn?" (85% location, 15% entity)\n2. **Who** is it?\n- 3) What now?\n\nI hope this helps!'
-    assert parse_reply(reply, finish_reason="stop") == ["Where is Bonn?", "Who is it?", "What now?"]
+    assert read_reply(reply, finish_reason="stop").texts == ["Where is Bonn?", "Who is it?", "What now?"]
 
 
 def test_list_ends_where_the_numbers_start_again() -> None:
-    assert parse_reply(" one thing\n4. another thing\nOther things\n1. a third thing") == ["one thing", "another thing"]
-    assert parse_reply("1. one thing\n2. another thing\n1. a third thing") == ["one thing", "another thing"]
+    assert read_reply(" one thing\n4. another thing\nOther things\n1. a third thing").texts == [
+        "one thing",
+        "another thing",
+    ]
+    assert read_reply("1. one thing\n2. another thing\n1. a third thing").texts == ["one thing", "another thing"]
 
 
 def test_class_headings_are_no_texts() -> None:
-    assert parse_reply("location: The question asks for a place.", class_names=["location"]) == []
+    assert read_reply("location: The question asks for a place.", class_names=["location"]).texts == []
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_cleaning_twice_changes_nothing(line: str) -> None:
 
 @given(st.text(), st.sampled_from(["stop", "length", None]))
 def test_texts_are_single_clean_lines_without_repeats(reply: str, finish_reason: str | None) -> None:
-    texts = parse_reply(reply, finish_reason=finish_reason)
+    texts = read_reply(reply, finish_reason=finish_reason).texts
     assert len(texts) == len(set(texts))
     for text in texts:
         assert text == " ".join(text.split())
@@ -89,7 +92,7 @@ OPENINGS = st.sampled_from(
     )
 )
 def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
-    assert parse_reply("\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1)), finish_reason="stop") == texts
+    assert read_reply("\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1)), finish_reason="stop").texts == texts
 
 
 @pytest.mark.parametrize(
@@ -117,8 +120,8 @@ def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
     ],
 )
 def test_what_users_write_is_no_chatter(text):
-    assert parse_reply(text) == [text]
-    assert parse_reply(f"Sure, here are two examples:\n1. {text}\n2. It rains") == [text, "It rains"]
+    assert read_reply(text).texts == [text]
+    assert read_reply(f"Sure, here are two examples:\n1. {text}\n2. It rains").texts == [text, "It rains"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_what_users_write_is_no_chatter(text):
     ],
 )
 def test_what_a_chat_model_says_around_its_list_is(text):
-    assert parse_reply(text) == []
+    assert read_reply(text).texts == []
 
 
 @pytest.mark.parametrize(
