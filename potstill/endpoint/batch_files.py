@@ -1,8 +1,8 @@
-"""Files of OpenAI's Batch API: requests as lines of JSON, what comes back, and how much fits into one file.
+"""Files of OpenAI's Batch API: write requests as JSON lines, read results, and split requests by file size.
 
     {"custom_id": "5f0c...", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
 
-A line's ``custom_id`` is the request's id, its ``body`` the one that a single request would have.
+A line's ``custom_id`` is the request id; its ``body`` is that of a single request.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MOST_LINES = 50_000
-MOST_BYTES = 190_000_000  # the API says 200 MB, not which
-WINDOW_S = 86_400.0  # after which a batch expires
+MOST_BYTES = 190_000_000  # the API allows 200 MB, without saying whether MB or MiB
+WINDOW_S = 86_400.0  # a batch expires after this time
 ENDED = ("completed", "expired", "failed", "cancelled")
 
 _LIMIT = re.compile(r"limit:\s*([\d,]+)", re.IGNORECASE)
-_SPARE = 0.9  # tokens are estimated
+_SPARE = 0.9  # share of the limit to use, since tokens are estimated
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a file may hold; ``tokens``: ``None`` where nothing has said how many may be enqueued."""
+    """The capacity of a file. ``tokens``: limit of enqueued tokens, None if unknown."""
 
     lines: int = MOST_LINES
     bytes: int = MOST_BYTES
@@ -34,8 +34,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A line of an output or error file. ``status`` is ``None`` where the request never got to the model; ``body`` is
-    the reply, or the error's."""
+    """A line of an output or error file. ``status`` is None if the request never reached the model; ``body`` is the
+    reply or the error body."""
 
     custom_id: str
     status: int | None
@@ -45,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """What the API says of a batch. ``errors``: why it failed, a line each; ``codes``: the same for programs."""
+    """The API's status of a batch. ``errors``: why it failed, one line each; ``codes``: the error codes."""
 
     batch_id: str
     state: str
@@ -59,23 +59,23 @@ class BatchStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the batch has reached a final state."""
         return self.state in ENDED
 
     @property
     def lacks_room(self) -> bool:
-        """Whether it failed only because too many tokens were enqueued already."""
+        """Whether it failed because too many tokens are enqueued already."""
         return self.state == "failed" and "token_limit_exceeded" in self.codes
 
 
 def to_line(request_id: str, body: Mapping[str, Any]) -> bytes:
-    """A request as a line of an input file."""
+    """The input file's line for a request."""
     content = {"custom_id": request_id, "method": "POST", "url": URL, "body": body}
     return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def count_fitting(sizes: Iterable[tuple[int, int]], room: Room) -> int:
-    """How many lines, given as (bytes, tokens), fit into a file from the first on; the first always does."""
+    """How many of the first lines, given as (bytes, tokens), fit into a file; at least one."""
     count = length = tokens = 0
     for line_bytes, line_tokens in sizes:
         length, tokens = length + line_bytes, tokens + line_tokens
@@ -87,15 +87,17 @@ def count_fitting(sizes: Iterable[tuple[int, int]], room: Room) -> int:
 
 
 def shrink(room: Room, tokens: int, errors: Iterable[str]) -> Room:
-    """The room after a file of ``tokens`` was refused while nothing else of ours was enqueued: what the errors name
-    as the limit, or half of the file where they name none or it kept to that already."""
+    """The smaller room after a file of ``tokens`` was refused while no other batch of ours was enqueued.
+
+    The new limit is the one named in the errors; half of the file if they name none or the file was within it.
+    """
     named = [int(found[1].replace(",", "")) for error in errors if (found := _LIMIT.search(error))]
     fits = int(_SPARE * min(named)) if named else tokens
     return replace(room, tokens=max(1, fits if fits < tokens else tokens // 2))
 
 
 def read_result(line: bytes) -> Result | None:
-    """A line of an output or error file; ``None`` for what is none."""
+    """Parse a line of an output or error file; None if it isn't a result."""
     try:
         content = json.loads(line)
         name = content["custom_id"]
@@ -112,7 +114,7 @@ def read_result(line: bytes) -> Result | None:
 
 
 def looks_whole(lines: Iterable[bytes], at_least: int) -> bool:
-    """Whether a downloaded file has as many lines as it should, and none that was cut off. Reads no JSON."""
+    """Whether a downloaded file has ``at_least`` lines, none of them cut off. Does not parse JSON."""
     count = 0
     for line in lines:
         line = line.strip()
@@ -123,7 +125,7 @@ def looks_whole(lines: Iterable[bytes], at_least: int) -> bool:
 
 
 def read_status(content: Any) -> BatchStatus:
-    """The API's batch object. Raises ``ValueError`` for anything else."""
+    """Parse the API's batch object. Raises ``ValueError`` for anything else."""
     try:
         counts = content.get("request_counts") or {}
         problems = (content.get("errors") or {}).get("data") or []
@@ -139,7 +141,7 @@ def read_status(content: Any) -> BatchStatus:
             tuple(str(one.get("code")) for one in problems),
         )
     except (AttributeError, TypeError, KeyError) as error:
-        raise ValueError("the reply is no batch") from error
+        raise ValueError("the reply is not a batch object") from error
 
 
 def _problem(error: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Requests as bodies of OpenAI's chat completions, and replies as responses: pure translation, no network.
+"""Translate requests to bodies of OpenAI's chat completions and replies to choices. No network.
 
-What an endpoint takes differs: ``Abilities`` says what it was found to take, and ``give_up`` what to leave out
-after a refusal. The body's content that decides the answer comes from the request alone.
+Endpoints support different parameters: ``Abilities`` holds those that one supports, and ``give_up`` removes one after
+a refusal. Everything in the body that decides the answer comes from the request.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill.prompts.codes import code_names, resolve
 from potstill.rows import Request
 
 TOP = 20
-"""Most alternatives of a token that endpoints tell the log-probabilities of."""
+"""Maximum number of alternatives per token for which endpoints return log-probabilities."""
 _FIELD = "class"
-# OpenAI's own that refuse max_tokens and charge for what they think: o1, o3-mini, gpt-5-nano, but not gpt-5-chat-latest.
+# OpenAI's models that refuse max_tokens and bill reasoning tokens: o1, o3-mini, gpt-5-nano, but not gpt-5-chat-latest.
 _REASONING_MODEL = re.compile(r"(?:.*/)?(?:o\d(?:$|[-@])|gpt-[5-9](?!.*chat))", re.IGNORECASE)
-_LONGEST_STOP = 4  # endpoints take at most four stop strings
-REASONING_TOKENS = 2048  # room for a model that thinks before it answers
-_JSON_TOKENS = 32  # room for what is around a code: braces, indentation and, from llama.cpp, a Markdown fence
+_MOST_STOPS = 4  # endpoints accept at most four stop strings
+REASONING_TOKENS = 2048  # extra tokens for a reasoning model
+_JSON_TOKENS = 32  # extra tokens around a code: braces, indentation and, from llama.cpp, a Markdown fence
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What an endpoint takes. ``schema``: structured output with an enum; ``logprobs``: probabilities of tokens;
-    ``temperature``: sampling settings; ``completion_tokens``: wants ``max_completion_tokens``, as reasoning models do;
-    ``usage``: tells the tokens that a reply took."""
+    """What an endpoint supports.
+
+    ``schema``: structured output with an enum; ``logprobs``: token log-probabilities; ``temperature``: sampling settings;
+    ``completion_tokens``: requires ``max_completion_tokens``, as reasoning models do; ``usage``: reports token usage.
+    """
 
     schema: bool = True
     logprobs: bool = True
@@ -39,13 +41,9 @@ class Abilities:
     stop: bool = True
     usage: bool = True
 
-    def as_dict(self) -> dict[str, bool]:
-        """Plain data."""
-        return asdict(self)
-
 
 def body(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
-    """The JSON body of one chat completion."""
+    """The JSON body of a chat completion."""
     content: dict[str, Any] = {
         "model": model,
         "messages": [{"role": message.role, "content": message.content} for message in request.messages],
@@ -65,26 +63,26 @@ def body(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
         if abilities.logprobs:
             content |= {"logprobs": True, "top_logprobs": TOP}
     elif sampling.stop and abilities.stop:
-        content["stop"] = list(sampling.stop[:_LONGEST_STOP])
+        content["stop"] = list(sampling.stop[:_MOST_STOPS])
     return content
 
 
 def most_completion_tokens(request: Request, abilities: Abilities) -> int:
-    """Tokens that a reply can have at most."""
+    """Maximum number of tokens of a reply."""
     most = request.sampling.max_tokens + (REASONING_TOKENS if abilities.completion_tokens else 0)
     if request.choices and abilities.schema:
-        # A name that stands for itself may be as many tokens as it has bytes; cut short it may be another one's.
+        # A class name used as its own code may need a token per byte; cut short, it could read as another class.
         most += _JSON_TOKENS + max(len(code.encode()) for code in code_names(request.choices).values())
     return most
 
 
 def reasons(model: str) -> bool:
-    """Whether a model is known by its name as one that thinks before it answers, and is asked for more tokens so."""
+    """Whether the model's name is that of a known reasoning model, which needs more tokens."""
     return _REASONING_MODEL.match(model) is not None
 
 
 def schema_of(request: Request) -> str:
-    """The JSON schema that goes with a request for a class, since servers count it as prompt; empty for text."""
+    """The JSON schema of a request for a class, which servers count as prompt; empty for a request for text."""
     return json.dumps(_schema(list(code_names(request.choices).values()))) if request.choices else ""
 
 
@@ -117,21 +115,22 @@ _NAMED = (
 )
 
 
-# "'max_tokens' or 'max_completion_tokens' is too large: ... maximum context length": the request is, not the setting.
+# "'max_tokens' or 'max_completion_tokens' is too large: ... maximum context length": the request is too long; the
+# parameter itself is supported.
 _TOO_LONG = re.compile(r"context (?:length|window|size)|reduce the length|max_(?:completion_)?tokens\W+is too large")
 
 
 def give_up(abilities: Abilities, param: str | None, message: str, prompts: Iterable[str] = ()) -> Abilities | None:
-    """What to try after a 400 that names something of the body: ``None`` if it names nothing that could be left out.
+    """The abilities to try after a 400 that names a parameter; None if it names none that can be left out.
 
-    ``param``: the parameter that the error body names, where it does; otherwise the message is looked through, for
-    words that are not in the request's own ``prompts``: servers quote those.
+    ``param``: the parameter named in the error body. If None, the message is searched for parameter names that do not
+    occur in the request's ``prompts``, since servers quote prompts.
     """
     said, prompt = (param or message).lower(), "" if param else " ".join(prompts).lower()
     if _TOO_LONG.search(message.lower()):
         return None
     for name, change in _NAMED:
-        # As a word: "stopped by our policy" names no setting.
+        # Match whole words: "stopped by our policy" names no parameter.
         if re.search(rf"(?<![a-z_]){name}(?![a-z_])", said) and name not in prompt:
             changed = replace(abilities, **change)
             return changed if changed != abilities else None
@@ -140,18 +139,18 @@ def give_up(abilities: Abilities, param: str | None, message: str, prompts: Iter
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``logprobs``: of each of the request's choices, in order, ``None`` where the endpoint did not name one;
-    ``residual``: probability of everything else."""
+    """``logprobs``: one per choice of the request, in order, None if the endpoint did not return it. ``residual``: the
+    probability of everything else."""
 
     logprobs: tuple[float | None, ...]
     residual: float
 
 
 def read_choice(request: Request, text: str, tokens: Sequence[Mapping[str, Any]] | None) -> Choice | None:
-    """The distribution over the request's choices that a reply holds; ``None`` if it names none of them.
+    """The distribution over the request's choices in a reply; None if the reply names none of them.
 
-    ``tokens``: OpenAI's ``logprobs.content``. The code's token is looked for in the reply; what is said of its
-    alternatives is the distribution. Without log-probabilities the class that was named has all of it.
+    ``tokens``: OpenAI's ``logprobs.content``. The distribution is read at the token that holds the code. Without
+    log-probabilities, the named class gets probability 1.
     """
     codes = code_names(request.choices)
     name = resolve(_unwrap(text), codes)
@@ -166,7 +165,7 @@ def read_choice(request: Request, text: str, tokens: Sequence[Mapping[str, Any]]
 
 
 def _unwrap(text: str) -> str:
-    """The value of structured output; any other text as it is. A reply that was cut short in mid-JSON says nothing."""
+    """The value in structured output; other text unchanged. Empty if the JSON was cut short."""
     bare = text.strip().removeprefix("```json").removesuffix("```").strip()
     try:
         value = json.loads(bare)
@@ -180,7 +179,7 @@ def _unwrap(text: str) -> str:
 def _distribution(
     tokens: Sequence[Mapping[str, Any]], codes: Mapping[str, str], said: str | None
 ) -> dict[str, float] | None:
-    """Log-probability by code at the token that holds the answer; spellings of a code (" A", "A") are summed."""
+    """Log-probability per code at the token with the answer, summed over spellings of a code (" A", "A")."""
     wanted = set(codes.values())
     for token in tokens:
         bare = _bare(str(token.get("token", "")))
@@ -196,5 +195,5 @@ def _distribution(
 
 
 def _bare(token: str) -> str:
-    """A token without what a tokenizer glues to it: spaces and JSON's quotes."""
+    """A token without the spaces and JSON quotes that tokenizers attach to it."""
     return token.strip(" \n\t\"'Ġ▁")

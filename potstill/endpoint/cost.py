@@ -1,10 +1,10 @@
-"""What asking a teacher costs, how many tokens a prompt has and how long a stage takes: no network, no tokenizer.
+"""Estimate a teacher's costs, the tokens of a prompt and the duration of a stage. No network, no tokenizer.
 
-Prices come with the package ``genai-prices``, which carries them and fetches nothing unless told to. Its import
-takes 0.2 to 0.7 s (it brings an HTTP client), so it is made when the first price is looked up.
+Prices are bundled with the package ``genai-prices``, which fetches nothing unless told to. It is imported on the first
+look-up, since the import takes 0.2 to 0.7 s (it includes an HTTP client).
 
-Tokens are counted in two ways, since no tokenizer is at hand for most teachers: ``about_tokens`` for plans, within
-a fifth for English, and ``at_most_tokens`` for budgets, which is four times that for English and never too low.
+Most teachers' tokenizers are not available, so there are two counts: ``about_tokens`` for plans, within 20 % for
+English, and ``at_most_tokens`` for budgets, about four times as high for English and never too low.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PER_MILLION = 1e-6
 CHARACTERS_PER_TOKEN = 4.2
-CHAT_MESSAGE_TOKENS = 4  # role and separators, as most chat templates have them
+CHAT_MESSAGE_TOKENS = 4  # role and separators in most chat templates
 
-# Templates write more around a message than its role, and some put a page of their own before the first.
+# Upper bounds: some templates add more per message, and some put a long default prompt before the first.
 MOST_MESSAGE_TOKENS = 16
 MOST_TEMPLATE_TOKENS = 128
 
@@ -40,11 +40,10 @@ _DENSE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model costs, in dollars per million tokens; ``request`` in dollars a request.
+    """A model's prices in dollars per million tokens; ``request`` in dollars per request.
 
-    ``cached_prompt`` and ``cache_write`` are for prompt tokens that the server read from its cache or put there
-    (``None``: they cost what others do). ``above``: from prompts of more than that many tokens on, all of the
-    request's tokens cost the other price.
+    ``cached_prompt`` and ``cache_write`` apply to prompt tokens read from or written to the server's cache (None: same
+    as ``prompt``). ``above``: for prompts with more than that many tokens, the other price applies to the whole request.
     """
 
     prompt: float
@@ -61,12 +60,12 @@ FREE = Price(0.0, 0.0)
 def find_price(
     model: str, where: str, override: Price | None = None, *, batch: bool = False, now: datetime | None = None
 ) -> Price | None:
-    """The price of a chat model at a provider; ``None`` where it is not known, as for a server of one's own.
+    """The price of a chat model at a provider; None if unknown, as for a private server.
 
-    ``where`` is a base URL (``https://api.groq.com/openai/v1``), its host, or a provider's id (``groq``). An
-    ``override`` is always right. ``batch``: at the price of batch processing, where one is listed. Where prices
-    change with the hour, the dearest of the day of ``now`` (default: today) is given. A listed price can be out of
-    date, and a new model may go by the price of the one whose name its own begins with.
+    ``where`` is a base URL (``https://api.groq.com/openai/v1``), its host, or a provider id (``groq``). An ``override``
+    takes precedence. ``batch``: the price of batch processing if listed. If prices vary by hour, returns the highest on
+    the day of ``now`` (default: today). Listed prices can be outdated, and a new model may get the price of the model
+    whose name is a prefix of its own.
     """
     if override is not None:
         return override
@@ -74,7 +73,7 @@ def find_price(
     if found is None:
         return None
     provider, listed = found
-    # A model that the provider lists under another's prices has no batch price of its own.
+    # A model priced by prefix match has no batch price of its own.
     own = any(listed is one for one in provider.models)
     context = {"processing": "batch"} if batch and own else None
     day = (now or datetime.now(UTC)).astimezone(UTC)
@@ -84,29 +83,26 @@ def find_price(
 
 
 def own_price(teacher: OpenAITeacher) -> Price | None:
-    """The price that the config gives, if any."""
+    """The price in the config, if any."""
     return Price(teacher.price.prompt, teacher.price.completion) if teacher.price is not None else None
 
 
 def teacher_price(teacher: OpenAITeacher) -> Price | None:
-    """What a teacher's answers cost in its mode; ``None`` where it is not known.
-
-    A batch of a model that has no batch price listed is taken to cost as much as single requests.
-    """
+    """The teacher's price in its mode; None if unknown. Without a listed batch price, the realtime price is assumed."""
     return find_price(teacher.model, teacher.base_url, own_price(teacher), batch=teacher.mode == "batch")
 
 
 def cost(
     price: Price, prompt_tokens: int, completion_tokens: int, *, cached_tokens: int = 0, written_tokens: int = 0
 ) -> float:
-    """Dollars for one request. Of ``prompt_tokens``, ``cached_tokens`` were read from the server's cache and
-    ``written_tokens`` put there. Raises ``ValueError`` if these are more than the prompt has."""
+    """Cost of one request in dollars. ``prompt_tokens`` includes the ``cached_tokens`` read from the server's cache and
+    the ``written_tokens`` written to it. Raises ``ValueError`` if they exceed it or a count is negative."""
     price = _at_length(price, prompt_tokens)
     plain = prompt_tokens - cached_tokens - written_tokens
     if min(plain, cached_tokens, written_tokens, completion_tokens) < 0:
         raise ValueError(
-            f"no request has {prompt_tokens} prompt tokens, {cached_tokens} of them cached and {written_tokens} "
-            f"written, and {completion_tokens} completion tokens"
+            f"impossible token counts: {prompt_tokens} prompt tokens, {cached_tokens} of them cached and "
+            f"{written_tokens} written, and {completion_tokens} completion tokens"
         )
     cached = price.prompt if price.cached_prompt is None else price.cached_prompt
     written = price.prompt if price.cache_write is None else price.cache_write
@@ -117,13 +113,13 @@ def cost(
 
 
 def worst_case(price: Price, prompt_tokens: int, max_completion_tokens: int) -> float:
-    """The most that one request can cost, in dollars: what a budget has to have left before it is sent.
+    """Upper bound on the cost of one request, in dollars, to reserve from the budget before sending it.
 
-    ``prompt_tokens`` is an upper bound (``at_most_tokens``); a shorter prompt at a dearer price is thought of.
+    ``prompt_tokens`` is an upper bound (``at_most_tokens``); price tiers that make a shorter prompt dearer are covered.
     """
     worst, tokens, step = 0.0, prompt_tokens, price
     while True:
-        # Under ``above``, the longest prompt at this price; beyond it, the next price.
+        # The longest prompt in this price tier; then the next tier.
         longest = tokens if step.above is None else min(tokens, step.above[0])
         dearest = max(step.prompt, step.cached_prompt or 0.0, step.cache_write or 0.0)
         worst = max(worst, (longest * dearest + max_completion_tokens * step.completion) * PER_MILLION + step.request)
@@ -133,7 +129,7 @@ def worst_case(price: Price, prompt_tokens: int, max_completion_tokens: int) -> 
 
 
 def about_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of a prompt, estimated: a character of a script without spaces is one, of others 4.2 make one."""
+    """Estimated tokens of a prompt: one per character in scripts without spaces, one per 4.2 characters in others."""
     characters = dense = around = 0
     for message in messages:
         characters += len(message.content)
@@ -144,9 +140,9 @@ def about_tokens(messages: Sequence[Message]) -> int:
 
 
 def at_most_tokens(messages: Sequence[Message], schema: str = "") -> int:
-    """A bound that no byte-level BPE exceeds: a token for every byte of UTF-8, and what chat templates add.
+    """Upper bound on a prompt's tokens for any byte-level BPE: one per UTF-8 byte, plus the chat template's.
 
-    ``schema`` is the JSON schema of a structured output, which servers put before the prompt.
+    ``schema`` is the JSON schema of structured output, which servers prepend to the prompt.
     """
     texts = [schema, *(message.content for message in messages)]
     written = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
@@ -161,10 +157,10 @@ def expected_seconds(
     requests_per_minute: float | None = None,
     tokens_per_minute: float | None = None,
 ) -> float:
-    """How long ``requests`` with ``tokens`` in all take, in seconds: the tightest of three limits.
+    """Expected seconds for ``requests`` with ``tokens`` in total: the tightest of three limits.
 
-    ``concurrency`` requests at a time that take ``latency_s`` each, and what may be asked a minute (``None``: as much
-    as one likes).
+    The limits are ``concurrency`` parallel requests of ``latency_s`` each, requests per minute and tokens per minute
+    (None: no limit).
     """
     if requests <= 0:
         return 0.0
@@ -180,7 +176,7 @@ def _find_model(model: str, where: str) -> tuple[Provider, ModelInfo] | None:
 
     snapshot, place = get_snapshot(), where.strip().lower()
     url = place if "://" in place else f"https://{place}" if re.search(r"[.:/]", place) else None
-    # The package takes any id that *contains* a provider's name; "my-openai-proxy" has prices of its own.
+    # The package matches any id that *contains* a provider's name, but "my-openai-proxy" is not OpenAI.
     if url is None and all(provider.id != place for provider in snapshot.providers):
         return None
     try:
@@ -198,7 +194,7 @@ def _by_the_hour(listed: ModelInfo) -> bool:
 
 
 def _to_price(listed: ModelPrice) -> Price | None:
-    """A listed price as ours; ``None`` where it is none of a chat model (embeddings, images, speech)."""
+    """Convert a listed price; None if it isn't a chat model's (embeddings, images, speech)."""
     if listed.input_mtok is None or listed.output_mtok is None:
         return None
     values = (listed.input_mtok, listed.output_mtok, listed.cache_read_mtok, listed.cache_write_mtok)
@@ -215,7 +211,7 @@ def _to_price(listed: ModelPrice) -> Price | None:
 
 
 def _at(value: object, prompt_tokens: int) -> float | None:
-    """A listed price for prompts of that length."""
+    """A listed price for prompts of this length."""
     from genai_prices.types import TieredPrices
 
     if isinstance(value, TieredPrices):
@@ -225,7 +221,7 @@ def _at(value: object, prompt_tokens: int) -> float | None:
 
 
 def _dearest(prices: Sequence[Price]) -> Price | None:
-    """The greatest of each number, at every length of prompt."""
+    """The maximum of each number, for every prompt length."""
     if not prices:
         return None
     starts = [price.above[0] for price in prices if price.above is not None]

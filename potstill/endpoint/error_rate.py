@@ -1,8 +1,8 @@
-"""When so many requests of a stage have failed that it must not go on.
+"""Decide when too many of a stage's requests have failed.
 
-At the end of a stage the share of failures counts. Before, it is stopped where that end is certain or as good as:
-where more have failed than may in all, where nothing but failures has come, or where the share is far too large among
-many answers. A few failures at the beginning stop nothing.
+At the end of a stage, the share of failures decides. A stage is stopped earlier if it is sure or almost sure to fail:
+more failures than allowed in total, only failures, or a share far too high among many answers. A few failures at the
+start don't stop it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import math
 import re
 from collections.abc import Iterable
 
-FORGIVEN = 9  # failures that are never too many, as long as anything was answered
-HOPELESS = 50  # failures and nothing else: no chance
-MANY = 500  # answers among which a share tells; prompts that are alike travel together, and so may their failures
+FORGIVEN = 9  # failures always tolerated if there is at least one success
+HOPELESS = 50  # failures without a success after which to stop
+MANY = 500  # minimum answers to judge the share: similar prompts are sent together, so failures may cluster
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
 _STATUS = re.compile(r"^HTTP \d+")
 
 
 class ErrorRate:
-    """Counts a stage's answers and failures. ``allowed``: the share of failures; ``expected``: requests, at most."""
+    """Counts a stage's answers and failures. ``allowed``: share of failures; ``expected``: maximum number of requests."""
 
     def __init__(self, allowed: float, expected: int) -> None:
         self._allowed, self._expected = allowed, expected
@@ -29,7 +29,7 @@ class ErrorRate:
         self._examples: dict[str, str] = {}
 
     def add(self, answers: int, fresh: int, errors: Iterable[str]) -> None:
-        """So many answers, of which ``fresh`` were newly asked, the failed ones among them with ``errors``."""
+        """Add answers, of which ``fresh`` come from new requests; ``errors``: one per failed answer."""
         self._answers += answers
         self._fresh += fresh
         for error in errors:
@@ -39,11 +39,11 @@ class ErrorRate:
             self._examples.setdefault(kind, error)
 
     def too_many(self, at_end: bool = False) -> str | None:
-        """Why to stop, in a line; ``None`` while there is no reason to."""
+        """One line saying why to stop; None if there is no reason."""
         if not self._failed:
             return None
         if at_end:
-            # A later round may hold a few requests only, of which one may well fail; nothing but failures is no chance.
+            # A later round may have only a few requests, so tolerate some failures unless all failed.
             forgiven = FORGIVEN if self._failed < self._answers else 0
             stop = self._failed > max(self._allowed * self._answers, forgiven)
         else:
@@ -58,11 +58,11 @@ class ErrorRate:
         kind, count = self._kinds.most_common(1)[0]
         return (
             f"{self._failed:,} of {self._answers:,} requests failed (teacher.max_error_rate = {self._allowed:g}); "
-            f"the commonest error ({count:,} times): {self._examples[kind]}"
+            f"most common error ({count:,} times): {self._examples[kind]}"
         )
 
 
 def kind_of(error: str) -> str:
-    """An error without what differs from request to request: numbers and quotations."""
+    """The error without numbers and quotations, which differ between requests."""
     status = _STATUS.match(error)
     return (status.group() if status else "") + _VARIES.sub("…", error[status.end() if status else 0 :])

@@ -1,11 +1,11 @@
-"""What kind of failure a request met, and what to do about it.
+"""Classify failed requests.
 
-throttled   the endpoint wants less (429): wait as long as it says, then again
-transient   its own trouble (5xx, reset, timeout, a reply that is no JSON): back off, then again
-final       this request will never work (400, context length, content filter): recorded with its row
-fatal       no request will work (key, model, address): the job stops
+throttled   rate limit (429): wait as long as the endpoint says, then retry
+transient   trouble at the endpoint (5xx, reset, timeout, a reply that isn't JSON): back off, then retry
+final       this request will never succeed (400, context length, content filter): recorded in its row
+fatal       no request will succeed (key, model, address): stop the job
 
-A 403 may be either: some gateways give it for a prompt that they don't like. ``Refusals`` tells them apart.
+A 403 may be final or fatal, since some gateways return it for a prompt they reject. ``Refusals`` tells them apart.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """``message``: one line for people; ``retry_after_s``: as the endpoint asked, if it did; ``status``: of HTTP,
-    where that says that it failed."""
+    """``message``: one readable line; ``retry_after_s``: as requested by the endpoint; ``status``: the HTTP error status,
+    if any."""
 
     kind: FailureKind
     message: str
@@ -34,7 +34,7 @@ class Failure:
 
 
 def classify(status: int, code: str | None, message: str, retry_after_s: float | None = None) -> Failure:
-    """The failure behind an HTTP error status. ``code``: the error code in OpenAI's error body, if any."""
+    """The failure for an HTTP error status. ``code``: the error code in OpenAI's error body, if any."""
     shown = f"HTTP {status}: {' '.join(message.split())[:300]}"
     return Failure(_kind(status, code, message), shown, retry_after_s, status)
 
@@ -43,7 +43,7 @@ def _kind(status: int, code: str | None, message: str) -> FailureKind:
     if status == 429 and code in _QUOTA:
         return "fatal"
     if status == 429 and "request too large" in message.lower():
-        return "final"  # larger than a minute's tokens: it will never get in
+        return "final"  # larger than the limit of tokens per minute
     if status == 429:
         return "throttled"
     if status in _TRANSIENT or status >= 500:
@@ -54,14 +54,14 @@ def _kind(status: int, code: str | None, message: str) -> FailureKind:
 
 
 class Refusals:
-    """Judges the failures of one process, in the order in which they come, once a trial request has shown that the
-    key is good: a 403 is then about its prompt, until ``MOST_FORBIDDEN`` come in a row."""
+    """Judges 403s of one process after a trial request has shown that the key is valid: a 403 is about its prompt
+    (final), until there are ``MOST_FORBIDDEN`` in a row (fatal)."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
 
     def judge(self, failure: Failure | None) -> Failure | None:
-        """The failure as it is to be taken; ``None``: the request succeeded."""
+        """The failure with its judged kind. None means success; call in order of arrival."""
         if failure is None or failure.kind == "final":
             self._in_a_row = 0
         if failure is None or failure.status != 403:
@@ -71,9 +71,9 @@ class Refusals:
 
 
 def backoff_s(attempt: int, jitter: float, retry_after_s: float | None = None) -> float:
-    """Seconds to wait before the next try; ``attempt`` counts failures from 1, ``jitter`` is in [0, 1).
+    """Seconds to wait before the next attempt. ``attempt`` counts failures from 1; ``jitter`` is in [0, 1).
 
-    Exponential with full jitter, capped; what the endpoint asks for is waited for whole.
+    Capped exponential backoff with jitter, but at least ``retry_after_s``.
     """
     longest = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempt - 1, 30))
     return max(longest * (0.5 + 0.5 * jitter), retry_after_s or 0.0)

@@ -1,12 +1,12 @@
-"""Who holds what: dollars and permissions of every process that sends requests.
+"""Accounts of dollars and permissions for all holders, the processes that send requests.
 
-A holder tells its whole account each time (spent since it began, held now), so that a message that is
-repeated, or reaches a restarted limiter, changes nothing. Dollars that are held are reserved: they were
-given out for requests that may cost so much. ``spent + reserved <= budget`` at all times.
+A holder always reports its whole account (spent since its start, held now), so reports can safely be repeated or sent
+to a restarted limiter. Held dollars are reserved: they are the worst-case cost of granted requests. ``spent + reserved
+<= budget`` always holds.
 
-A holder that has not been heard of for ``lease_s`` is lost: its permissions are free again, its dollars stay
-reserved, since its last requests may well have been billed, but nobody waits for them any more. If it was only slow,
-its next word puts everything right.
+A holder that does not report for ``lease_s`` is lost. Its permissions are freed. Its dollars stay reserved, since its
+last requests may have been billed, but nothing waits for them any more. If it was only slow, its next report restores
+its account.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 LEASE_S = 15.0
-ROUNDING = 1e-9  # 0.9 + 0.1 shall fit into 1
+ROUNDING = 1e-9  # tolerance, so that 0.9 + 0.1 fits into 1
 
 
 @dataclass(slots=True)
 class Account:
-    """``spent_usd``: in all; ``held_usd``, ``held_requests``: given out and not yet accounted for."""
+    """``spent_usd``: total; ``held_usd``, ``held_requests``: granted and not yet accounted for."""
 
     spent_usd: float = 0.0
     held_usd: float = 0.0
@@ -31,7 +31,7 @@ class Account:
 
 
 class Accounts:
-    """The accounts of all holders and the cap over them (``None``: no cap)."""
+    """The accounts of all holders, under a common budget (None: no budget)."""
 
     def __init__(self, budget_usd: float | None = None, lease_s: float = LEASE_S) -> None:
         self._budget_usd = math.inf if budget_usd is None else budget_usd
@@ -45,7 +45,7 @@ class Accounts:
 
     @property
     def reserved_usd(self) -> float:
-        """Dollars that requests on their way may still cost, lost holders' included."""
+        """Dollars that requests in flight may still cost, including those of lost holders."""
         return math.fsum(account.held_usd for account in self._accounts.values())
 
     @property
@@ -55,11 +55,11 @@ class Accounts:
 
     @property
     def outstanding(self) -> int:
-        """Requests given out to living holders and not yet accounted for."""
+        """Requests granted to live holders and not yet accounted for."""
         return sum(account.held_requests for account in self._accounts.values() if not account.lost)
 
     def report(self, holder: str, spent_usd: float, held_usd: float, held_requests: int, now: float) -> None:
-        """Replace the account of ``holder`` by what it says of itself."""
+        """Replace the account of ``holder`` with its report."""
         self._accounts[holder] = Account(spent_usd, max(0.0, held_usd), held_requests, now)
 
     def give(self, holder: str, requests: int, usd: float, now: float) -> None:
@@ -69,7 +69,7 @@ class Accounts:
         account.held_usd += usd
 
     def lose(self, now: float) -> list[str]:
-        """The holders that are lost from now on."""
+        """Mark the holders whose lease has expired as lost, and return them."""
         gone = [
             holder
             for holder, account in self._accounts.items()
@@ -81,7 +81,7 @@ class Accounts:
         return gone
 
     def fitting(self, usd_each: float, wanted: int) -> int:
-        """How many of ``wanted`` requests of ``usd_each`` the budget still bears."""
+        """How many of ``wanted`` requests of ``usd_each`` the budget still covers."""
         if usd_each <= 0 or math.isinf(self._budget_usd):
             return wanted
         committed = self.spent_usd + self.reserved_usd
@@ -91,7 +91,7 @@ class Accounts:
         return count
 
     def stop(self, usd: float) -> str | None:
-        """Why no request of ``usd`` can be sent any more; ``None`` while one fits or money may still come back."""
+        """Why no request of ``usd`` can be sent any more; None while one fits or held dollars may be returned."""
         held = any(account.held_usd > 0 and not account.lost for account in self._accounts.values())
         if held or self.fitting(usd, 1):
             return None
@@ -102,11 +102,11 @@ class Accounts:
         )
 
     def memo(self) -> dict[str, dict[str, float]]:
-        """Everything a restarted limiter must know, as plain data."""
+        """The state that a restarted limiter needs, as plain data."""
         return {holder: asdict(account) for holder, account in self._accounts.items()}
 
     def recall(self, memo: Mapping[str, Mapping[str, float]], now: float) -> None:
-        """Take over a ``memo``; its holders have a lease from now on to make themselves heard."""
+        """Restore a ``memo``. The leases of its holders start now."""
         for holder, values in memo.items():
             self._accounts[holder] = Account(
                 values["spent_usd"], values["held_usd"], int(values["held_requests"]), now, bool(values["lost"])

@@ -1,4 +1,4 @@
-"""The circuit breaker: stops asking an endpoint that answers nothing, tries it now and then, gives up in the end."""
+"""The circuit breaker: stops requests to an endpoint that is down, probes it, and eventually gives up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 class BreakerSettings:
     """When the breaker opens and for how long.
 
-    ``failures``: it opens after so many failures (server errors, timeouts, lost connections) in a row;
-    ``silent_s``: or so long after the first of a row of failures and refusals;
-    ``first_pause_s``, ``longest_pause_s``: between two probes, doubling;
-    ``give_up_s``: open for so long at a stretch, it stops everything; so does a ``Retry-After`` of more.
+    ``failures``: open after this many failures (server errors, timeouts, lost connections) in a row;
+    ``silent_s``: or this long after the first of a row of failures and refusals;
+    ``first_pause_s``, ``longest_pause_s``: pause between two probes, doubling;
+    ``give_up_s``: stop the job after being open this long, or on a longer ``Retry-After``.
     """
 
     failures: int = 32
@@ -25,17 +25,17 @@ class BreakerSettings:
 
 
 class Breaker:
-    """Closed: all may pass. Open: none but a single probe after each pause; its success closes the breaker."""
+    """Closed: all requests pass. Open: a single probe passes after each pause, and its success closes the breaker."""
 
     def __init__(self, settings: BreakerSettings | None = None) -> None:
         self.settings = settings or BreakerSettings()
-        self._errors: Counter[str] = Counter()  # since something last got through
+        self._errors: Counter[str] = Counter()  # since the last success
         self._row = 0
         self._row_since: float | None = None
         self._opened_at: float | None = None
         self._pause_s = 0.0
         self._next_probe = 0.0
-        self._probed_at: float | None = None  # and no word of it yet
+        self._probed_at: float | None = None  # set while a probe is in flight
 
     @property
     def is_open(self) -> bool:
@@ -43,7 +43,7 @@ class Breaker:
         return self._opened_at is not None
 
     def record(self, got_through: int, failed: Mapping[str, int], refused: int, now: float) -> None:
-        """What came back: answers of any use, failures by kind, and refusals (429), which open it by time only."""
+        """Record successes, failures by kind, and refusals (429). Refusals open the breaker only through ``silent_s``."""
         if got_through:
             self._errors.clear()
             self._row, self._row_since, self._opened_at, self._probed_at = 0, None, None, None
@@ -65,27 +65,27 @@ class Breaker:
             self._next_probe = now + self._pause_s
 
     def wait_s(self, now: float) -> float:
-        """0 if a request may pass now (only one if ``is_open``), otherwise seconds until it makes sense to ask."""
+        """0 if a request may pass now (only one if ``is_open``), otherwise seconds until one may."""
         if self._opened_at is None:
             return 0.0
-        # A probe without an answer may have died with its process: another one after the longest pause.
+        # An unanswered probe may have died with its process, so send another one after the longest pause.
         due = self._next_probe if self._probed_at is None else self._probed_at + self.settings.longest_pause_s
         return max(0.0, due - now)
 
     def probe(self, now: float) -> None:
-        """Note that the one request of ``wait_s`` has been let through."""
+        """Record that a probe was sent, if the breaker is open."""
         if self._opened_at is not None:
             self._probed_at = now
 
     def stop(self, now: float) -> str | None:
-        """Why to give up, once it has been open for ``give_up_s``."""
+        """Why to give up; None unless the breaker has been open for ``give_up_s``."""
         if self._opened_at is None or now - self._opened_at < self.settings.give_up_s:
             return None
         return f"the endpoint has let nothing through for {now - (self._row_since or 0.0):.0f} s; {self.why()}"
 
     def why(self) -> str:
-        """The commonest error since something last got through, in words."""
+        """The most common error since the last success, as text."""
         if not self._errors:
             return "no error seen"
         kind, count = self._errors.most_common(1)[0]
-        return f"commonest error ({count} of {self._errors.total()}): {kind}"
+        return f"most common error ({count} of {self._errors.total()}): {kind}"

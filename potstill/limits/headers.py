@@ -1,9 +1,9 @@
-"""What an endpoint says about its limits in the headers of a response.
+"""Read an endpoint's rate limits from response headers.
 
-Read are ``retry-after`` (seconds or an HTTP date), ``retry-after-ms``, OpenAI's family
-``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` (Azure, Groq and others send it too) and Anthropic's
-``anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}``. The bare ``x-ratelimit-limit`` is not read: some
-endpoints mean a second by it, others an hour.
+Supported: ``retry-after`` (seconds or an HTTP date), ``retry-after-ms``, OpenAI's
+``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` (also sent by Azure, Groq and others) and Anthropic's
+``anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}``. The bare ``x-ratelimit-limit`` is ignored, since its
+period is a second at some endpoints and an hour at others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """One announced limit: how many in all, how many are left, seconds until all are there again."""
+    """One announced limit: the maximum, what remains of it, and the seconds until it is fully reset."""
 
     limit: float | None = None
     remaining: float | None = None
@@ -32,10 +32,10 @@ class Announced:
 
     @property
     def per_minute(self) -> float | None:
-        """The limit, if it is one a minute; ``None`` if there is none or its period is longer.
+        """The limit per minute; None if there is no limit or its period is longer.
 
-        Headers don't name the period. One that takes more than a minute to reset is of an hour or a day (Groq's
-        ``limit-requests`` is a day's): no rate follows from that.
+        Headers don't name the period. A limit that takes more than a minute to reset is per hour or day (Groq's
+        ``limit-requests`` is per day) and does not imply a rate.
         """
         if self.limit is None or self.limit <= 0 or (self.reset_s or 0.0) > MINUTE_S * 1.05:
             return None
@@ -43,13 +43,13 @@ class Announced:
 
     @property
     def exhausted_s(self) -> float:
-        """Seconds until a limit of more than a minute, of which nothing is left, is there again; otherwise 0."""
+        """Seconds until an exhausted limit with a period above a minute is reset; otherwise 0."""
         return self.reset_s if self.remaining == 0 and self.reset_s and self.reset_s > MINUTE_S * 1.05 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RateHeaders:
-    """What one response said; ``None`` where it said nothing."""
+    """The limits in one response; None for those it does not state."""
 
     requests: Announced | None = None
     tokens: Announced | None = None
@@ -57,9 +57,9 @@ class RateHeaders:
 
 
 def read_rate_headers(headers: Mapping[str, str], wall_time_s: float) -> RateHeaders | None:
-    """The limits in ``headers`` (any case); ``None`` if there are none. What can't be read is ignored.
+    """The limits in ``headers`` (any case); None if there are none. Unreadable values are ignored.
 
-    ``wall_time_s``: the present as seconds since 1970, from which dates are counted.
+    ``wall_time_s``: the current time in seconds since 1970, to convert dates to waits.
     """
     found = {name.lower(): value for name, value in headers.items() if name.lower().startswith(_PREFIXES)}
     if not found:
@@ -71,7 +71,7 @@ def read_rate_headers(headers: Mapping[str, str], wall_time_s: float) -> RateHea
 
 
 def parse_wait(text: str, wall_time_s: float) -> float | None:
-    """Seconds to wait: plain seconds, ``6m0s``, ``20ms``, an HTTP date or an ISO date (0 if past); ``None`` if neither."""
+    """Parse plain seconds, ``6m0s``, ``20ms``, an HTTP date or an ISO date into seconds to wait (0 if past), or None."""
     text = text.strip()
     if _NUMBER.fullmatch(text):
         return float(text) if math.isfinite(float(text)) else None

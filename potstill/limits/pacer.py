@@ -1,7 +1,7 @@
-"""The limiter's decisions: who may send how many requests now. No clock and no cluster in here.
+"""The limiter's decisions: how many requests each process may send now. No clock, no cluster.
 
 Every method takes ``now``, monotonic seconds. Processes that send requests (holders) exchange a ``HolderReport`` for a
-``Grant`` several times a second; ``potstill.limits.wallet`` is their side of it.
+``Grant`` several times a second, using ``potstill.limits.wallet``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from potstill.limits.breaker import Breaker, BreakerSettings
 from potstill.limits.rate import AnswerCounts, RateControl
 from potstill.limits.shares import Shares
 
-MOST_AT_ONCE = 8192  # requests a grant, at most
+MOST_AT_ONCE = 8192  # maximum requests per grant
 OFTEN_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the endpoint allows and the user wants to pay, for the whole cluster.
+    """The endpoint's limits and the user's budget, for the whole cluster.
 
-    ``concurrency``: requests on their way at a time. ``requests_per_minute``, ``tokens_per_minute``: ``None`` where
-    they aren't known; they are read off headers or found by trying then. ``budget_usd``: ``None`` for no cap.
+    ``concurrency``: maximum requests in flight. ``requests_per_minute``, ``tokens_per_minute``: None if unknown; they are
+    then read from headers or found by trial. ``budget_usd``: None for no budget.
     """
 
     concurrency: int
@@ -35,13 +35,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class HolderReport:
-    """What a holder says: its whole account, what came back since its last report, and what it wants.
+    """A holder's whole account, its answers since the last report, and its demand.
 
-    ``spent_usd``: since it began; ``held_*``: granted, unsent or on their way; ``in_flight``: the latter alone;
-    ``demand``: how many it could have on their way. ``unused``: requests given back unsent; ``tokens_over``: tokens
-    used beyond what was granted for them (below 0: fewer). ``failed``: counts by kind; ``rejected``: final errors of
-    single requests, after which the endpoint is as well as before. ``usd_next``: worst case of the first that waits,
-    ``usd_each``: of all that are wanted.
+    ``spent_usd``: since its start; ``held_*``: granted, unsent or in flight; ``in_flight``: only the latter; ``demand``:
+    requests it could have in flight. ``unused``: requests returned unsent; ``tokens_over``: tokens used beyond the grant
+    (negative: fewer). ``failed``: counts by kind; ``rejected``: final errors of single requests, which say nothing about
+    the endpoint's health. ``usd_next``: worst-case cost of the first waiting request; ``usd_each``: of any wanted.
     """
 
     holder: str
@@ -63,11 +62,11 @@ class HolderReport:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Permission for ``requests`` more, with ``tokens`` and ``usd`` (reserved) for all of them.
+    """Permission for ``requests`` more, with ``tokens`` and reserved ``usd`` for all of them.
 
-    They are spread evenly over ``spread_s``. ``wait_s``: ask again after so long. ``hold``: send nothing now, not even what was granted before; give it back.
-    ``share``: places in the cluster's concurrency. ``bearing``: go on after a refusal, some are to be expected.
-    ``stop``: nothing will be granted any more, and why.
+    Spread them evenly over ``spread_s``. ``wait_s``: time until the next report. ``hold``: send nothing, not even earlier
+    grants, and return them. ``share``: maximum requests in flight. ``tolerant``: continue after a refusal, since some are
+    expected. ``stop``: why nothing will be granted any more.
     """
 
     requests: int = 0
@@ -77,13 +76,13 @@ class Grant:
     spread_s: float = 0.0
     hold: bool = False
     share: int = 0
-    bearing: bool = False
+    tolerant: bool = False
     stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PacerState:
-    """For people: what has come back and what holds requests back. ``held_because`` is ``None`` while all is well."""
+    """State for display. ``held_because``: why requests are held back; None if they are not."""
 
     succeeded: int
     refused: int
@@ -95,7 +94,7 @@ class PacerState:
 
 
 class Pacer:
-    """One for all processes that send requests to an endpoint."""
+    """Decides for all processes that send requests to one endpoint."""
 
     def __init__(self, limits: Limits, breaker: BreakerSettings | None = None, lease_s: float = LEASE_S) -> None:
         self._settings = breaker or BreakerSettings()
@@ -107,12 +106,12 @@ class Pacer:
         self._succeeded = self._refused = self._failed = 0
 
     def exchange(self, report: HolderReport, now: float) -> Grant:
-        """Take a report in and answer what it wants."""
+        """Settle a report and grant what it wants."""
         self.settle(report, now)
         return self.grant(report, now)
 
     def settle(self, report: HolderReport, now: float) -> None:
-        """Take in what was spent, given back and seen."""
+        """Record a report's spending, returned permissions and answers."""
         for gone in self._accounts.lose(now):
             self._shares.drop(gone)
         self._accounts.report(report.holder, report.spent_usd, report.held_usd, report.held_requests, now)
@@ -125,7 +124,7 @@ class Pacer:
         self._rates.settle(answers, now)
 
     def grant(self, report: HolderReport, now: float) -> Grant:
-        """Answer what ``report`` wants, after ``settle``."""
+        """Grant what ``report`` wants. Call ``settle`` first."""
         share = self._shares.update(report.holder, report.in_flight, report.demand)
         if stop := self._stop_because(now):
             return Grant(hold=True, share=share, stop=stop)
@@ -134,10 +133,10 @@ class Pacer:
         wanted = min(report.wanted, MOST_AT_ONCE, 1 if self._breaker.is_open else MOST_AT_ONCE)
         count = self._rates.allowed(wanted, report.tokens_each, self._accounts.outstanding, now)
         if count < 1:
-            # In a probing spell what had been granted before stays where it is.
+            # While probing, holders must not send earlier grants.
             careful = self._rates.probing or self._breaker.is_open
             wait_s = self._rates.wait_s(now) if wanted else 0.0
-            return Grant(wait_s=wait_s, hold=careful, share=share, bearing=self._rates.bearing)
+            return Grant(wait_s=wait_s, hold=careful, share=share, tolerant=self._rates.tolerant)
         usd_next = report.usd_each if report.usd_next is None else report.usd_next
         usd_each = report.usd_each
         if not self._accounts.fitting(usd_each, 1):
@@ -156,7 +155,7 @@ class Pacer:
             wait,
             spread,
             share=share,
-            bearing=self._rates.bearing,
+            tolerant=self._rates.tolerant,
         )
 
     def _stop_because(self, now: float) -> str | None:
@@ -169,7 +168,7 @@ class Pacer:
         return self._stop
 
     def state(self, now: float) -> PacerState:
-        """What a progress line wants to know."""
+        """The state for a progress line."""
         because = self._stop
         if self._breaker.is_open:
             because = f"nothing gets through; {self._breaker.why()}; next try in {self._breaker.wait_s(now):.0f} s"
@@ -186,7 +185,7 @@ class Pacer:
         )
 
     def memo(self) -> dict[str, Any]:
-        """What must outlive this process: the money, a pause that was asked for, and the rate that was found."""
+        """The state to keep across a restart: the accounts, a requested pause and the rate found."""
         cap = self._rates.cap
         return {
             "accounts": self._accounts.memo(),
@@ -195,7 +194,7 @@ class Pacer:
         }
 
     def recall(self, memo: Mapping[str, Any], now: float) -> None:
-        """Go on from a ``memo`` of a process of the same machine (its monotonic clock is ours)."""
+        """Restore a ``memo`` from a process on the same machine, which shares the monotonic clock."""
         self._accounts.recall(memo["accounts"], now)
         self._rates.paused_until = memo["paused_until"]
         if memo["cap"] is not None:

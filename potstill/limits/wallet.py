@@ -1,4 +1,4 @@
-"""A sending process's side of the limiter: what it was granted, what it uses, what came back. No clock in here."""
+"""A holder's side of the limiter: its grants, its use of them and its answers. No clock."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from potstill.limits.headers import RateHeaders
 from potstill.limits.pacer import Grant, HolderReport
 from potstill.limits.rate import AnswerCounts
 
-AHEAD_S = 0.2  # of sending are asked for beforehand
+AHEAD_S = 0.2  # request permissions for this much sending in advance
 MOST_AHEAD = 4096
-LATE_S = 0.02  # timers are: so much of the spacing may be made up for
-SPARE_PLACES = 8  # of concurrency, so that a new request needn't ask first
+LATE_S = 0.02  # timers are late: this much of the spacing may be caught up
+SPARE_PLACES = 8  # extra concurrency, so that a new request can start at once
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request went: ``ok``; ``refused`` (429); ``failed`` (server error, timeout, lost connection); ``rejected``
-    (a final error of this request alone); ``abandoned`` (cancelled, nothing known).
+    """The result of a request: ``ok``; ``refused`` (429); ``failed`` (server error, timeout, lost connection); ``rejected``
+    (a final error of this request only); ``abandoned`` (cancelled, result unknown).
 
-    ``tokens`` and ``usd`` are what it really took; ``usd=None`` if unknown: the worst case is taken then.
-    ``error`` names the kind of a failure, in few different words since kinds are counted.
+    ``tokens`` and ``usd`` are the actual usage; ``usd=None`` if unknown, which counts as the worst case. ``error`` is the
+    kind of failure, from a small set since kinds are counted.
     """
 
     kind: Literal["ok", "refused", "failed", "rejected", "abandoned"] = "ok"
@@ -35,17 +35,17 @@ class Outcome:
 
 
 class Wallet:
-    """Permissions at hand and the account of everything so far."""
+    """A holder's permissions and its account."""
 
     def __init__(self, holder: str) -> None:
         self.holder = holder
-        self.requests = 0  # granted and unsent
+        self.requests = 0  # granted, not sent
         self.share = 0
         self.in_flight = 0
-        self.next_at = -math.inf  # nothing may be sent before
-        self._apart_s = 0.0  # from one request to the next
-        self.held = False  # nothing may be sent, whatever is at hand
-        self.bears = False  # a refusal holds nothing back
+        self.next_at = -math.inf  # earliest time of the next request
+        self._apart_s = 0.0  # spacing of requests
+        self.held = False  # nothing may be sent, not even granted requests
+        self.tolerant = False  # a refusal does not set ``held``
         self._usd = self._in_flight_usd = self._spent_usd = 0.0
         self._tokens = 0.0
         self._taken = 0
@@ -66,20 +66,20 @@ class Wallet:
 
     @property
     def has_news(self) -> bool:
-        """Whether something came back since the last report."""
+        """Whether there are answers since the last report."""
         return self._unreported
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is held that would have to be accounted for."""
+        """Whether nothing is left to account for."""
         return not (self.requests or self.in_flight or self._unreported or self.share)
 
     def lacks(self, usd: float) -> bool:
-        """Whether a new grant, not a free place, is what a request of ``usd`` would wait for."""
+        """Whether a request of ``usd`` needs a new grant, rather than a free place."""
         return self.held or self.requests < 1 or usd > self._usd * (1 + 1e-12)
 
     def take(self, tokens: float, usd: float, now: float) -> bool:
-        """Use one permission for a request that is sent now, if it may be sent."""
+        """Use a permission for a request sent now. Returns whether it may be sent."""
         if self.in_flight >= self.share or now < self.next_at or self.lacks(usd):
             return False
         if self._apart_s:
@@ -95,7 +95,7 @@ class Wallet:
         return True
 
     def finish(self, outcome: Outcome, tokens: float, usd: float, sent_at: float, now: float) -> None:
-        """Account for a request that was taken with ``tokens`` and ``usd``."""
+        """Account for a finished request that was taken with ``tokens`` and ``usd``."""
         self.in_flight -= 1
         self._in_flight_usd = self._in_flight_usd - usd if self.in_flight else 0.0
         self._spent_usd += usd if outcome.usd is None else outcome.usd
@@ -111,7 +111,7 @@ class Wallet:
             self._refusal_at = max(self._refusal_at, sent_at)
             if outcome.retry_after_s is not None:
                 self._retry_at = max(self._retry_at or 0.0, now + outcome.retry_after_s)
-            self.held = self.held or not self.bears  # until the limiter has heard of it
+            self.held = self.held or not self.tolerant  # until the limiter knows of it
         elif outcome.kind == "failed":
             self._failed[outcome.error] += 1
         elif outcome.kind == "rejected":
@@ -120,16 +120,19 @@ class Wallet:
             self._rates = outcome.rates
 
     def ahead(self) -> int:
-        """How many unsent permissions are worth having."""
+        """Number of unsent permissions to keep in stock."""
         return min(MOST_AHEAD, math.ceil(self._per_s * AHEAD_S))
 
     def close(self, now: float) -> HolderReport:
-        """The last report: wants nothing and gives back everything but what is on its way."""
+        """The last report: requests nothing and returns everything except requests in flight."""
         self.held, self._taken, self._peak = True, 0, self.in_flight
         return self.report(0, 0.0, 0.0, 0.0, now)
 
     def report(self, waiting: int, usd_next: float, usd_most: float, tokens_most: float, now: float) -> HolderReport:
-        """Everything since the last report, and what ``waiting`` requests want; ``usd_next``: of the first of them."""
+        """Report everything since the last report and the demand of ``waiting`` requests.
+
+        ``usd_next``: worst-case cost of the first of them; ``usd_most``, ``tokens_most``: upper bounds for all.
+        """
         if self._reported_at is not None and now > self._reported_at:
             elapsed = now - self._reported_at
             share = min(1.0, elapsed / AHEAD_S)
@@ -146,7 +149,7 @@ class Wallet:
         self._tokens += tokens_over
         demand = max(self._peak, self.in_flight) + waiting
         if not demand:
-            self.share = 0  # which is what a demand of 0 says
+            self.share = 0  # a demand of 0 gives up the share
         useful = min(waiting, max(self.share - self.in_flight, SPARE_PLACES))
         wanted = 0 if idle else max(0, useful + self.ahead() - self.requests)
         report = HolderReport(
@@ -179,7 +182,7 @@ class Wallet:
         return report
 
     def receive(self, grant: Grant) -> None:
-        """Put a grant in. A refusal that came meanwhile holds it until the next report."""
+        """Add a grant. After a refusal in the meantime, hold it until the next report."""
         self.requests += grant.requests
         self._usd += grant.usd
         if grant.requests:
@@ -187,5 +190,5 @@ class Wallet:
             self.next_at = self.next_at if self._apart_s else -math.inf
         self._tokens += grant.tokens
         self.share = grant.share
-        self.bears = grant.bearing
-        self.held = grant.hold or (self._refused > 0 and not grant.bearing)
+        self.tolerant = grant.tolerant
+        self.held = grant.hold or (self._refused > 0 and not grant.tolerant)

@@ -150,7 +150,7 @@ def test_an_endpoint_that_fails_always_ends_in_a_message(ray_cluster, start):
                 slot.finish(Outcome("failed", error="connection refused"))
             assert sent < 200
 
-    with pytest.raises(TeacherStopped, match=r"let nothing through for .* s; commonest error .*: connection refused"):
+    with pytest.raises(TeacherStopped, match=r"let nothing through for .* s; most common error .*: connection refused"):
         asyncio.run(asyncio.wait_for(send(), 60))
 
 

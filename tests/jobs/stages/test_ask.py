@@ -145,7 +145,7 @@ def test_too_many_failures_stop_a_stage_while_it_runs(job: Any) -> None:
     with pytest.raises(StageError) as stopped:
         asking.ask(job, pool, "generate-1", plan(5_000), 5_000, meter)
     assert str(stopped.value).startswith("generate-1: ")
-    assert "requests failed (teacher.max_error_rate = 0.1); the commonest error" in str(stopped.value)
+    assert "requests failed (teacher.max_error_rate = 0.1); most common error" in str(stopped.value)
     assert "HTTP 400: no room for 301 tokens" in str(stopped.value)
     assert 300 + 50 < pool.given <= 500
     assert pool.wound_down in str(stopped.value)

@@ -91,5 +91,5 @@ def test_a_status_is_read_or_refused():
     assert status.lacks_room
     assert not read_status({"id": "x", "status": "cancelling"}).ended
     for nonsense in ("<html>", {}, None, {"id": 1}):
-        with pytest.raises(ValueError, match="no batch"):
+        with pytest.raises(ValueError, match="not a batch"):
             read_status(nonsense)

@@ -62,13 +62,13 @@ def test_all_are_allowed():
     assert rate.too_many(at_end=True) is None
 
 
-def test_the_commonest_error_is_shown_whatever_differs_in_it():
+def test_the_most_common_error_is_shown_regardless_of_its_details():
     rate = ErrorRate(0.1, 100)
     errors = ["HTTP 503: busy"] * 10 + [f"the reply names no class: 'text {i}'" for i in range(12)]
     rate.add(40, 40, errors)
     assert rate.too_many() == (
         "22 of 40 requests failed (teacher.max_error_rate = 0.1); "
-        "the commonest error (12 times): the reply names no class: 'text 0'"
+        "most common error (12 times): the reply names no class: 'text 0'"
     )
 
 

@@ -381,5 +381,5 @@ def test_the_state_says_what_holds_requests_back():
     pacer = Pacer(Limits(8))
     pacer.settle(HolderReport("one", failed={"timeout": 30, "500": 10}), 0.0)
     assert pacer.state(0.5).held_because == (
-        "nothing gets through; commonest error (30 of 40): timeout; next try in 0 s"
+        "nothing gets through; most common error (30 of 40): timeout; next try in 0 s"
     )
