@@ -160,15 +160,13 @@ class Prediction:
     predicted: str
 
 
-_TEXT, _FLOAT = pa.string(), pa.float64()
+_TEXT, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
 _MESSAGE = pa.struct([("role", _TEXT), ("content", _TEXT)])
-_SAMPLING = pa.struct(
-    [("temperature", _FLOAT), ("top_p", _FLOAT), ("max_tokens", pa.int64()), ("stop", pa.list_(_TEXT))]
-)
+_SAMPLING = pa.struct([("temperature", _FLOAT), ("top_p", _FLOAT), ("max_tokens", _INT), ("stop", pa.list_(_TEXT))])
 _ARROW_TYPES = {
     "str": _TEXT,
     "float": _FLOAT,
-    "int": pa.int64(),
+    "int": _INT,
     "bool": pa.bool_(),
     "Sampling": _SAMPLING,
     "tuple[Message, ...]": pa.list_(_MESSAGE),
@@ -202,10 +200,8 @@ def to_table(rows: Iterable[Row], kind: type[Row]) -> pa.Table:
 
 def from_table(table: pa.Table, kind: type[Row]) -> list[Row]:
     """Convert a table written by ``to_table`` back to rows. Unknown columns are ignored."""
-    columns = [
-        _from_column(table[one.name]) if one.name in table.column_names else [None] * table.num_rows
-        for one in fields(kind)
-    ]
+    known, absent = set(table.column_names), [None] * table.num_rows
+    columns = [_from_column(table[one.name]) if one.name in known else absent for one in fields(kind)]
     return list(map(kind, *columns))
 
 

@@ -102,6 +102,7 @@ class Task(Section):
         complaints = []
         folded: dict[str, str] = {}
         spelt: dict[str, str] = {}
+        classes = ", ".join(map(repr, self.classes))
         for name in self.classes:
             other = folded.setdefault(name.casefold().strip(), name)
             twin = spelt.setdefault(" ".join(self.prompt_name(name).casefold().replace("_", " ").split()), name)
@@ -118,9 +119,7 @@ class Task(Section):
         }.items():
             unknown = sorted(set(labels) - set(self.classes))
             if unknown:
-                complaints.append(
-                    f"{where} names {', '.join(map(repr, unknown))}, not among the classes {', '.join(map(repr, self.classes))}"
-                )
+                complaints.append(f"{where} names {', '.join(map(repr, unknown))}, not among the classes {classes}")
         if complaints:
             raise ValueError("; ".join(complaints))
         return self
@@ -211,14 +210,8 @@ def find(preset: str) -> Path:
         if candidate is not None and (candidate.is_file() or (candidate / "classes.json").is_file()):
             return candidate.absolute()
     known = ", ".join(sorted(path.stem for path in [*PRESETS.glob("*.yaml"), *PRESETS.glob("*/*.yaml")]))
-    raise InputError(
-        [
-            Problem(
-                f"task.preset = {preset!r}",
-                f"no such task; use one of {known}, or the path of a task YAML or of a folder with classes.json",
-            )
-        ]
-    )
+    message = f"no such task; use one of {known}, or the path of a task YAML or of a folder with classes.json"
+    raise InputError([Problem(f"task.preset = {preset!r}", message)])
 
 
 def read(path: Path) -> Task:
@@ -248,15 +241,10 @@ def _read_folder(path: Path) -> Task:
         raise InputError([Problem(str(place), f"can't be read as JSON: {' '.join(str(error).split())}")]) from error
     if not isinstance(classes, dict):
         raise InputError([Problem(str(place), "must be a mapping of class names to descriptions")])
-    files = {
-        split: f"{split}.parquet" for split in ("train", "test", "validation") if (path / f"{split}.parquet").is_file()
-    }
-    content = {
-        "name": path.name,
-        "description": f"Texts of {path.name}, by class.",
-        "classes": classes,
-        "data": {"files": files},
-    }
+    splits = [split for split in ("train", "test", "validation") if (path / f"{split}.parquet").is_file()]
+    files = {split: f"{split}.parquet" for split in splits}
+    description = f"Texts of {path.name}, by class."
+    content = {"name": path.name, "description": description, "classes": classes, "data": {"files": files}}
     return _validate(content, str(path))
 
 

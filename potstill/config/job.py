@@ -27,23 +27,15 @@ from potstill.errors import InputError, Problem
 class TaskRef(Section):
     """The task and its data. ``task: trec6`` is short for ``task: {preset: trec6}``."""
 
-    preset: str = Field(
-        description="preset in tasks/, path to a task YAML, or a folder with {train,test}.parquet and classes.json"
-    )
-    data_dir: str | None = Field(
-        None, description="read `<data_dir>/<name>/{train,test[,validation]}.parquet` instead of the preset's data"
-    )
-    seeds_per_class: int = Field(
-        2, ge=1, le=64, description="labelled examples per class available to teacher and student"
-    )
+    preset: str = Field(description="preset in tasks/, task YAML, or folder with {train,test}.parquet and classes.json")
+    data_dir: str | None = Field(None, description="read `<data_dir>/<name>/{train,test[,validation]}.parquet` instead")
+    seeds_per_class: int = Field(2, ge=1, le=64, description="labelled examples per class for teacher and student")
     unlabelled: str | None = Field(
         None,
         description="for augment.strategy annotate: a file of unlabelled texts (column `text`, or one per line in .txt), or "
         "`train` for the train split without its labels; default: the task's unlabelled split",
     )
-    max_test: int | None = Field(
-        None, ge=10, description="evaluate on at most this many test texts, sampled with the data seed"
-    )
+    max_test: int | None = Field(None, ge=10, description="maximum number of test texts, sampled with the data seed")
     seed: int | None = Field(
         None,
         ge=0,
@@ -89,17 +81,13 @@ class AugmentConfig(Section):
     )
     shots: int = Field(2, ge=0, le=32, description="seeds per class shown in a prompt")
     per_class: int = Field(80, ge=1, le=100_000, description="texts per class to keep after all filters")
-    over_generate: float = Field(
-        1.5, ge=1.0, le=50.0, description="texts to generate per text kept; the most confident are kept"
-    )
+    over_generate: float = Field(1.5, ge=1.0, le=50.0, description="texts generated per text kept (the most confident)")
     classes_per_prompt: int = Field(4, ge=2, le=32, description="promptmix: classes per prompt")
     alpha: Alpha = Alpha()
     temperature: float = Field(0.8, gt=0.0, le=2.0, description="the teacher's sampling temperature")
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="nucleus sampling: probability mass kept")
     max_tokens: int = Field(64, ge=8, le=4096, description="maximum length of a text, in tokens")
-    texts_per_reply: int = Field(
-        3, ge=1, le=50, description="texts requested per chat prompt; a list prompt always yields one"
-    )
+    texts_per_reply: int = Field(3, ge=1, le=50, description="texts per chat prompt; a list prompt yields one")
     contexts: bool = Field(True, description="vary style, length and topic if the task lists any")
     max_rounds: int = Field(3, ge=1, le=20, description="generation rounds for classes short of texts")
 
@@ -108,23 +96,14 @@ class RelabelConfig(Section):
     """How the teacher relabels the generated texts."""
 
     enabled: bool = Field(True, description="ask the teacher to classify every generated text")
-    votes: int = Field(
-        2,
-        ge=1,
-        le=16,
-        description="questions per text, each with the seeds in a different order; the votes are averaged",
-    )
+    votes: int = Field(2, ge=1, le=16, description="votes per text, each with another order of the seeds")
     neighbours: int = Field(6, ge=2, le=200, description="nearest classes offered as choices; all if there are fewer")
-    shots: int = Field(
-        4, ge=0, le=100, description="maximum seeds per class in a question; every pair of votes draws its own"
-    )
+    shots: int = Field(4, ge=0, le=100, description="maximum seeds per class in a question, drawn per pair of votes")
     soft: bool = Field(True, description="train on the distribution over classes rather than on a single class")
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
         "auto", description="change a label only above this confidence; auto: calibrated on the labelled seeds"
     )
-    target_prior: float = Field(
-        0.8, ge=0.0, le=1.0, description="prior probability that a text belongs to its target class"
-    )
+    target_prior: float = Field(0.8, ge=0.0, le=1.0, description="prior probability of a text's target class")
     descriptions: Annotated[float, Field(ge=0.0, le=10.0)] | Literal["auto"] = Field(
         "auto",
         description="weight of a sentence encoder that matches texts to class names and descriptions; "
@@ -146,14 +125,10 @@ class EvaluateConfig(Section):
 class TrackingConfig(Section):
     """MLflow tracking and the name of the registered model."""
 
-    uri: str = Field(
-        "", description="MLflow tracking URI; default: `sqlite:///<POTSTILL_HOME>/mlflow.db`; `none` turns tracking off"
-    )
+    uri: str = Field("", description="MLflow URI or `none`; default: `sqlite:///<POTSTILL_HOME>/mlflow.db`")
     experiment: str | None = Field(None, description="experiment name; default: the task's name")
     register_as: str | None = Field(None, description="registered model name; default: `<task>-student`")
-    artifacts: str | None = Field(
-        None, description="artifact location of a new experiment; default: `<POTSTILL_HOME>/mlartifacts` with SQLite"
-    )
+    artifacts: str | None = Field(None, description="artifact folder; with SQLite: `<POTSTILL_HOME>/mlartifacts`")
 
     @field_validator("uri")
     @classmethod
@@ -166,9 +141,7 @@ class Config(Section):
 
     task: TaskRef
     seed: int = Field(0, ge=0, description="data seed: draws the labelled seeds, the exemplars and the requests")
-    storage: str = Field(
-        "", description="folder for runs, any fsspec path shared by all nodes; default: `<POTSTILL_HOME>/runs`"
-    )
+    storage: str = Field("", description="runs folder, an fsspec path for all nodes; default: `<POTSTILL_HOME>/runs`")
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     teacher: TeacherConfig = EmbeddedTeacher()
     augment: AugmentConfig = AugmentConfig()
@@ -204,9 +177,7 @@ class Config(Section):
                 "lower the first or raise the second"
             )
         if self.augment.strategy == "annotate" and not self.relabel.enabled:
-            wrong.append(
-                "augment.strategy = 'annotate' needs the teacher to label texts, but relabel.enabled is false; set it to true"
-            )
+            wrong.append("augment.strategy = 'annotate' needs relabel.enabled; set it to true")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -232,11 +203,8 @@ class Config(Section):
 
 
 _SHOWING_SEEDS = ("promptmix", "few_shot", "sahu2022", "gpt3mix")
-_WITHOUT_EFFECT = {
-    "task": ("preset", "data_dir", "unlabelled"),
-    "teacher": WITHOUT_EFFECT,
-    "student": STUDENT_WITHOUT_EFFECT,
-}
+_TASK_WITHOUT_EFFECT = ("preset", "data_dir", "unlabelled")
+_WITHOUT_EFFECT = {"task": _TASK_WITHOUT_EFFECT, "teacher": WITHOUT_EFFECT, "student": STUDENT_WITHOUT_EFFECT}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

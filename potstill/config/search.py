@@ -36,9 +36,7 @@ class Range(Section):
 
     choice: tuple[Any, ...] | None = Field(None, description="one of these values")
     uniform: tuple[float, float] | None = Field(None, description="a number from low to high")
-    loguniform: tuple[float, float] | None = Field(
-        None, description="a number from low (above 0) to high, uniform in its logarithm"
-    )
+    loguniform: tuple[float, float] | None = Field(None, description="the same, uniform in the logarithm; low above 0")
     randint: tuple[int, int] | None = Field(None, description="an integer from low to high, both included")
     step: float | None = Field(None, gt=0, description="uniform and randint: only low, low + step, ...")
 
@@ -120,9 +118,7 @@ class SearchConfig(Section):
     trials: int = Field(20, ge=1, le=100_000, description="number of trials; raise it to extend a finished search")
     concurrency: int = Field(0, ge=0, le=10_000, description="parallel trials; 0: as many as fit on the cluster")
     budget_usd: float | None = Field(None, gt=0, description="maximum cost of new answers, finals included")
-    budget_hours: float | None = Field(
-        None, gt=0, description="start no further rung after this time; the finals run afterwards"
-    )
+    budget_hours: float | None = Field(None, gt=0, description="start no rung after this; the finals run afterwards")
     searcher: Literal["tpe", "random", "grid"] = Field("tpe", description="sampler of points; tpe: Optuna's TPE")
     scheduler: Literal["auto", "asha", "none"] = Field(
         "auto",
@@ -139,9 +135,7 @@ class SearchConfig(Section):
     top_k: int = Field(2, ge=1, le=100, description="finalists, rerun with fresh data before the winner is chosen")
     repeats: int = Field(2, ge=1, le=100, description="training seeds per finalist")
     seed: int = Field(0, ge=0, description="random seed of the searcher")
-    max_validation: int = Field(
-        500, ge=10, description="maximum number of validation texts, sampled with the data seed"
-    )
+    max_validation: int = Field(500, ge=10, description="maximum validation texts, sampled with the data seed")
     held_back: int = Field(
         10,
         ge=2,

@@ -27,9 +27,7 @@ class StudentConfig(Section):
 
     model: str = Field("embedded", description="`embedded` (MiniLM), a local transformers folder or a hub id")
     epochs: int = Field(5, ge=1, le=1000, description="passes over the texts")
-    min_steps: int = Field(
-        60, ge=1, le=100_000, description="minimum number of optimiser steps, regardless of the number of texts"
-    )
+    min_steps: int = Field(60, ge=1, le=100_000, description="minimum number of optimiser steps, however few texts")
     learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["auto"] = Field(
         "auto", description="peak learning rate; auto: 1e-4 for students under 50 M parameters, else 4e-5"
     )
@@ -66,21 +64,15 @@ class StudentConfig(Section):
     schedule: Literal["linear", "cosine"] = Field("linear", description="learning rate decay after the warm-up")
     clip_norm: float = Field(1.0, ge=0.0, le=1000.0, description="maximum gradient norm; 0: no clipping")
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="dropout; null: as in the model's config")
-    label_smoothing: float = Field(
-        0.0, ge=0.0, lt=1.0, description="share of each target spread evenly over all classes"
-    )
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of a target spread evenly over classes")
     soft_weight: float = Field(
         1.0,
         ge=0.0,
         le=1.0,
         description="share of the label distribution in the target; the rest is its most probable class",
     )
-    soft_temperature: float = Field(
-        1.0, gt=0.0, le=100.0, description="flattens (above 1) or sharpens (below 1) the label distributions"
-    )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: all classes have the same weight in the loss"
-    )
+    soft_temperature: float = Field(1.0, gt=0.0, le=100.0, description="above 1 flattens the labels, below 1 sharpens")
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: same weight for all classes")
     padding: bool = Field(
         False,
         description="pad batches even if the architecture can train without padding, which is faster; a fallback if that "
@@ -105,21 +97,13 @@ class StudentConfig(Section):
         description="stop every student by its loss on the task's validation texts and keep its best weights; this uses real "
         "labels beyond the seeds, so the report mentions it",
     )
-    patience: int = Field(
-        2, ge=1, le=1000, description="with early_stopping: epochs without improvement before stopping"
-    )
-    offload_optimizer: bool = Field(
-        False, description="keep the optimizer state in main memory; needs zero_stage 1 or higher"
-    )
-    deepspeed: dict[str, Any] = Field(
-        {}, description="further DeepSpeed settings, as in its JSON, except those that other fields decide"
-    )
+    patience: int = Field(2, ge=1, le=1000, description="early_stopping: epochs without improvement")
+    offload_optimizer: bool = Field(False, description="keep optimizer state in RAM; needs zero_stage 1 or higher")
+    deepspeed: dict[str, Any] = Field({}, description="other DeepSpeed settings, as in its JSON file")
     checkpoint_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="optimiser steps between checkpoints; 0: no checkpoints; auto: one every five minutes"
     )
-    min_workers: int = Field(
-        1, ge=1, le=1024, description="continue after losing nodes as long as this many workers remain"
-    )
+    min_workers: int = Field(1, ge=1, le=1024, description="after losing nodes, continue with at least this many")
     max_failures: int = Field(2, ge=0, le=100, description="worker failures tolerated in one fit")
 
     @model_validator(mode="after")

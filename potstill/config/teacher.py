@@ -22,15 +22,11 @@ class EmbeddedTeacher(Section):
     """A language model that runs inside the job: no key, no network."""
 
     kind: Literal["embedded"] = Field("embedded", description="a model that runs inside the job")
-    model: str = Field(
-        "smollm2-135m-instruct", description="the packaged model, or the path of a transformers folder or a GGUF file"
-    )
+    model: str = Field("smollm2-135m-instruct", description="packaged model, transformers folder or GGUF file")
     actors: int = Field(0, ge=0, description="teacher processes; 0: one per CPU core or GPU of the cluster")
     threads: int = Field(1, ge=1, description="CPU threads per process; more than one per core is many times slower")
     batch_size: int = Field(64, ge=1, le=1024, description="texts generated in one batch")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 if the processor supports it, else float32"
-    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 if supported")
     renderer: Literal["auto", "list", "chat"] = Field(
         "auto", description="prompt format; auto: list continuation for small models, chat for others"
     )
@@ -39,10 +35,8 @@ class EmbeddedTeacher(Section):
 class PriceConfig(Section):
     """An endpoint's prices, in dollars per million tokens."""
 
-    prompt: float = Field(ge=0.0, description="price of prompt tokens in the chosen mode, in dollars per million")
-    completion: float = Field(
-        ge=0.0, description="price of completion tokens in the chosen mode, in dollars per million"
-    )
+    prompt: float = Field(ge=0.0, description="dollars per million prompt tokens in the chosen mode")
+    completion: float = Field(ge=0.0, description="dollars per million completion tokens in the chosen mode")
 
 
 class OpenAITeacher(Section):
@@ -51,33 +45,19 @@ class OpenAITeacher(Section):
     kind: Literal["openai"] = Field(description="a model behind an OpenAI-compatible HTTP endpoint")
     model: str = Field(min_length=1, description="the endpoint's name for the model")
     base_url: str = Field(OPENAI_URL, description="URL of the endpoint, including /v1")
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the API key; empty if the server needs no key"
-    )
-    provider: str = Field(
-        "", description="provider name under which the ledger stores answers; default: base_url's host and port"
-    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the API key; empty for no key")
+    provider: str = Field("", description="provider's name in the ledger; default: base_url's host and port")
     renderer: Literal["auto", "codes"] = Field(
         "auto", description="prompt format; both values mean chat, with classes to choose from coded as letters"
     )
-    mode: Literal["realtime", "batch"] = Field(
-        "realtime", description="batch: OpenAI's Batch API, at half the price, answers within 24 hours"
-    )
+    mode: Literal["realtime", "batch"] = Field("realtime", description="batch: half the price, within 24 hours")
     batch_poll_s: float = Field(30.0, ge=0.1, le=3600.0, description="seconds between status checks of a batch")
     concurrency: int = Field(256, ge=1, le=100_000, description="maximum requests in flight, over all processes")
-    requests_per_minute: float | None = Field(
-        None, gt=0, description="maximum requests per minute; null: the endpoint's limit"
-    )
-    tokens_per_minute: float | None = Field(
-        None, gt=0, description="maximum tokens per minute; null: the endpoint's limit"
-    )
+    requests_per_minute: float | None = Field(None, gt=0, description="requests per minute; null: the endpoint's limit")
+    tokens_per_minute: float | None = Field(None, gt=0, description="tokens per minute; null: the endpoint's limit")
     budget_usd: float | None = Field(None, gt=0, description="maximum cost of a job's new requests")
-    ask_above_usd: float = Field(
-        5.0, ge=0, description="ask for confirmation before a job that may cost more; --yes skips the question"
-    )
-    price: PriceConfig | None = Field(
-        None, description="dollars per million tokens in the chosen mode; null: the published price list"
-    )
+    ask_above_usd: float = Field(5.0, ge=0, description="ask before a job that may cost more; --yes skips the question")
+    price: PriceConfig | None = Field(None, description="the endpoint's price; null: the published price list")
     timeout_s: float = Field(120.0, gt=0, description="seconds to wait for a reply, not counting time in the queue")
     max_attempts: int = Field(6, ge=1, le=100, description="attempts per request before it counts as failed")
     max_error_rate: float = Field(0.1, ge=0.0, le=1.0, description="stop the job above this share of failed requests")
@@ -90,9 +70,7 @@ class OpenAITeacher(Section):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be a URL such as https://host/v1 or http://host:8000/v1")
         if parts.password or parts.username:
-            raise ValueError(
-                "must not contain a key or password; name the key's environment variable in teacher.api_key_env"
-            )
+            raise ValueError("must not contain a key or password; name its variable in teacher.api_key_env")
         return value.rstrip("/")
 
     @model_validator(mode="after")

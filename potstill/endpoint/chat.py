@@ -53,9 +53,8 @@ def body(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
         content["temperature"] = sampling.temperature
         if not request.choices:
             content["top_p"] = sampling.top_p
-    content["max_completion_tokens" if abilities.completion_tokens else "max_tokens"] = most_completion_tokens(
-        request, abilities
-    )
+    limit = "max_completion_tokens" if abilities.completion_tokens else "max_tokens"
+    content[limit] = most_completion_tokens(request, abilities)
     if request.choices:
         codes = list(code_names(request.choices).values())
         if abilities.schema:

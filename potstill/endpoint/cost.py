@@ -97,7 +97,8 @@ def cost(
 ) -> float:
     """Cost of one request in dollars. ``prompt_tokens`` includes the ``cached_tokens`` read from the server's cache and
     the ``written_tokens`` written to it. Raises ``ValueError`` if they exceed it or a count is negative."""
-    price = _at_length(price, prompt_tokens)
+    while price.above is not None and prompt_tokens > price.above[0]:
+        price = price.above[1]
     plain = prompt_tokens - cached_tokens - written_tokens
     if min(plain, cached_tokens, written_tokens, completion_tokens) < 0:
         raise ValueError(
@@ -106,10 +107,8 @@ def cost(
         )
     cached = price.prompt if price.cached_prompt is None else price.cached_prompt
     written = price.prompt if price.cache_write is None else price.cache_write
-    tokens = (
-        plain * price.prompt + cached_tokens * cached + written_tokens * written + completion_tokens * price.completion
-    )
-    return tokens * PER_MILLION + price.request
+    prompt = plain * price.prompt + cached_tokens * cached + written_tokens * written
+    return (prompt + completion_tokens * price.completion) * PER_MILLION + price.request
 
 
 def worst_case(price: Price, prompt_tokens: int, max_completion_tokens: int) -> float:
@@ -188,9 +187,8 @@ def _find_model(model: str, where: str) -> tuple[Provider, ModelInfo] | None:
 def _by_the_hour(listed: ModelInfo) -> bool:
     from genai_prices.types import TimeOfDateConstraint
 
-    return isinstance(listed.prices, list) and any(
-        isinstance(one.constraint, TimeOfDateConstraint) for one in listed.prices
-    )
+    prices = listed.prices if isinstance(listed.prices, list) else []
+    return any(isinstance(one.constraint, TimeOfDateConstraint) for one in prices)
 
 
 def _to_price(listed: ModelPrice) -> Price | None:
@@ -239,9 +237,3 @@ def _dearest(prices: Sequence[Price]) -> Price | None:
 def _greatest(prices: Iterable[Price], number: Callable[[Price], float | None]) -> float | None:
     values = [number(price) for price in prices]
     return None if any(value is None for value in values) else max(value for value in values if value is not None)
-
-
-def _at_length(price: Price, prompt_tokens: int) -> Price:
-    while price.above is not None and prompt_tokens > price.above[0]:
-        price = price.above[1]
-    return price

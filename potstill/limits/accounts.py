@@ -70,14 +70,11 @@ class Accounts:
 
     def lose(self, now: float) -> list[str]:
         """Mark the holders whose lease has expired as lost, and return them."""
-        gone = [
-            holder
-            for holder, account in self._accounts.items()
-            if not account.lost and now - account.heard_at > self._lease_s
-        ]
-        for holder in gone:
-            self._accounts[holder].lost = True
-            self._accounts[holder].held_requests = 0
+        gone = []
+        for holder, account in self._accounts.items():
+            if not account.lost and now - account.heard_at > self._lease_s:
+                account.lost, account.held_requests = True, 0
+                gone.append(holder)
         return gone
 
     def fitting(self, usd_each: float, wanted: int) -> int:
@@ -97,9 +94,8 @@ class Accounts:
             return None
         lost = f", of which up to ${self.lost_usd:.4f} by processes that died" if self.lost_usd else ""
         spent = self.spent_usd + self.lost_usd
-        return (
-            f"budget_usd = {self._budget_usd:g} reached: ${spent:.4f} spent{lost}; the next request may cost ${usd:.4f}"
-        )
+        reached = f"budget_usd = {self._budget_usd:g} reached: ${spent:.4f} spent{lost}"
+        return f"{reached}; the next request may cost ${usd:.4f}"
 
     def memo(self) -> dict[str, dict[str, float]]:
         """The state that a restarted limiter needs, as plain data."""
@@ -108,6 +104,5 @@ class Accounts:
     def recall(self, memo: Mapping[str, Mapping[str, float]], now: float) -> None:
         """Restore a ``memo``. The leases of its holders start now."""
         for holder, values in memo.items():
-            self._accounts[holder] = Account(
-                values["spent_usd"], values["held_usd"], int(values["held_requests"]), now, bool(values["lost"])
-            )
+            lost, held_requests = bool(values["lost"]), int(values["held_requests"])
+            self._accounts[holder] = Account(values["spent_usd"], values["held_usd"], held_requests, now, lost)

@@ -64,17 +64,16 @@ def read_rate_headers(headers: Mapping[str, str], wall_time_s: float) -> RateHea
     found = {name.lower(): value for name, value in headers.items() if name.lower().startswith(_PREFIXES)}
     if not found:
         return None
-    read = RateHeaders(
-        _announced(found, "requests", wall_time_s), _announced(found, "tokens", wall_time_s), _wait(found, wall_time_s)
-    )
+    requests, tokens = (_announced(found, what, wall_time_s) for what in ("requests", "tokens"))
+    read = RateHeaders(requests, tokens, _wait(found, wall_time_s))
     return None if read == RateHeaders() else read
 
 
 def parse_wait(text: str, wall_time_s: float) -> float | None:
     """Parse plain seconds, ``6m0s``, ``20ms``, an HTTP date or an ISO date into seconds to wait (0 if past), or None."""
+    if (seconds := _number(text)) is not None:
+        return seconds
     text = text.strip()
-    if _NUMBER.fullmatch(text):
-        return float(text) if math.isfinite(float(text)) else None
     parts = _PART.findall(text)
     if parts and "".join(number + unit for number, unit in parts) == text:
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -86,10 +85,8 @@ _PREFIXES = ("retry-after", "x-ratelimit-", "anthropic-ratelimit-")
 
 
 def _wait(headers: Mapping[str, str], wall_time_s: float) -> float | None:
-    milliseconds = headers.get("retry-after-ms", "").strip()
-    if _NUMBER.fullmatch(milliseconds) and math.isfinite(float(milliseconds)):
-        return float(milliseconds) / 1000
-    return parse_wait(headers.get("retry-after", ""), wall_time_s)
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    return parse_wait(headers.get("retry-after", ""), wall_time_s) if milliseconds is None else milliseconds / 1000
 
 
 def _announced(headers: Mapping[str, str], what: str, wall_time_s: float) -> Announced | None:

@@ -147,23 +147,14 @@ class Pacer:
         self._accounts.give(report.holder, count, count * usd_each, now)
         self._rates.take(count, count * report.tokens_each, now)
         self._breaker.probe(now)
+        tokens, usd, tolerant = count * report.tokens_each, count * usd_each, self._rates.tolerant
         wait, spread = self._rates.wait_s(now), self._rates.spread_s(now)
-        return Grant(
-            count,
-            count * report.tokens_each,
-            count * usd_each,
-            wait,
-            spread,
-            share=share,
-            tolerant=self._rates.tolerant,
-        )
+        return Grant(count, tokens, usd, wait, spread, share=share, tolerant=tolerant)
 
     def _stop_because(self, now: float) -> str | None:
-        pause = self._rates.paused_until - now
-        if self._stop is None and pause > self._settings.give_up_s:
-            self._stop = (
-                f"the endpoint asks to wait {pause:.0f} s (Retry-After), more than {self._settings.give_up_s:g} s"
-            )
+        pause, most = self._rates.paused_until - now, self._settings.give_up_s
+        if self._stop is None and pause > most:
+            self._stop = f"the endpoint asks to wait {pause:.0f} s (Retry-After), more than {most:g} s"
         self._stop = self._stop or self._breaker.stop(now)
         return self._stop
 
@@ -186,12 +177,8 @@ class Pacer:
 
     def memo(self) -> dict[str, Any]:
         """The state to keep across a restart: the accounts, a requested pause and the rate found."""
-        cap = self._rates.cap
-        return {
-            "accounts": self._accounts.memo(),
-            "paused_until": max(0.0, self._rates.paused_until),
-            "cap": cap if cap < 1e9 else None,
-        }
+        cap, paused_until = self._rates.cap, max(0.0, self._rates.paused_until)
+        return {"accounts": self._accounts.memo(), "paused_until": paused_until, "cap": cap if cap < 1e9 else None}
 
     def recall(self, memo: Mapping[str, Any], now: float) -> None:
         """Restore a ``memo`` from a process on the same machine, which shares the monotonic clock."""

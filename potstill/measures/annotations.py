@@ -159,9 +159,7 @@ def _empty(cells: Sequence[tuple[str, ...]], columns: Sequence[str], where: str)
     for i, name in enumerate(columns):
         numbers = [number for number, row in enumerate(cells, 1) if not row[i]]
         if numbers:
-            found.append(
-                Problem(where, f"column {name!r} is empty in row{_numbers(numbers)}; fill it in or drop the row")
-            )
+            found.append(Problem(where, f"column {name!r} is empty in row{_numbers(numbers)}; fill it or drop the row"))
     return found
 
 

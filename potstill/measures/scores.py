@@ -90,18 +90,14 @@ def score(
     classes = range(len(labels))
     table = confusion_matrix(truth, predicted, labels=list(classes))
     whole = tally(truth, predicted, len(labels))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=list(classes), zero_division=0.0
-    )
+    rates = precision_recall_fscore_support(truth, predicted, labels=list(classes), zero_division=0.0)
     distinct, counts = resample(np.stack([truth, predicted], axis=1), seed, resamples)
     drawn = tally(distinct[:, 0], distinct[:, 1], len(labels), counts)
     probs = np.array([prediction.label_probs for prediction in predictions], dtype=np.float64)
     confidence = probs.max(axis=1)
     per_class = tuple(
-        ClassScores(
-            labels[i], float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), int(table[:, i].sum())
-        )
-        for i in classes
+        ClassScores(label, float(precision), float(recall), float(f1), int(support), int(given))
+        for label, precision, recall, f1, support, given in zip(labels, *rates, table.sum(axis=0), strict=True)
     )
     return Scores(
         texts=len(predictions),

@@ -133,16 +133,11 @@ def measure(votes: Votes, seed: int = 0, resamples: int = 1000) -> Agreement | N
     distinct, times = np.unique(counts, axis=0, return_counts=True)
     drawn = generator(seed, "items").multinomial(len(counts), times / len(counts), size=resamples)
     means = drawn @ instance_agreement(distinct) / len(counts)
-    point = alpha(counts)
-    alphas = resampled_alphas(distinct, drawn)
-    return Agreement(
-        len(counts),
-        len(votes.items) - len(counts),
-        votes.annotators,
-        int(counts.sum()),
-        interval(float(instance_agreement(counts).mean()), means),
-        None if point is None else interval(point, alphas[np.isfinite(alphas)]),
-    )
+    mean = interval(float(instance_agreement(counts).mean()), means)
+    point, alphas = alpha(counts), resampled_alphas(distinct, drawn)
+    whole = None if point is None else interval(point, alphas[np.isfinite(alphas)])
+    left_out = len(votes.items) - len(counts)
+    return Agreement(len(counts), left_out, votes.annotators, int(counts.sum()), mean, whole)
 
 
 def resampled_alphas(distinct: NDArray[np.int64], drawn: NDArray[np.int64]) -> Floats:
@@ -223,13 +218,8 @@ def accuracy_curve(
         points.append(Point(float(gamma), int(kept.sum()), float(accuracy(margins)[0]), _macro_f1(margins)))
     rho, p_value = spearman(values, truth == predicted)
     x = [point.gamma for point in points]
-    return AgreementCurve(
-        tuple(points),
-        fit_line(x, [point.accuracy for point in points]),
-        fit_line(x, [point.macro_f1 for point in points]),
-        rho,
-        p_value,
-    )
+    lines = [fit_line(x, y) for y in ([one.accuracy for one in points], [one.macro_f1 for one in points])]
+    return AgreementCurve(tuple(points), *lines, rho, p_value)
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:

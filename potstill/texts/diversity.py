@@ -131,9 +131,8 @@ def by_class(
     if len(labels) != len(embeddings):
         raise ValueError(f"{len(embeddings)} embeddings, {len(labels)} labels")
     if unknown := sorted(set(labels) - set(order)):
-        raise InputError(
-            [Problem("labels", f"{', '.join(map(repr, unknown))} not among {', '.join(map(repr, order))}")]
-        )
+        message = f"{', '.join(map(repr, unknown))} not among {', '.join(map(repr, order))}"
+        raise InputError([Problem("labels", message)])
     of = np.asarray(labels)
     parts: list[tuple[str | None, NDArray[np.floating]]] = [(None, embeddings)]
     parts += [(label, embeddings[of == label]) for label in order]

@@ -88,10 +88,8 @@ def character_grams(*groups: Sequence[str]) -> list[sparse.csr_matrix]:
     if not any(text.strip() for texts in groups for text in texts):
         return [sparse.csr_matrix((len(texts), 1), dtype=np.float32) for texts in groups]
     vectorizer.fit(text for texts in groups for text in texts)
-    return [
-        vectorizer.transform(texts) if texts else sparse.csr_matrix((0, len(vectorizer.vocabulary_)), dtype=np.float32)
-        for texts in groups
-    ]
+    empty = sparse.csr_matrix((0, len(vectorizer.vocabulary_)), dtype=np.float32)
+    return [vectorizer.transform(texts) if texts else empty for texts in groups]
 
 
 def nearest_jaccard(left: sparse.csr_matrix, right: sparse.csr_matrix) -> np.ndarray:

@@ -126,8 +126,8 @@ def test_all_that_is_wrong_with_an_annotation_file_is_told_at_once(tmp_path):
         read_annotations(read_rows(place), ["spam", "ham"], "votes.csv")
     lines = str(caught.value).splitlines()
     assert lines == [
-        "votes.csv: column 'item' is empty in row 4; fill it in or drop the row",
-        "votes.csv: column 'label' is empty in row 5; fill it in or drop the row",
+        "votes.csv: column 'item' is empty in row 4; fill it or drop the row",
+        "votes.csv: column 'label' is empty in row 5; fill it or drop the row",
         "votes.csv: label = 'eggs': is not a class (row 3); classes: 'spam', 'ham'",
         "votes.csv: only one vote per annotator and item is allowed, but '1' by 'ann' in rows 1 and 2; keep one of each",
         "votes.csv: all votes are by 'ann'; agreement needs at least two annotators",
@@ -220,7 +220,7 @@ def test_all_that_is_wrong_with_judgements_is_told_at_once():
     with pytest.raises(InputError) as caught:
         read_judgements(rows, ["a", "b"], "pairs.csv")
     assert str(caught.value).splitlines() == [
-        "pairs.csv: column 'task_b' is empty in row 6; fill it in or drop the row",
+        "pairs.csv: column 'task_b' is empty in row 6; fill it or drop the row",
         "pairs.csv: row 2: 'j' already judged 'b' and 'a' in row 1; keep one",
         "pairs.csv: row 3: no task 'z'; tasks: a, b",
         "pairs.csv: row 4: 'a' is compared with itself",
