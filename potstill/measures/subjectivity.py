@@ -218,8 +218,9 @@ def accuracy_curve(
         points.append(Point(float(gamma), int(kept.sum()), float(accuracy(margins)[0]), _macro_f1(margins)))
     rho, p_value = spearman(values, truth == predicted)
     x = [point.gamma for point in points]
-    lines = [fit_line(x, y) for y in ([one.accuracy for one in points], [one.macro_f1 for one in points])]
-    return AgreementCurve(tuple(points), *lines, rho, p_value)
+    of_accuracy = fit_line(x, [point.accuracy for point in points])
+    of_macro_f1 = fit_line(x, [point.macro_f1 for point in points])
+    return AgreementCurve(tuple(points), of_accuracy, of_macro_f1, rho, p_value)
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
