@@ -1,4 +1,4 @@
-"""Which numbers a model computes in: bfloat16 only where the hardware does, since emulating it is slow."""
+"""The precision that a model computes in: bfloat16 only if the hardware supports it, since emulation is slow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _NATIVE = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86, x86 with tiles,
 
 
 def pick_precision(configured: str, device: str) -> str:
-    """ "float32" or "bfloat16": as ``configured``, or for "auto" what ``device`` (cpu or cuda) has units for.
+    """ "float32" or "bfloat16": as ``configured``, or for "auto" bfloat16 if ``device`` (cpu or cuda) computes in it.
 
-    Weights and sums stay in float32 in training; only matrix products are rounded. MiniLM trains three times
-    as fast so on a core with AVX512-BF16.
+    In training, weights and sums stay in float32; only matrix products are rounded. On a core with AVX512-BF16
+    MiniLM trains three times as fast.
     """
     if configured != "auto":
         return configured

@@ -1,4 +1,4 @@
-"""The workers of a fit as one of them sees them: rank, number, device, and what they tell each other."""
+"""The workers of a fit as seen by one of them: rank, size, device and collective calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls, kind: str, threads: int) -> ProcessGroup:
-        """The process group that Ray Train made, or a new one of this process alone.
+        """The process group that Ray Train made, or a new one of this process only.
 
         ``kind``: cpu or cuda; ``threads``: CPU threads of this process. Raises ``StageError`` without a GPU.
         """
@@ -45,7 +45,7 @@ class ProcessGroup:
 
     @property
     def first_on_node(self) -> bool:
-        """Whether this is the one process of its node that does what a node needs once."""
+        """Whether this process does the work that is needed once per node."""
         return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def agree(self, value: Any) -> Any:
@@ -68,7 +68,7 @@ class ProcessGroup:
         return values
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives on this rank. An error on any rank is raised on all: the others would wait for ever."""
+        """The result of ``work`` on this rank. An error on any rank is raised on all: the others would wait for ever."""
         value, error = None, None
         try:
             value = work()

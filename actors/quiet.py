@@ -1,4 +1,4 @@
-"""What a worker process writes, sent to a file: Ray's, DeepSpeed's and C libraries' words are not the user's."""
+"""Sends the output of a worker process to a file: Ray, DeepSpeed and C libraries would clutter the user's terminal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def chatter_to(folder: str | None, log: logging.Logger) -> Iterator[None]:
-    """Send what this process writes to its terminal, C libraries included, to ``<folder>/worker-<rank>.log``."""
+def redirect_output(folder: str | None, log: logging.Logger) -> Iterator[None]:
+    """Send this process's stdout and stderr, C libraries included, and ``log`` to ``<folder>/worker-<rank>.log``.
+
+    Does nothing if ``folder`` is None.
+    """
     if folder is None:
         yield
         return

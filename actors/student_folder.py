@@ -1,7 +1,8 @@
-"""What training leaves behind: ``<storage>/students/<digest>/``.
+"""The folder of a student: ``<storage>/students/<digest>/``.
 
-``rows.parquet`` (what was learnt from), ``validation.parquet`` and ``asked.parquet`` are there before training, ``model/`` is a plain transformers folder,
-and ``complete.json``, written last, says that all of it is whole. Paths are any that fsspec reads.
+``rows.parquet`` (the training rows), ``validation.parquet`` and ``asked.parquet`` are written before training.
+``model/`` is a plain transformers folder. ``complete.json``, the report, is written last and marks the folder as
+complete. Paths are any that fsspec reads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -25,18 +27,46 @@ from potstill.student.arms import TrainingRow, from_table, to_table
 MARKER = "complete.json"
 
 
+@dataclass(frozen=True, slots=True)
+class ArmReport:
+    """The report on an arm's training, as ``complete.json`` holds it.
+
+    ``losses`` and ``learning_rates``: one per step, the loss a weighted mean over the global batch; ``seconds``: without
+    loading and export; ``tokens``: real ones, ``padded_tokens``: all that were computed; ``best_step``: the step whose
+    weights were exported; ``workers``: at the end; ``anchor_weight``: fields of ``second_opinion.AnchorWeight``, empty
+    without an anchor; ``warnings``: checkpoints that failed; ``resumed``: the steps after which training resumed from a
+    checkpoint.
+    """
+
+    digest: str
+    steps: int
+    losses: list[float]
+    learning_rates: list[float]
+    examples: int
+    tokens: int
+    padded_tokens: int
+    truncated: int
+    seconds: float
+    workers: int
+    best_step: int
+    anchor_weight: dict[str, float | None] = field(default_factory=dict)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
+
+
 def model_folder(folder: str) -> str:
-    """Where the transformers folder of an arm is."""
+    """The transformers folder of an arm."""
     return f"{folder.rstrip('/')}/model"
 
 
 def write_rows(folder: str, **parts: Sequence[TrainingRow]) -> None:
-    """Put an arm's rows where its workers will find them: ``<part>.parquet`` each; empty parts are left out."""
+    """Write an arm's rows for its workers, each part as ``<part>.parquet``; empty parts are left out."""
     filesystem, root = url_to_fs(folder)
     filesystem.makedirs(root, exist_ok=True)
     for name, part in parts.items():
         if part:
-            # Written beside and renamed: another job may be reading the same arm.
+            # Written to a temporary name and renamed: another job may be reading the same arm.
             with filesystem.open(f"{root}/{name}.parquet.new{os.getpid()}", "wb") as file:
                 pq.write_table(to_table(part), file)
             filesystem.mv(f"{root}/{name}.parquet.new{os.getpid()}", f"{root}/{name}.parquet")
@@ -52,19 +82,21 @@ def read_rows(folder: str, part: str = "rows") -> list[TrainingRow]:
         return []
 
 
-def read_report(folder: str) -> dict[str, Any] | None:
-    """The report of an arm that is complete, else ``None``."""
+def read_report(folder: str) -> ArmReport | None:
+    """The report of a complete arm, else ``None``."""
     filesystem, root = url_to_fs(folder)
     try:
         with filesystem.open(f"{root}/{MARKER}", "r") as file:
-            report: dict[str, Any] = json.load(file)
+            content = json.load(file)
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return report if filesystem.exists(f"{root}/model/config.json") else None
+    if "say" in content:  # the key of earlier versions
+        content["anchor_weight"] = content.pop("say")
+    return ArmReport(**content) if filesystem.exists(f"{root}/model/config.json") else None
 
 
 def discard(folder: str) -> None:
-    """Forget an arm's export: the marker goes first, so that a half-deleted one never counts."""
+    """Delete an arm's export, its marker first, so that a half-deleted one never counts as complete."""
     filesystem, root = url_to_fs(folder)
     for name in (MARKER, "model"):
         if filesystem.exists(f"{root}/{name}"):
@@ -72,11 +104,11 @@ def discard(folder: str) -> None:
 
 
 def write(
-    folder: str, encoder: Any, state: Mapping[str, Any], labels: Sequence[str], card: str, report: Mapping[str, Any]
+    folder: str, encoder: Any, state: Mapping[str, Any], labels: Sequence[str], card: str, report: ArmReport
 ) -> None:
     """Export model, tokenizer and model card, then the marker. Only rank 0 calls this.
 
-    An arm that another job has completed meanwhile is left alone: its model may be being read.
+    An arm that another job has completed in the meantime is left alone, since its model may be in use.
     """
     filesystem, root = url_to_fs(folder)
     if read_report(folder) is not None:
@@ -92,24 +124,29 @@ def write(
             file.write(card)
         _replace(filesystem, scratch, f"{root}/model")
     with filesystem.open(f"{root}/{MARKER}.new", "w") as file:
-        json.dump(dict(report), file)
+        json.dump(asdict(report), file)
     filesystem.mv(f"{root}/{MARKER}.new", f"{root}/{MARKER}")
 
 
 def _replace(filesystem: Any, source: str, target: str) -> None:
     if filesystem.exists(target):
         filesystem.rm(target, recursive=True)
-    if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
+    if _is_local(filesystem):
         shutil.copytree(source, target)
         return
     filesystem.put(source.rstrip("/") + "/", target + "/", recursive=True)
 
 
+def _is_local(filesystem: Any) -> bool:
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
 @contextlib.contextmanager
 def fetched(folder: str) -> Iterator[str]:
-    """A transformers folder on this machine: itself where it is local, else a copy that is gone after the block."""
+    """A local path of a transformers folder: the folder itself if it is local, else a copy that is deleted afterwards."""
     filesystem, root = url_to_fs(folder)
-    if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
+    if _is_local(filesystem):
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="potstill-student-") as target:
@@ -122,7 +159,7 @@ def model_card(
     labels: Sequence[str],
     student: StudentConfig,
     rows: int,
-    report: Mapping[str, Any],
+    report: ArmReport,
     lineage: Mapping[str, str],
 ) -> str:
     """The README.md of an exported student."""
@@ -142,14 +179,14 @@ def model_card(
         "",
         "## Training",
         "",
-        f"{report['steps']} optimiser steps over {report['examples']} examples; last loss {report['losses'][-1]:.4f}; "
-        f"weights of step {report['best_step']}; {report['truncated']} texts were cut at the length limit.",
+        f"{report.steps} optimiser steps over {report.examples} examples; last loss {report.losses[-1]:.4f}; "
+        f"weights of step {report.best_step}; {report.truncated} texts were cut at the length limit.",
         "",
         *(f"- {key}: `{value}`" for key, value in settings.items()),
         "",
         "## Lineage",
         "",
-        f"- training digest: `{report['digest']}`",
+        f"- training digest: `{report.digest}`",
         *(f"- {key}: {value}" for key, value in lineage.items()),
         "",
     ]

@@ -1,8 +1,8 @@
-"""A process that stays for a whole job or search and does what needs torch: embeds, predicts and, in a search, trains.
+"""A process that runs a whole job's or search's torch work: embedding, prediction and, in a search, training.
 
-Starting a Ray Train fit takes 15-27 s on two cores, importing torch, DeepSpeed and the encoder most of it; here that
-is paid once, and a student of a few texts takes as long as its steps. For students of one worker; those of several
-are Ray Train's.
+Starting a Ray Train fit takes 15-27 s on two cores, mostly for importing torch and DeepSpeed and loading the encoder.
+This process pays that once, so training a student of a few texts takes only as long as its steps. It trains with one
+worker; Ray Train is for more.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import psutil
 
 from actors.inference.embedder import Embedder
-from actors.quiet import chatter_to
+from actors.quiet import redirect_output
 from actors.training.job import TrainingJob
 from actors.training.worker import log, train_arms
 
@@ -31,7 +30,7 @@ ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 class TorchWorker:
-    """A job's own process, or one of a search's. Errors are raised as the functions behind it raise them."""
+    """The process of a job, or one of a search's processes."""
 
     def __init__(self, log_dir: str | None = None) -> None:
         self._log_dir = log_dir
@@ -39,28 +38,27 @@ class TorchWorker:
         self._first_mb: float | None = None
 
     def ready(self) -> bool:
-        """True once the process is there."""
+        """True once the process runs."""
         return True
 
     def embed(self, groups: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """For each group of texts an array (texts, width), float32, rows of unit length. On the CPU."""
-        with chatter_to(self._log_dir, log):
+        with redirect_output(self._log_dir, log):
             self._embedder = self._embedder or Embedder()
             return [self._embedder.embed(list(texts)) for texts in groups]
 
-    def train(self, job: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Train and export the arms of ``TrainingJob.to_json``; their reports."""
-        with chatter_to(self._log_dir, log):
-            reports = [asdict(report) for report in train_arms(TrainingJob.from_json(job))]
-        # Engines hold each other in circles, and what they held glibc keeps unless it is told to give it back.
+    def train(self, job: Mapping[str, Any]) -> None:
+        """Train and export the arms of ``TrainingJob.to_json``. Raises as ``train_arms`` does."""
+        with redirect_output(self._log_dir, log):
+            train_arms(TrainingJob.from_json(job))
+        # Engines are part of reference cycles, and glibc keeps freed memory unless told to return it.
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
         self._first_mb = self._first_mb or _resident_mb()
-        return reports
 
     def grown_mb(self) -> float:
-        """Megabytes that this process has more than after its first student."""
+        """Growth of this process's memory since its first student, in MiB."""
         return _resident_mb() - self._first_mb if self._first_mb is not None else 0.0
 
     def predict(
@@ -69,12 +67,12 @@ class TorchWorker:
         """Class probabilities ``[texts, classes]`` of exported students by name."""
         from actors.inference.predictor import Predictor
 
-        with chatter_to(self._log_dir, log):
+        with redirect_output(self._log_dir, log):
             return Predictor(students, labels, device=device, max_length=max_length).predict(texts)
 
     def call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-        """``function(**arguments)``, for what imports as much as the rest of this."""
-        with chatter_to(self._log_dir, log):
+        """``function(**arguments)``, for functions that need the same imports."""
+        with redirect_output(self._log_dir, log):
             return function(**arguments)
 
 

@@ -17,7 +17,7 @@ PACKAGED = "embedded"
 
 
 def locate(model: str = PACKAGED) -> Path:
-    """The folder of the packaged encoder, or ``model`` as a path. Raises ``TeacherError`` in one line."""
+    """The folder of the packaged encoder, or ``model`` as a path. Raises ``TeacherError`` if it is not there."""
     if model != PACKAGED:
         path = Path(model).expanduser().absolute()
         if not (path / "config.json").is_file():
@@ -31,7 +31,7 @@ def locate(model: str = PACKAGED) -> Path:
 
 
 class Embedder:
-    """An encoder kept in memory. Raises ``TeacherError`` where it can't be loaded."""
+    """An encoder in memory. Raises ``TeacherError`` if it can't be loaded."""
 
     def __init__(
         self, model: str = PACKAGED, threads: int = 1, batch_size: int = 64, max_length: int = 128, device: str = "cpu"
@@ -44,7 +44,7 @@ class Embedder:
 
         torch.set_num_threads(threads)
         self._batch_size, self._max_length = batch_size, max_length
-        self._device = device  # a GPU that is there may be another process's
+        self._device = device  # cpu by default: a GPU may belong to another process
         try:
             with quiet_transformers():
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -60,11 +60,12 @@ class Embedder:
         self.width = int(self._model.config.hidden_size)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of ``texts``: float32, (n_texts, width), rows of unit length. Texts beyond ``max_length`` tokens are cut."""
+        """Embeddings of ``texts``: float32, (n_texts, width), rows of unit length. Longer texts are cut at
+        ``max_length`` tokens."""
         import torch
 
         rows = np.zeros((len(texts), self.width), dtype=np.float32)
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # batches of like length pad little
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # batches of similar length need little padding
         with torch.inference_mode():
             for start in range(0, len(order), self._batch_size):
                 indices = order[start : start + self._batch_size]

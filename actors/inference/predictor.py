@@ -4,7 +4,7 @@
                         compute=ActorPoolStrategy(size=2))
 
 Texts are sorted by length within a batch and padded to the longest of a micro-batch, so large batches waste
-little; students that share a tokenizer share the tokens.
+little. Students with the same tokenizer share the tokens.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from potstill.errors import StageError
 from potstill.student import batches
 
 PREFIX = "probs:"
-"""A student's column of probabilities is this and its name."""
+"""Prefix of a student's name in the name of its column of probabilities."""
 
 
 class Predictor:
-    """Loads exported students once; a call adds a column of class probabilities for each."""
+    """Loads exported students once; each call adds a column of class probabilities per student."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class Predictor:
         micro_batch_tokens: int = 8192,
         threads: int = 1,
     ) -> None:
-        """Raises ``StageError`` where a folder can't be loaded or was trained for other classes."""
+        """Raises ``StageError`` if a folder can't be loaded or was trained for other classes."""
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        from transformers.utils import logging as chatter
+        from transformers.utils import logging as transformers_logging
 
-        chatter.set_verbosity_error()
-        chatter.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         if device == "cpu":
             torch.set_num_threads(threads)
         self._device, self._max_length, self._tokens = device, max_length, micro_batch_tokens
@@ -70,7 +70,7 @@ class Predictor:
             self._tokenizers.setdefault(key, tokenizer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """A table with ``text`` comes back with a column ``probs:<student>`` (lists in label order) for each."""
+        """``batch``, which has a column ``text``, with a column ``probs:<student>`` (lists in label order) per student."""
         texts = batch.column("text").to_pylist()
         tokens = {key: self._tokenise(tokenizer, texts) for key, tokenizer in self._tokenizers.items()}
         for name in self._models:
@@ -101,12 +101,12 @@ class Predictor:
                     continue
                 inputs = tokenizer.pad({"input_ids": [list(ids[i]) for i in chosen]}, return_tensors="pt")
                 logits = model(**{key: value.to(self._device) for key, value in inputs.items()}).logits
-                # Double precision: rows should sum to 1 as closely as a distribution can.
+                # Double precision, so that rows sum to 1 as closely as possible.
                 probs[chosen] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
         return probs
 
 
 def _identity(tokenizer: Any) -> str:
-    """Equal for tokenizers that give the same ids."""
+    """A key that is equal for tokenizers that give the same ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

@@ -1,4 +1,4 @@
-"""An encoder with its tokenizer, loaded to be fine-tuned: any ``AutoModelForSequenceClassification``."""
+"""An encoder with its tokenizer, ready to be fine-tuned: any ``AutoModelForSequenceClassification``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from potstill.student import encoders
 
 _LARGEST_FIXED_PREFIX = 4096
 _POOLING_LOST = (
-    "a sentence encoder of type {}: only BERT's keep their mean pooling, so its head starts untrained "
-    "(student.pooling: native says the same without this warning)"
+    "a sentence encoder of type {}: mean pooling is kept for BERT only, so its head starts untrained "
+    "(student.pooling: native does the same without this warning)"
 )
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What was left out of the embedding table, to be put back on export."""
+    """The full embedding table of a compacted one, to be restored on export."""
 
     name: str = ""
     rows: Any = None
     full: Any = None
 
     def restore(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Weights with the whole embedding table: trained rows in, unused rows as they were."""
+        """Weights with the full embedding table: trained rows replaced, unused rows unchanged."""
         if self.full is None:
             return state
         table = self.full.clone()
@@ -43,7 +43,7 @@ class Vocabulary:
 
 @dataclass
 class TokenCache:
-    """Token ids by text, for one tokenizer and length limit; ``cut`` are the texts that were over the limit."""
+    """Token ids by text, for one tokenizer and length limit; ``cut``: the texts over the limit."""
 
     ids: dict[str, list[int]] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
@@ -81,8 +81,8 @@ class Encoder:
     def compact_vocabulary(self, ids: Sequence[Sequence[int]]) -> Vocabulary:
         """Keep only the embedding rows that ``ids`` use; ``collate`` renumbers from then on.
 
-        Ids up to the highest of the special ones stay as they are, since some models compare with them.
-        Where that prefix is long, or little would be saved, nothing is changed.
+        Ids up to the highest special one keep their number, since some models compare with them. If that prefix is
+        long or little would be saved, nothing changes.
         """
         import torch
 
@@ -113,8 +113,8 @@ class Encoder:
         return Vocabulary(name, index, full)
 
     def collate(self, ids: Sequence[Sequence[int]], device: Any) -> dict[str, Any]:
-        """What the model takes for these token ids, on ``device``: packed (``actors/training/kernels/packing.py``), or ``input_ids`` and
-        ``attention_mask`` ``[rows, longest]`` padded on the right."""
+        """The model's inputs for these token ids, on ``device``: packed (``actors/training/kernels/packing.py``), or
+        ``input_ids`` and ``attention_mask`` ``[rows, longest]`` padded on the right."""
         import torch
 
         if self.packed:
@@ -137,10 +137,10 @@ class Encoder:
 
 
 def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
-    """Load model and tokenizer; the head is new where the checkpoint has none for these classes.
+    """Load model and tokenizer; the head is new if the checkpoint has none for these classes.
 
-    Only safetensors, never remote code. Raises ``InputError`` where the checkpoint can't be used: none there,
-    without encoder weights, or with a tokenizer that is not its own.
+    Loads safetensors only and never runs remote code. Raises ``InputError`` if the checkpoint is missing, lacks
+    encoder weights or does not match its tokenizer.
     """
     import torch
 
@@ -174,13 +174,13 @@ def load_encoder(student: StudentConfig, labels: Sequence[str]) -> Encoder:
 
 
 def _read(where: str, place: str, labels: Sequence[str]) -> tuple[Any, Any]:
-    """Model and tokenizer as they are stored, checked."""
+    """The stored model and tokenizer, checked."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging as chatter
+    from transformers.utils import logging as transformers_logging
 
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     names = dict(enumerate(labels))
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, use_fast=True)
@@ -205,7 +205,7 @@ def _read(where: str, place: str, labels: Sequence[str]) -> tuple[Any, Any]:
 
 
 def set_dropout(model: Any, share: float) -> None:
-    """Set every dropout of a model, those that attention reads from a number included."""
+    """Set every dropout of a model, including those that attention reads as a plain number."""
     import torch
 
     for module in model.modules():
@@ -243,7 +243,7 @@ def _check(where: str, model: Any, tokenizer: Any, info: Mapping[str, Any]) -> N
 
 
 def _longest(config: Any, tokenizer: Any) -> int:
-    """How many tokens the model can read. RoBERTa's positions start behind its padding id."""
+    """The model's length limit in tokens. RoBERTa's positions start after its padding id."""
     positions = getattr(config, "max_position_embeddings", None) or 10**9
     if "roberta" in str(getattr(config, "model_type", "")):
         positions -= (config.pad_token_id or 0) + 1

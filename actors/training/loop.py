@@ -1,9 +1,9 @@
 """The optimiser steps of one arm on one worker.
 
-Every step is a global batch planned by ``potstill.student.batches``. A worker computes its micro-batches of it, each
-scaled so that what is exchanged (by ``actors.training.kernels.exchange`` at ZeRO stage 0, else by DeepSpeed) becomes the sum over the batch
-divided by the *global* sum of example weights; so, but for rounding, the loss curve is the same at any number of workers,
-ZeRO stage or micro-batch size.
+Every step is a global batch planned by ``potstill.student.batches``. Each worker computes its micro-batches and scales
+their loss so that the exchanged gradient (by ``actors.training.kernels.exchange`` at ZeRO stage 0, else by DeepSpeed)
+is the sum over the batch divided by the *global* sum of example weights. Apart from rounding, the loss curve is
+therefore the same at any number of workers, ZeRO stage or micro-batch size.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.coverage import Coverage
 from actors.process_group import ProcessGroup
 from actors.training.encoder import Encoder
-from actors.training.engine import computing_precision
+from actors.training.engine import computing_precision, initialise
+from actors.training.job import ArmJob
 from actors.training.recovery import checkpoints, snapshot
-from actors.training.recovery.checkpoints import Checkpoints
+from actors.training.recovery.checkpoints import RayCheckpoints
 from actors.training.recovery.snapshot import LoopState
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
@@ -31,13 +31,13 @@ from potstill.student import batches, objective
 from potstill.student.arms import TrainingRow
 
 LOSS_WINDOW = 10
-"""Steps between two looks at the loss: summing it over workers each step would wait for the GPU each step."""
+"""Steps between two reads of the loss: summing it over workers each step would wait for the GPU each step."""
 
 CHECKPOINT_SECONDS = 300.0
-"""Between two checkpoints, where the config says auto: what a lost worker costs at most."""
+"""Between two checkpoints with ``checkpoint_steps: auto``: the most that a lost worker costs."""
 
 NOTICE_SECONDS = 2.0
-"""Between two questions whether a node is about to be taken away."""
+"""Between two checks for a preemption notice."""
 
 log = logging.getLogger("potstill.student")
 
@@ -59,63 +59,42 @@ class Part:
         return cls(ids, np.array([len(row) for row in ids], dtype=np.int64), targets, weights)
 
 
-@dataclass(frozen=True)
-class ArmPlan:
-    """What the loop has to know of an arm: its name for messages, the digest and the seed of its plan."""
-
-    name: str
-    digest: str
-    seed: int
-
-
 class Loop:
-    """Trains ``part``; afterwards ``progress`` says how it went and ``best_state`` holds the best weights (rank 0,
-    where there are ``held_out`` texts)."""
+    """Trains ``part`` by ``run``. With ``held_out`` texts, ``best_state`` then holds the best weights (on rank 0)."""
 
     def __init__(
         self,
-        world: ProcessGroup,
+        group: ProcessGroup,
         student: StudentConfig,
-        engine: Any,
         encoder: Encoder,
         part: Part,
         held_out: Part | None = None,
-        place: Checkpoints | None = None,
-        coverage: Coverage | None = None,
+        place: RayCheckpoints | None = None,
     ) -> None:
-        self.world, self.student, self.engine, self.encoder = world, student, engine, encoder
-        self.part, self.held_out, self.coverage = part, held_out, coverage
-        self.place = place or checkpoints.NoCheckpoints()
-        on_gpu = world.device.type == "cuda"
+        self.group, self.student, self.encoder = group, student, encoder
+        self.part, self.held_out, self.place = part, held_out, place
+        on_gpu = group.device.type == "cuda"
         automatic = 65_536 if on_gpu else 4096
         self.budget = student.micro_batch_tokens if student.micro_batch_tokens != "auto" else automatic
-        # What one more forward and backward pass costs, in tokens: launches on a GPU, Python on a CPU.
+        # The cost of one more forward and backward pass, in tokens: launches on a GPU, Python on a CPU.
         self.overhead = 8192 if on_gpu else 64
-        # DeepSpeed divides by the number of workers; times that number it is a sum again.
-        self._exchange, self._summed = None, world.size
-        if student.zero_stage == 0:  # the other stages exchange gradients as they go
-            from actors.training.kernels.exchange import Exchange
-
-            precision = computing_precision(student, world.device.type)
-            self._exchange, self._summed = Exchange(engine.module.parameters(), world, precision), 1
         self.progress = LoopState()
         self.best_state: dict[str, Any] | None = None
+        self.engine: Any = None
         self._pending: list[Any] = []
-        self._notices = not isinstance(self.place, checkpoints.NoCheckpoints) and student.checkpoint_steps != 0
         self._saved_at = self._asked_at = time.monotonic()
         self._preempted = False
 
-    def resume(self, found: snapshot.Snapshot, seed: int) -> None:
-        """Go on from a checkpoint, at whatever number of workers."""
-        self.best_state = snapshot.restore(found, self.world, self.engine, seed, self.student.zero_stage)
-        self.progress = found.progress
-        self.progress.resumed.append(self.progress.step)
-
-    def run(self, arm: ArmPlan) -> LoopState:
-        """All steps that are left. Raises ``StageError`` naming the step where the loss is not a number."""
+    def run(self, arm: ArmJob) -> LoopState:
+        """Train from the arm's checkpoint, or from the start without one, to the end. Raises ``StageError`` naming
+        the step where the loss is not finite."""
+        self._start(arm)
         student, part, now = self.student, self.part, self.progress
         plan = batches.plan_steps(len(part.ids), student.batch_size, student.epochs, student.min_steps, arm.seed)
         peak = objective.peak_learning_rate(student, self.encoder.parameters)
+        every = 0 if self.place is None or student.checkpoint_steps == "auto" else student.checkpoint_steps
+        if self.group.rank == 0:
+            log.info("arm %s: starts at step %d of %d", arm.name, now.step + 1, len(plan))
         before, started = now.seconds, time.perf_counter()
         self.engine.train()
         for number in range(now.step, len(plan)):
@@ -123,13 +102,13 @@ class Loop:
             lengths = part.lengths[step.rows]
             shards = self._shard(lengths)
             rate = objective.learning_rate(number, len(plan), peak, student.warmup_ratio, student.schedule)
-            self._step(number + 1, step.rows, shards[self.world.rank], rate)
+            self._step(step.rows, shards[self.group.rank], rate)
             now.step = number + 1
             now.learning_rates.append(rate)
             now.examples += len(step.rows)
             now.tokens += int(lengths.sum())
             now.padded_tokens += self._computed(lengths, shards)
-            by_count = student.checkpoint_steps not in (0, "auto") and now.step % int(student.checkpoint_steps) == 0
+            by_count = every > 0 and now.step % every == 0
             if not (last or step.ends_epoch or by_count or len(self._pending) >= LOSS_WINDOW):
                 continue
             due = self._settle(arm.name)
@@ -141,25 +120,50 @@ class Loop:
         now.seconds = before + time.perf_counter() - started
         return now
 
+    def _start(self, arm: ArmJob) -> None:
+        """Make the engine and load the arm's checkpoint, if ``place`` has one, written by any number of workers."""
+        import torch
+
+        group, student = self.group, self.student
+        with self.place.fetch() if self.place is not None else contextlib.nullcontext() as folder:
+            found = snapshot.Snapshot.find(folder, arm.digest)
+            universal = found is not None and found.needs_conversion(group, student.zero_stage)
+            self.engine = initialise(student, self.encoder, group.device, universal=universal)
+            # From here on the ranks draw different numbers (dropout); all shared draws are done.
+            torch.manual_seed(arm.seed * 65_537 + group.rank + 1)
+            # DeepSpeed divides by the number of workers; multiplying by it gives the sum.
+            self._exchange, self._summed = None, group.size
+            if student.zero_stage == 0:  # the other stages exchange gradients during the backward pass
+                from actors.training.kernels.exchange import Exchange
+
+                precision = computing_precision(student, group.device.type)
+                self._exchange, self._summed = Exchange(self.engine.module.parameters(), group, precision), 1
+            if found is None:
+                return
+            self.best_state = snapshot.restore(found, group, self.engine, arm.seed, student.zero_stage)
+            self.progress = found.progress
+            self.progress.resumed.append(self.progress.step)
+            if group.rank == 0:
+                was = f" (written by {found.workers} workers)" if found.workers != group.size else ""
+                log.info("arm %s: resumes after step %d%s", arm.name, self.progress.step, was)
+
     def state(self) -> dict[str, Any] | None:
-        """All weights in main memory on rank 0, ``None`` elsewhere; ZeRO 3's shards are gathered."""
+        """All weights in main memory on rank 0, ``None`` on other ranks; ZeRO 3's shards are gathered."""
         import deepspeed
 
         gather = contextlib.nullcontext()
         if self.student.zero_stage == 3:
             gather = deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()), modifier_rank=None)
         with gather:
-            if self.world.rank != 0:
+            if self.group.rank != 0:
                 return None
             return {name: value.detach().cpu().clone() for name, value in self.engine.module.state_dict().items()}
 
-    def _step(self, number: int, rows: NDArray[np.int64], micro_batches: list[list[int]], rate: float) -> None:
-        """One optimiser step: this worker's micro-batches of the global batch ``rows``."""
+    def _step(self, rows: NDArray[np.int64], micro_batches: list[list[int]], rate: float) -> None:
+        """Do one optimiser step: this worker's micro-batches of the global batch ``rows``."""
         engine, part = self.engine, self.part
-        if self.coverage is not None:
-            self.coverage.note(number, [row for positions in micro_batches for row in rows[positions]])
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
+        for parameters in engine.optimizer.param_groups:
+            parameters["lr"] = rate
         scale = self._summed / float(part.weights[rows].sum(dtype=np.float64))
         local = 0.0
         for index, positions in enumerate(micro_batches):
@@ -175,8 +179,8 @@ class Loop:
     def _shard(self, lengths: NDArray[np.int64]) -> list[list[list[int]]]:
         """The micro-batches of a global batch, by worker."""
         if self.encoder.packed:
-            return batches.share(lengths, self.world.size, self.budget)
-        return batches.shard(lengths, self.world.size, self.budget, self.overhead)
+            return batches.share(lengths, self.group.size, self.budget)
+        return batches.shard(lengths, self.group.size, self.budget, self.overhead)
 
     def _computed(self, lengths: NDArray[np.int64], shards: list[list[list[int]]]) -> int:
         """Tokens of a step, padding included."""
@@ -185,11 +189,11 @@ class Loop:
         return sum(batches.padded_tokens(lengths, shard) for shard in shards)
 
     def _loss_sum(self, part: Part, chosen: NDArray[np.int64]) -> Any:
-        """Sum over the rows of weight times cross-entropy. An empty micro-batch computes one row at no weight:
-        every worker has to take part in every exchange of gradients."""
+        """Sum over the rows of weight times cross-entropy. An empty micro-batch computes one row with weight 0, since
+        every worker must take part in every exchange of gradients."""
         import torch
 
-        device = self.world.device
+        device = self.group.device
         padding = len(chosen) == 0
         if padding:
             chosen = np.array([int(part.lengths.argmin())])
@@ -201,17 +205,18 @@ class Loop:
         return (losses * weights).sum() * (0.0 if padding else 1.0)
 
     def _settle(self, arm: str) -> bool:
-        """Sum the pending losses over workers and check that they are numbers. Returns whether a checkpoint is
-        due; rank 0's clock decides, and its word travels with the losses."""
+        """Sum the pending losses over workers and check that they are finite. Returns whether a checkpoint is due:
+        rank 0's clock decides and sends its decision along with the losses."""
         import torch
 
         first = len(self.progress.losses)
         clock = time.monotonic()
-        late = self.student.checkpoint_steps == "auto" and clock - self._saved_at >= CHECKPOINT_SECONDS
-        curious = self._notices and clock - self._asked_at >= NOTICE_SECONDS
-        word = [float(late), float(curious)] if self.world.rank == 0 else [0.0, 0.0]
-        words = torch.tensor(word, dtype=torch.float64, device=self.world.device)
-        *losses, due, ask = self.world.total(torch.cat([torch.stack(self._pending).double(), words]))
+        setting = self.student.checkpoint_steps if self.place is not None else 0
+        late = setting == "auto" and clock - self._saved_at >= CHECKPOINT_SECONDS
+        check = setting != 0 and clock - self._asked_at >= NOTICE_SECONDS
+        decision = [float(late), float(check)] if self.group.rank == 0 else [0.0, 0.0]
+        decisions = torch.tensor(decision, dtype=torch.float64, device=self.group.device)
+        *losses, due, ask = self.group.total(torch.cat([torch.stack(self._pending).double(), decisions]))
         self._pending.clear()
         self.progress.losses += losses
         for step, loss in enumerate(losses, start=first + 1):
@@ -220,42 +225,45 @@ class Loop:
                     f"training of {arm!r} stopped: the loss is {loss} at step {step} of the student; "
                     f"lower student.learning_rate, or use precision float32"
                 )
-        return bool(due) or (bool(ask) and self._notice())
+        return bool(due) or (bool(ask) and self._newly_preempted())
 
-    def _notice(self) -> bool:
-        """Whether it was said now, for the first time, that a node is about to be taken away."""
+    def _newly_preempted(self) -> bool:
+        """Whether there is a preemption notice that was not there at the last check."""
+        assert self.place is not None
         self._asked_at = time.monotonic()
         known, self._preempted = self._preempted, self.place.preempted()
         return self._preempted and not known
 
-    def _checkpoint(self, arm: ArmPlan) -> None:
-        """Save where training stands. What goes wrong becomes a warning: the last good checkpoint stays."""
+    def _checkpoint(self, arm: ArmJob) -> None:
+        """Save the state of training. A failure becomes a warning, and the last good checkpoint stays."""
         import torch
 
-        now, world = self.progress, self.world
+        assert self.place is not None
+
+        now, group = self.progress, self.group
         shards = [getattr(p, "ds_tensor", p) for p in self.engine.module.parameters()]
         bad = sum((~torch.isfinite(shard)).any() for shard in shards if shard.numel())
-        if self.world.total(torch.as_tensor(bad, dtype=torch.float64, device=world.device).reshape(1))[0]:
+        if group.total(torch.as_tensor(bad, dtype=torch.float64, device=group.device).reshape(1))[0]:
             raise StageError(
-                f"training of {arm.name!r} stopped: the weights are not numbers after step {now.step} of the student; "
+                f"training of {arm.name!r} stopped: the weights are not finite after step {now.step} of the student; "
                 f"lower student.learning_rate, or use precision float32"
             )
         problem = checkpoints.save(
-            world,
+            group,
             self.place,
             now.step,
-            lambda folder: snapshot.write(folder, world, self.engine, arm.digest, now, self.best_state),
+            lambda folder: snapshot.write(folder, group, self.engine, arm.digest, now, self.best_state),
         )
         self._saved_at = time.monotonic()
         if problem is not None:
             now.warnings.append(f"no checkpoint at step {now.step}: {problem}")
-            if world.rank == 0:
+            if group.rank == 0:
                 log.warning(
                     "arm %s: no checkpoint at step %d, the last good one stays: %s", arm.name, now.step, problem
                 )
 
     def _stop_early(self, held_out: Part) -> bool:
-        """Look at the held-out rows, keep the weights if they are the best so far; whether it is time to stop."""
+        """Evaluate on the held-out rows and keep the weights if they are the best so far. Returns whether to stop."""
         now = self.progress
         loss, accuracy = self._evaluate(held_out)
         now.validation.append({"step": now.step, "loss": loss, "accuracy": accuracy})
@@ -269,18 +277,18 @@ class Loop:
         """Mean loss and accuracy on held-out rows; every rank computes its share."""
         import torch
 
-        mine = self._shard(part.lengths)[self.world.rank]
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        mine = self._shard(part.lengths)[self.group.rank]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         self.engine.eval()
         with torch.no_grad():
             for positions in mine:
                 chosen = np.array(positions or [0])
-                inputs = self.encoder.collate([part.ids[row] for row in chosen], self.world.device)
+                inputs = self.encoder.collate([part.ids[row] for row in chosen], self.group.device)
                 logits = self.engine(**inputs).logits.float()
                 if positions:
-                    targets = torch.from_numpy(part.targets[chosen]).to(self.world.device)
+                    targets = torch.from_numpy(part.targets[chosen]).to(self.group.device)
                     sums[0] += -(targets * torch.log_softmax(logits, dim=-1)).sum()
                     sums[1] += (logits.argmax(dim=-1) == targets.argmax(dim=-1)).sum()
         self.engine.train()
-        loss, hits = self.world.total(sums)
+        loss, hits = self.group.total(sums)
         return loss / len(part.ids), hits / len(part.ids)

@@ -1,14 +1,14 @@
-"""Start a student where its sentence encoder stands: mean pooling and a fitted head inside a plain BERT.
+"""Keeps a sentence encoder's features for its student: mean pooling and a fitted head inside a plain BERT.
 
-A sentence encoder such as MiniLM puts its meaning into the *mean* of the token states, but BERT's
-classification head reads the first token's state, which was never trained, through a random layer. With a
-handful of texts a class most of fine-tuning is then spent on finding the old features again.
+A sentence encoder such as MiniLM represents a text by the *mean* of its token states, but BERT's classification head
+reads the first token's state, which was never trained, through a random layer. With a handful of texts per class,
+most of fine-tuning would go into recovering the old features.
 
-So one layer is added that computes the mean: attention with equal weights everywhere, values passed through
-``GAIN`` times as strong as the residual, no feed-forward. It is an ordinary ``BertLayer``, so the export is an
-ordinary BERT of one layer more. The classifier starts as the logistic regression on these features (linear
-probing, then fine-tuning: Kumar et al., ICLR 2022, sec. 3). On TREC-6 with two seeds a class, macro-F1 on
-training-side texts went from 0.43 (random head) to 0.52, the regression alone giving 0.46.
+So one layer is added that computes the mean: attention with equal weights, values ``GAIN`` times as strong as the
+residual, no feed-forward. It is an ordinary ``BertLayer``, so the export is an ordinary BERT with one more layer. The
+classifier starts as the logistic regression on these features (linear probing, then fine-tuning: Kumar et al., ICLR
+2022, sec. 3). On TREC-6 with two seeds per class, macro-F1 on training-side texts rose from 0.43 (random head) to
+0.52; the regression alone gave 0.46.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 
 from actors.training import hub
 
-_CONFIG = "1_Pooling/config.json"  # where sentence encoders say how they are pooled
+_CONFIG = "1_Pooling/config.json"  # states how a sentence encoder is pooled
 GAIN = 20.0  # at 20 the first token's own state keeps a twentieth of the weight
-POOLER_SCALE = 0.2  # keeps tanh, which BERT's pooler ends with, in its straight part
-HEAD_STRENGTH = 1.0  # inverse regularisation of the regression, on features of length about 4
+POOLER_SCALE = 0.2  # keeps the tanh at the end of BERT's pooler in its linear range
+HEAD_STRENGTH = 1.0  # inverse regularisation of the regression; features have length about 4
 _BATCH = 64
 
 
 def was_mean_pooled(place: str) -> bool:
-    """Whether the checkpoint, a folder or a hub id, is a sentence encoder that was trained to be mean-pooled.
+    """Whether the checkpoint, a folder or a hub id, is a sentence encoder trained with mean pooling.
 
-    Of a hub id that can't be asked about (no network, no such file in the cache) the answer is no.
+    False for a hub id that can't be looked up (no network and not in the cache).
     """
     config = Path(place) / _CONFIG
     if not Path(place).is_absolute():
@@ -49,16 +49,16 @@ def was_mean_pooled(place: str) -> bool:
 
 
 def can_keep(model: Any) -> bool:
-    """Whether ``add_mean_layer`` knows the architecture."""
+    """Whether ``add_mean_layer`` supports the architecture."""
     return type(model).__name__ == "BertForSequenceClassification"
 
 
 def add_mean_layer(model: Any) -> None:
-    """Add to a ``BertForSequenceClassification`` the layer that averages, and a pooler that passes it on."""
+    """Add a layer that averages to a ``BertForSequenceClassification``, and make its pooler pass the mean on."""
     import torch
 
     layers = model.bert.encoder.layer
-    # One config for all layers: what is set in it later (the kind of attention) is meant for this one too.
+    # All layers share one config: what is set later (the kind of attention) must apply to this layer too.
     layer = copy.deepcopy(layers[-1], {id(model.config): model.config})
     identity = torch.eye(model.config.hidden_size)
     attention, output = layer.attention.self, layer.attention.output
@@ -72,7 +72,7 @@ def add_mean_layer(model: Any) -> None:
                 module.bias.zero_()
         attention.value.weight.copy_(GAIN * identity)
         output.dense.weight.copy_(identity)
-        # The feed-forward starts at nothing, but its first half must not be zero too, or it would never learn.
+        # The feed-forward outputs zero at first; its first half must not be zero as well, or it would never learn.
         layer.intermediate.dense.weight.copy_(layers[-1].intermediate.dense.weight)
         model.bert.pooler.dense.weight.copy_(POOLER_SCALE * identity)
         model.bert.pooler.dense.bias.zero_()
@@ -92,7 +92,7 @@ def fit_head(
 ) -> None:
     """Set the classifier to the logistic regression of ``targets`` [rows, classes] on the pooled features.
 
-    A row with a distribution counts once for every class, by its probability times its weight.
+    A row with a distribution counts once per class, with its probability times its weight.
     """
     import torch
     from sklearn.linear_model import LogisticRegression
@@ -103,7 +103,7 @@ def fit_head(
     rows, columns = np.nonzero(shares > 1e-3 * weights.max())
     if len(np.unique(columns)) < 2:
         return
-    # The mean weight becomes 1, so that the regularisation means the same whatever the weights' scale.
+    # Scale the mean weight to 1, so that the regularisation does not depend on the scale of the weights.
     share = shares[rows, columns] * len(ids) / shares.sum()
     fitted = LogisticRegression(C=HEAD_STRENGTH, max_iter=1000).fit(features[rows], columns, sample_weight=share)
     head = encoder.model.classifier
@@ -118,7 +118,7 @@ def fit_head(
 
 
 def _features(encoder: Any, ids: Sequence[Sequence[int]], device: Any) -> NDArray[np.float32]:
-    """What the classifier reads for each text, without dropout, shape [rows, hidden]."""
+    """The classifier's input for each text, without dropout, [rows, hidden]."""
     import torch
 
     model = encoder.model.to(device)

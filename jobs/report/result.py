@@ -153,11 +153,12 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
     if checked.get("description_agreement") is not None:  # runs of older versions have none
         agreement = f"agree with the others at kappa {checked['description_agreement']:.2f}"
         rows.append(("class descriptions", f"weight {checked['description_weight']:.2f} ({agreement})"))
-    said = second_opinion.in_words(job.run.read_json("finetune")["distilled"]["say"])
+    distilled = job.run.read_json("finetune")["distilled"]
+    words = second_opinion.in_words(distilled.get("anchor_weight", distilled.get("say")))  # older runs: "say"
     if job.config.student.early_stopping:
         rows.append(("early stopping", "by real validation texts: the students have seen more labels than the seeds'"))
-    if said:
-        rows.append(("second opinion", said.removeprefix("second opinion of the ")))
+    if words:
+        rows.append(("second opinion", words.removeprefix("second opinion of the ")))
     return rows
 
 

@@ -1,7 +1,7 @@
-"""What of a job needs torch and is no training: sentence embeddings, predictions of small splits, registering.
+"""Torch work other than training: embed, predict small splits, register.
 
-All of it is done by one process that stays until the job leaves Ray. Importing torch and transformers takes a process
-5 to 10 CPU seconds; the driver imports neither.
+One process per job does it all and lives until the job leaves Ray. Importing torch and transformers takes a process 5
+to 10 CPU seconds; the driver imports neither.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from actors.teachers.pool import cause
 from potstill.errors import StageError
 
 SHARE = 0.01
-"""Of a CPU, where no node has one yet: a trace, which keeps the process off a head node that does no work."""
+"""Of a CPU, requested while no node has any: enough to keep the process off a head node without CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """The process of a job. ``node``: the one it is bound to; ``None`` where no node was up, and then it can't stay."""
+    """The torch worker of a job. ``node``: the one it is bound to; None if no node was up, and then it can't stay."""
 
     process: Any
     node: str | None
 
 
 _kept: dict[str, _Kept] = {}
-"""By Ray job."""
+"""Torch workers by Ray job."""
 
 
 def embed(*groups: Sequence[str]) -> list[np.ndarray]:
@@ -36,16 +36,16 @@ def embed(*groups: Sequence[str]) -> list[np.ndarray]:
     import ray
 
     try:
-        found: list[np.ndarray] = ask("embed", [list(texts) for texts in groups])
+        vectors: list[np.ndarray] = ask("embed", [list(texts) for texts in groups])
     except ray.exceptions.RayError as error:
         raise StageError(f"the texts could not be embedded: {cause(error)}") from error
-    return found
+    return vectors
 
 
 def ask(what: str, *arguments: Any) -> Any:
-    """What a method of ``actors.torch_worker.TorchWorker`` returns; raises what Ray raises.
+    """The result of the method ``what`` of the job's ``actors.torch_worker.TorchWorker``. Raises Ray's errors.
 
-    A process that was lost with its node is started again, once.
+    A process that was lost with its node is restarted once.
     """
     import ray
 
@@ -59,15 +59,15 @@ def ask(what: str, *arguments: Any) -> Any:
             return ask(what, *arguments)
         raise
     except ray.exceptions.RayTaskError:
-        _keep(job, now)  # what it was asked for went wrong, not the process
+        _keep(job, now)  # the call failed, not the process
         raise
     _keep(job, now)
     return found
 
 
 def call_here(function: Callable[..., Any], **arguments: Any) -> Any:
-    """``function(**arguments)`` on the driver's node, where places of this machine mean what they say: by the process
-    that stays, if that is where it is, else in a Ray task. Raises what Ray raises."""
+    """``function(**arguments)`` on the driver's node, where local paths are valid: in the torch worker if it is there,
+    else in a Ray task. Raises Ray's errors."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -99,8 +99,8 @@ def _keep(job: str, one: _Kept) -> None:
 
 
 def _start() -> _Kept:
-    """The process, bound to a node and without a share of its CPUs, since training may need them all. Where no node is
-    up yet it takes a share, so that one is started."""
+    """A new torch worker, bound to a node but without a share of its CPUs, since training may need them all. While no
+    node is up it requests a share, so that one is started."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -179,7 +179,7 @@ def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungRe
             "accuracy": float(np.mean([one.accuracy.value for one in scores.values()])),
             "cost_usd": usage.cost_usd,
             "tokens": float(usage.prompt_tokens + usage.completion_tokens),
-            "training_s": result.students[finetune.DISTILLED].seconds,
+            "training_s": result.students[finetune.DISTILLED].report.seconds,
         },
         low=shown.macro_f1.low,
         high=shown.macro_f1.high,

@@ -1,9 +1,9 @@
-"""Stage 4: the students are scored on the real test split; the distilled one goes to the registry.
+"""Stage 4: score the students on the real test split and register the distilled one.
 
     potstill evaluate RUN
 
-The distilled student is held against the *stronger* of two seeds-only baselines: the same fine-tuning on
-the seeds, and logistic regression on frozen sentence embeddings of the seeds.
+The distilled student is compared with the *stronger* of two seeds-only baselines: the same fine-tuning on the seeds,
+and logistic regression on frozen sentence embeddings of the seeds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from jobs.report import figures
 from jobs.report.printed import as_markdown, print_places, print_report, write_page
 from jobs.report.result import RunReport, gain_over_repeats, over_repeats
 from jobs.run.job import Job
-from jobs.runtime import torch_worker as bench
-from jobs.runtime.torch_worker import embed
-from jobs.stages import predict as evaluation
+from jobs.runtime.torch_worker import call_here, embed
 from jobs.stages.diversity import as_rows
 from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
-from jobs.tracking import registry
-from jobs.tracking.registry import StudentVersion
+from jobs.stages.predict import predict
+from jobs.tracking.registry import StudentCard, StudentVersion, register_student
 from jobs.tracking.server import TrackingError, one_line
 from potstill.draws import digest
 from potstill.errors import InputError
@@ -41,7 +39,7 @@ def evaluate(job: Job) -> None:
         students = job.run.read_json("finetune")
         line.note(f"{len(job.data.test)} test texts")
         folders = {name: student["export"] for name, student in students.items()}
-        predictions = evaluation.predict(
+        predictions = predict(
             folders, job.data.test, job.labels, max_length=job.config.student.max_length, verbose=job.verbose
         )
         predictions[REGRESSION] = regression(job)
@@ -60,7 +58,7 @@ def evaluate(job: Job) -> None:
 
 
 def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> RunReport:
-    """All scores, and the difference of the distilled student to the stronger baseline."""
+    """All scores, and the difference between the distilled student and the stronger baseline."""
     seed, resamples = job.config.seed, job.config.evaluate.resamples
     scores = {name: score(rows, job.labels, seed, resamples) for name, rows in predictions.items()}
     baseline = stronger(scores)
@@ -69,7 +67,7 @@ def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> RunRepor
 
 
 def stronger(scores: Mapping[str, Scores]) -> str:
-    """The seeds-only baseline with the higher macro-F1 on the test split, a repeated one in the mean."""
+    """The seeds-only baseline with the higher macro-F1 on the test split (the mean over its repeats)."""
 
     def mean(name: str) -> float:
         return mean_and_deviation([scores[one].macro_f1.value for one in repeats_of(name, scores)])[0]
@@ -78,27 +76,27 @@ def stronger(scores: Mapping[str, Scores]) -> str:
 
 
 def regression(job: Job) -> list[Prediction]:
-    """Predictions of logistic regression on the seeds' frozen embeddings."""
+    """Predictions of a logistic regression on the seeds' frozen embeddings."""
     seeds, test = embed([row.text for row in job.data.seeds], [row.text for row in job.data.test])
     probabilities = baselines.fit_predict(seeds, [row.label for row in job.data.seeds], test, job.labels)
     return baselines.as_predictions(job.data.test, probabilities, job.labels)
 
 
 def measure_real(job: Job) -> None:
-    """Put the diversity of as many real texts beside that of the kept ones, where the students are compared with them."""
+    """Add the diversity of as many real texts to ``diversity.json``, if a student of real texts is compared."""
     if REAL_EQUAL not in job.config.evaluate.compare or not job.data.train:
         return
     counts = Counter(example.label for example in job.run.read(Example, "relabelled") if example.kept)
     real, found = real_texts(job, counts), {}
     (vectors,) = embed([row.text for row in real])
-    with contextlib.suppress(InputError):  # an older version's relabelling wrote none
+    with contextlib.suppress(InputError):  # older versions wrote none
         found = job.run.read_json("diversity")
     found["real"] = as_rows(vectors, [row.label for row in real], job.labels)
     job.run.write_json("diversity", found)
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
-    """Hash of the texts of a run with their labels, and of which of them the student saw."""
+    """Hash of a run's texts, their labels and which of them the student saw."""
     return digest([[example.text, example.label, example.kept] for example in examples], size=8)
 
 
@@ -152,14 +150,14 @@ def _log(job: Job, result: RunReport, predictions: Mapping[str, list[Prediction]
 
 
 def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -> StudentVersion:
-    """``register(**arguments)`` in another process, with its own errors; ``TrackingError`` where that process is lost."""
+    """``register(**arguments)`` in another process. Raises its errors, or ``TrackingError`` if that process is lost."""
     import ray
 
     try:
-        version: StudentVersion = bench.call_here(register, **arguments)
+        version: StudentVersion = call_here(register, **arguments)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-    except ray.exceptions.RayError as error:  # killed for memory, most likely: what was trained and scored stands
+    except ray.exceptions.RayError as error:  # most likely killed for memory; the training and the scores are kept
         raise TrackingError(f"its process was lost ({one_line(error)})") from error
     return version
 
@@ -167,8 +165,7 @@ def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -
 def _register(job: Job, result: RunReport, student: Mapping[str, str]) -> StudentVersion | None:
     """Register the distilled student, in another process: the driver imports no torch."""
     distilled = result.scores[DISTILLED]
-    return job.tracker.register(
-        partial(on_this_node, registry.register_student),
+    card = StudentCard(
         name=job.config.tracking.register_as or f"{job.task.name}-student",
         folder=student["export"],
         run_digest=job.run.digest,
@@ -188,3 +185,4 @@ def _register(job: Job, result: RunReport, student: Mapping[str, str]) -> Studen
         max_length=job.config.student.max_length,
         lineage={"run": job.run.name},
     )
+    return job.tracker.register(partial(on_this_node, register_student), card=card)

@@ -1,11 +1,11 @@
-"""Stage 3: students are trained, all in one Ray Train fit.
+"""Stage 3: train all students in one Ray Train fit.
 
     potstill finetune RUN
 
-``distilled`` learns from the seeds and the kept texts. Beside it, for comparison: ``seeds_only`` (the same
-recipe), ``generated`` (the first texts of every class as they came, no selection, no relabelling) and
-``real_equal`` (as many real texts a class as ``distilled`` has synthetic ones). Only the last sees real
-labels beyond the seeds, and nothing flows from it to the others.
+``distilled`` learns from the seeds and the kept texts. The others, for comparison, use the same recipe:
+``seeds_only``; ``generated`` (the first texts of every class as written, without selection or relabelling);
+``real_equal`` (as many real texts per class as ``distilled`` has synthetic ones). Only ``real_equal`` sees real labels
+beyond the seeds, and nothing flows from it to the others.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs.run.job import Job
-from jobs.stages import train as training
+from jobs.stages.train import TrainedStudent, TrainingResult, train
 from potstill import draws
 from potstill.errors import StageError
 from potstill.rows import Example
 from potstill.student import second_opinion
-from potstill.student.arms import Arm, from_examples, from_opinions, from_texts, repeat
+from potstill.student.arms import Arm, TrainingRow, from_examples, from_opinions, from_texts, repeat
 from potstill.task import LabelledText
 
 DISTILLED, SEEDS_ONLY, GENERATED, REAL_EQUAL = "distilled", "seeds_only", "generated", "real_equal"
 
 
-def finetune(job: Job) -> training.TrainingResult:
-    """Run the stage; writes ``finetune.json`` (where every student is)."""
+def finetune(job: Job) -> TrainingResult:
+    """Run the stage; writes ``finetune.json`` (the place of every student)."""
     with job.terminal.stage("finetune") as line, job.tracker.stage("finetune") as record:
         arms = plan_arms(job)
         line.note(f"{len(arms)} students: {', '.join(arm.name for arm in arms)}")
-        result = training.train(arms, job.config.student, job.labels, job.config.storage, verbose=job.verbose)
+        result = train(arms, job.config.student, job.labels, job.config.storage, verbose=job.verbose)
         job.run.write_json(
             "finetune",
             {
@@ -39,56 +39,58 @@ def finetune(job: Job) -> training.TrainingResult:
                     "export": one.export,
                     "digest": one.digest,
                     "reused": one.reused,
-                    "seconds": one.seconds,
-                    "say": dict(one.say),
+                    "seconds": one.report.seconds,
+                    "anchor_weight": one.report.anchor_weight,
                 }
                 for name, one in result.students.items()
             },
         )
         for name, one in result.students.items():
-            record.curves({f"{name}/loss": [step.loss for step in one.records]})
+            record.curves({f"{name}/loss": one.report.losses})
             for remark in () if one.reused else remarks(one):
                 job.terminal.warn(f"{name}: {remark}")
-            record.metrics({f"{name}/seconds": one.seconds, f"{name}/examples_per_s": one.examples_per_s})
-            record.metrics({f"{name}/anchor_{what}": value for what, value in one.say.items() if value is not None})
+            record.metrics({f"{name}/seconds": one.report.seconds, f"{name}/examples_per_s": one.examples_per_s})
+            weights = {what: value for what, value in one.report.anchor_weight.items() if value is not None}
+            record.metrics({f"{name}/anchor_{what}": value for what, value in weights.items()})
         reused = len(result.students) - result.trained
         line.summary = f"{result.trained} students trained on {result.workers} workers"
         if reused:
             line.summary += f", {reused} of the same digest reused" if result.trained else ""
             line.summary = line.summary if result.trained else f"{reused} trained students of the same digest reused"
-        said = second_opinion.in_words(result.students[DISTILLED].say)
-        line.summary += f"; {said}" if said else ""
+        words = second_opinion.in_words(result.students[DISTILLED].report.anchor_weight)
+        line.summary += f"; {words}" if words else ""
     return result
 
 
-def remarks(student: training.TrainedStudent) -> list[str]:
-    """What a user should hear of a student's training beside its figures."""
-    said = list(student.warnings)
-    if student.resumed:
-        steps = ", ".join(map(str, student.resumed))
-        said.append(f"broken off; went on from the checkpoint of step {steps}, {student.workers} workers at the end")
-    if student.truncated:
-        said.append(f"{student.truncated} texts were cut at the length limit (student.max_length)")
-    return said
+def remarks(student: TrainedStudent) -> list[str]:
+    """Warnings for the user about a student's training."""
+    report = student.report
+    found = list(report.warnings)
+    if report.resumed:
+        steps = ", ".join(map(str, report.resumed))
+        found.append(f"broke off; resumed from the checkpoint of step {steps}, {report.workers} workers at the end")
+    if report.truncated:
+        found.append(f"{report.truncated} texts were cut at the length limit (student.max_length)")
+    return found
 
 
 def plan_arms(job: Job) -> list[Arm]:
-    """The students that the config asks for. Raises ``StageError`` if no text was kept."""
+    """The arms that the config asks for. Raises ``StageError`` if no text was kept."""
     config, labels = job.config, job.labels
     relabelled = job.run.read(Example, "relabelled")
     kept = [example for example in relabelled if example.kept]
     if not kept:
-        raise StageError("finetune: no text was kept; `potstill report` says why they were dropped")
+        raise StageError("finetune: no text was kept; `potstill report` shows why they were dropped")
     lineage = {"run": job.run.name, "task": job.task.name, "teacher": config.teacher.model}
     counts = collections.Counter(example.label for example in kept)
     seeds = from_texts(job.data.seeds, labels, weight=config.student.seed_weight)
     held_out = tuple(from_texts(job.data.validation, labels)) if config.student.early_stopping else ()
 
-    def arm(name: str, rows: Sequence[training.TrainingRow]) -> Arm:
+    def arm(name: str, rows: Sequence[TrainingRow]) -> Arm:
         return Arm(name, tuple(rows), seed=config.student.seed, lineage={**lineage, "arm": name}, validation=held_out)
 
     arms = []
-    # The student of the seeds alone comes first: it has a say in the distilled one.
+    # The anchor must be trained before the distilled student.
     anchor = SEEDS_ONLY if second_opinion.wanted(config.student) else None
     if anchor or SEEDS_ONLY in config.evaluate.compare:
         arms.append(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels)))
@@ -96,26 +98,15 @@ def plan_arms(job: Job) -> list[Arm]:
     asked = tuple(from_opinions(relabelled, labels))
     arms.append(replace(arm(DISTILLED, distilled), anchor=anchor, asked=asked))
     if GENERATED in config.evaluate.compare and not job.strategy.unlabelled:
-        arms.append(
-            arm(
-                GENERATED,
-                [
-                    *seeds,
-                    *from_examples(
-                        first_of_each_class(job.run.read(Example, "generated"), config.augment.per_class),
-                        labels,
-                        soft=False,
-                    ),
-                ],
-            )
-        )
+        first = first_of_each_class(job.run.read(Example, "generated"), config.augment.per_class)
+        arms.append(arm(GENERATED, [*seeds, *from_examples(first, labels, soft=False)]))
     if REAL_EQUAL in config.evaluate.compare and job.data.train:
         arms.append(arm(REAL_EQUAL, [*seeds, *from_texts(real_texts(job, counts), labels)]))
     return repeat(arms, config.student.repeats)
 
 
 def first_of_each_class(examples: Sequence[Example], per_class: int) -> list[Example]:
-    """The first texts of every class that the filters let through, in the order of the plan."""
+    """The first texts of every class that passed the filters, in the order of the plan."""
     taken: collections.Counter[str] = collections.Counter()
     first = []
     for example in examples:
@@ -126,7 +117,7 @@ def first_of_each_class(examples: Sequence[Example], per_class: int) -> list[Exa
 
 
 def real_texts(job: Job, counts: collections.Counter[str]) -> list[LabelledText]:
-    """As many real texts of every class as were kept synthetic ones (all, where there are fewer)."""
+    """As many real texts of every class as there are kept synthetic ones (all, if there are fewer)."""
     return [
         row
         for label in job.labels

@@ -1,9 +1,8 @@
-"""Where a fit of Ray Train keeps its checkpoints, so that the same command goes on after its driver died.
+"""The name of a Ray Train fit, so that the same command resumes after its driver died.
 
-Ray Train goes on from the last checkpoint of the fit of the same name and place. So the name is the digest of what is
-trained, as long as nobody else trains the same there: that is what a lock on a file of the folder tells, which the
-system takes away from a process that dies. Where storage knows no locks (``s3://``), every fit has a name of its own
-and starts from the beginning.
+Ray Train resumes from the last checkpoint of a fit with the same name and storage. The name is the digest of what is
+trained, unless another process trains the same there. A file lock tells; the system releases it when its process dies.
+On storage without locks (``s3://``) every fit has its own name and starts from the beginning.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of a fit's 
 
 @contextlib.contextmanager
 def claim(storage: str, key: str) -> Iterator[str]:
-    """A name below ``storage`` that is ours inside of the block: ``key``, or one of its own where that can't be had.
+    """A name below ``storage`` that belongs to this process inside the block: ``key`` if it is free, else a new one.
 
-    Checkpoints under it are deleted at the end of a block that went well: every arm has its export, and an optimizer's
-    state is twice a model. After an error they stay, for the next try.
+    After a successful block its checkpoints are deleted: every arm has its export, and an optimizer's state is twice
+    the size of the model. After an error they stay for the next try.
     """
     with _lock(storage, key) as ours:
         name = key if ours else f"{key}-{uuid.uuid4().hex[:8]}"
@@ -36,7 +35,7 @@ def claim(storage: str, key: str) -> Iterator[str]:
 
 
 def clean(folder: str) -> None:
-    """Delete a fit's checkpoints; the record of them goes first, since Ray takes one of what is gone for an error."""
+    """Delete a fit's checkpoints, Ray's record of them first: Ray fails if a recorded checkpoint is missing."""
     filesystem, root = url_to_fs(folder)
     for path in (f"{root}/{_SNAPSHOT}", *filesystem.glob(f"{root}/checkpoint_*")):
         if filesystem.exists(path):
@@ -45,7 +44,7 @@ def clean(folder: str) -> None:
 
 @contextlib.contextmanager
 def _lock(storage: str, key: str) -> Iterator[bool]:
-    """Whether the fit is ours alone; ``False`` where another process has it or nobody can say."""
+    """Whether this process has the lock on the fit; False if another has it or the storage has no locks."""
     if "://" in storage:
         yield False
         return
@@ -63,13 +62,13 @@ def _lock(storage: str, key: str) -> Iterator[bool]:
 
 
 def _usable(folder: str) -> bool:
-    """Whether Ray can go on from what is there: of its own version, and every checkpoint that it tells of."""
+    """Whether Ray can resume: its record is of the same version, and every recorded checkpoint is there."""
     import ray
 
     try:
         with open(f"{folder}/{_SNAPSHOT}") as file:
-            told = json.load(file)
-        names = [result["checkpoint_dir_name"] for result in told["checkpoint_results"]]
+            record = json.load(file)
+        names = [result["checkpoint_dir_name"] for result in record["checkpoint_results"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return told.get("ray_version") == ray.__version__ and all(os.path.isdir(f"{folder}/{name}") for name in names)
+    return record.get("ray_version") == ray.__version__ and all(os.path.isdir(f"{folder}/{name}") for name in names)

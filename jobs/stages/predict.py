@@ -1,10 +1,10 @@
-"""Predictions of exported students on a cluster, as batch inference over Ray Data.
+"""Predictions of exported students, as batch inference over Ray Data.
 
-    predictions = evaluation.predict({"distilled": folder}, data.test, task.labels)
-    scores.score(predictions["distilled"], task.labels)
+    predictions = predict({"distilled": folder}, data.test, task.labels)
+    score(predictions["distilled"], task.labels)
 
-All students answer in one pass over the texts; a small split on a cluster without GPUs is the job's own process's
-(``jobs/runtime/torch_worker.py``), which spares 15 CPU seconds of imports. What the predictions are worth is ``potstill/measures/scores.py``.
+All students answer in one pass over the texts. On a cluster without GPUs the job's torch worker
+(``jobs/runtime/torch_worker.py``) answers small splits, which saves 15 CPU seconds of imports.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from actors.inference.predictor import PREFIX, Predictor
-from jobs.runtime import torch_worker as bench
+from jobs.runtime import torch_worker
 from potstill.errors import StageError
 from potstill.rows import Prediction
 from potstill.task import LabelledText
 
 CPU_ACTORS = 2
-TOGETHER = 8  # students of one pass: an actor holds them all
+TOGETHER = 8  # students per pass: an actor holds them all
 
 
 def predict(
@@ -38,7 +38,8 @@ def predict(
 ) -> dict[str, list[Prediction]]:
     """Every student's predictions, in the order of ``texts``.
 
-    ``students`` maps names to exported folders (any fsspec path). Of many students (repeats), some at a time. Raises ``StageError`` where a folder can't be loaded.
+    ``students`` maps names to exported folders (any fsspec path); above eight they answer in several passes. Raises
+    ``StageError`` if a folder can't be loaded.
     """
     import ray
 
@@ -59,7 +60,7 @@ def predict(
             probs = _ask([row.text for row in texts], arguments, batch_size, verbose)
             break
         except ray.exceptions.RayError as error:
-            # A lost node, most likely. The pass is short and changes nothing, so it is simply asked again.
+            # Most likely a lost node. The pass is short and has no side effects, so it is simply repeated.
             if last_try:
                 reason = [line.strip() for line in str(error).splitlines() if line.strip()]
                 raise StageError(f"prediction broke off: {reason[-1] if reason else type(error).__name__}") from error
@@ -72,8 +73,8 @@ def predict(
 def _ask(
     texts: Sequence[str], arguments: dict[str, Any], batch_size: int, verbose: bool
 ) -> Mapping[str, Sequence[Sequence[float]]]:
-    """By student, class probabilities in the order of the texts: from the job's own process, or one actor a GPU, else
-    up to two on CPU."""
+    """Class probabilities in the order of the texts, by student: from the job's torch worker, or from one actor per GPU,
+    else up to two on CPU."""
     import ray
 
     resources = ray.cluster_resources()
@@ -81,7 +82,7 @@ def _ask(
     actors = max(1, min(gpus or CPU_ACTORS, gpus or cpus, len(texts) // batch_size))
     if gpus or actors > 1:
         return _ask_actors(texts, arguments, batch_size, actors, bool(gpus), verbose)
-    found: Mapping[str, Sequence[Sequence[float]]] = bench.ask(
+    found: Mapping[str, Sequence[Sequence[float]]] = torch_worker.ask(
         "predict", arguments["students"], texts, arguments["labels"], arguments["max_length"], "cpu"
     )
     return found
@@ -90,7 +91,7 @@ def _ask(
 def _ask_actors(
     texts: Sequence[str], arguments: dict[str, Any], batch_size: int, actors: int, on_gpu: bool, verbose: bool
 ) -> dict[str, list[Sequence[float]]]:
-    """The same by one pass of Ray Data."""
+    """The same from one pass of Ray Data."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.annotations import RayDeprecationWarning
@@ -102,12 +103,12 @@ def _ask_actors(
         options: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
         if not on_gpu:
             options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
-        # Order is not kept by the pool: the position travels with the text.
+        # The pool does not keep the order, so each text carries its position.
         table = pa.table({"position": range(len(texts)), "text": list(texts)})
-        # Cut here: a repartition would need a CPU of its own, and the pool may hold all there are.
+        # Split here: a repartition would need its own CPU, and the pool may hold them all.
         blocks = [table.slice(start, batch_size) for start in range(0, len(texts), batch_size)]
         with warnings.catch_warnings():
-            # Every way to say max_restarts is deprecated since 2.60; there is no other yet.
+            # Every way to set max_restarts is deprecated since Ray 2.60, without a replacement yet.
             warnings.simplefilter("ignore", RayDeprecationWarning)
             asked = ray.data.from_arrow(blocks).map_batches(
                 Predictor,
@@ -115,7 +116,7 @@ def _ask_actors(
                 batch_size=batch_size,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=actors),
-                # Of an actor that may restart, Ray writes to the terminal that its arguments could get lost.
+                # For an actor that may restart, Ray warns on the terminal that its arguments could get lost.
                 ray_remote_args_fn=lambda: {"max_restarts": 0},
                 **options,
             )
@@ -127,7 +128,7 @@ def _ask_actors(
 
 
 def _check(name: str, folder: str, labels: Sequence[str]) -> None:
-    """Raise ``StageError`` unless ``folder`` holds a student of these classes: said here, before actors start."""
+    """Raise ``StageError``, before actors start, unless ``folder`` holds a student of these classes."""
     filesystem, root = url_to_fs(folder)
     try:
         with filesystem.open(f"{root}/config.json", "r") as file:

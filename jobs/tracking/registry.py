@@ -1,12 +1,12 @@
-"""Registering a student: the exported transformers folder becomes a model version with alias ``challenger``.
+"""Registers a student: the exported transformers folder becomes a model version with alias ``challenger``.
 
     model = mlflow.pyfunc.load_model("models:/trec6-student@challenger")
     model.predict(["Where is the Danube?", "Who wrote Hamlet?"])["label"]      # class names; "score": their probability
 
-``register_student`` is a plain function for a Ray task or a subprocess: it needs transformers, which the
-driver does not import. It costs 5 s, most of it imports, and a copy of the folder (90 MB for MiniLM).
-The model carries its own short loader (``jobs/tracking/served_student.py``, whose docstring says why), so that
-neither potstill nor anything but MLflow, torch and transformers is needed where it is used.
+``register_student`` runs in a Ray task or a subprocess: it needs transformers, which the driver does not import. It
+takes 5 s, mostly for imports, and copies the folder (90 MB for MiniLM). The model carries its own short loader
+(``jobs/tracking/served_student.py``, whose docstring says why), so serving it needs only MLflow, torch and
+transformers, not potstill.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-UPLOAD_TIMEOUT_S = 120  # of one request: weights take longer than a metric
+UPLOAD_TIMEOUT_S = 120  # per request: weights take longer than a metric
 PINNED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 _LOADER = Path(__file__).with_name("served_student.py")
 
 
 @dataclass(frozen=True, slots=True)
 class StudentVersion:
-    """A version in the model registry. ``created`` is false where it was registered before."""
+    """A version in the model registry. ``created``: false if it was registered before."""
 
     name: str
     version: str
@@ -47,68 +47,67 @@ class StudentVersion:
 
     @property
     def alias_uri(self) -> str:
-        """The address that always means the newest evaluated student."""
+        """The address of the newest evaluated student, whichever version that is."""
         return f"models:/{self.name}@{CHALLENGER}"
 
 
-def register_student(
-    *,
-    name: str,
-    folder: str | Path,
-    tracking_uri: str,
-    run_id: str,
-    run_digest: str,
-    task: str,
-    labels: Sequence[str],
-    scores: Mapping[str, float],
-    test_digest: str,
-    student_digest: str,
-    teacher: str,
-    input_example: Sequence[str],
-    max_length: int = 128,
-    lineage: Mapping[str, str] | None = None,
-) -> StudentVersion:
-    """Log the student in ``folder`` (any fsspec path) under ``run_id`` and register it as ``name``, once per ``run_digest``
-    and ``student_digest``.
+@dataclass(frozen=True, slots=True)
+class StudentCard:
+    """A student to be registered as ``name``; ``folder`` is its export (any fsspec path).
 
-    ``scores`` become tags of the version and are what ``promote`` compares: ``macro_f1``, ``macro_f1_low``,
-    ``macro_f1_high`` (bounds of its interval), ``accuracy``, all fractions of 1, and any others. ``lineage``
-    is more tags (base model, data digests, git commit). ``max_length`` in tokens; longer texts are cut, as
-    they were in evaluation.
-
-    Where a version with these digests exists it is returned, and ``challenger`` points to it again.
-    Raises ``StageError`` if the folder is no student with these classes, ``TrackingError`` for an outage.
+    ``scores`` become tags of the version, by which ``promote`` compares versions: ``macro_f1``, ``macro_f1_low``,
+    ``macro_f1_high`` (bounds of its interval), ``accuracy``, all fractions of 1, and any others. ``lineage``: more tags
+    (base model, data digests, git commit). ``max_length`` in tokens; longer texts are cut, as in evaluation.
     """
-    facts = {
-        "task": task,
-        "run_digest": run_digest,
-        "test_digest": test_digest,
-        "student_digest": student_digest,
-        "teacher": teacher,
-    }
-    tags = {
-        **{key: str(value) for key, value in (lineage or {}).items()},
-        **{key: repr(float(value)) for key, value in scores.items()},
-        **facts,
-    }
-    with student_folder.fetched(str(folder)) as local:
-        _check_folder(Path(local), labels)
+
+    name: str
+    folder: str | Path
+    run_digest: str
+    task: str
+    labels: Sequence[str]
+    scores: Mapping[str, float]
+    test_digest: str
+    student_digest: str
+    teacher: str
+    input_example: Sequence[str]
+    max_length: int = 128
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the model version."""
+        facts = ("task", "run_digest", "test_digest", "student_digest", "teacher")
+        return {
+            **{key: str(value) for key, value in self.lineage.items()},
+            **{key: repr(float(value)) for key, value in self.scores.items()},
+            **{key: getattr(self, key) for key in facts},
+        }
+
+
+def register_student(card: StudentCard, tracking_uri: str, run_id: str) -> StudentVersion:
+    """Log the student under ``run_id`` and register it, once per run digest and student digest.
+
+    A version with these digests is returned as it is, and ``challenger`` points to it again. Raises ``StageError``
+    if the folder does not hold a student with these classes, ``TrackingError`` for an outage.
+    """
+    with student_folder.fetched(str(card.folder)) as local:
+        _check_folder(Path(local), card.labels)
         try:
             with short_requests(UPLOAD_TIMEOUT_S), _tracking_to(tracking_uri), mlflow_errors():
                 registry = client(tracking_uri)
-                known = find_version(registry, name, run_digest, student_digest)
+                known = find_version(registry, card.name, card.run_digest, card.student_digest)
                 created = known is None
                 if known is None:
-                    model_uri = _log(registry, Path(local), run_id, labels, input_example, max_length, tags)
-                    known = _create_version(registry, name, model_uri, run_id, tags)
-                registry.set_registered_model_alias(name, CHALLENGER, known.version)
+                    model_uri = _log(registry, Path(local), run_id, card)
+                    known = _create_version(registry, card.name, model_uri, run_id, card.tags)
+                registry.set_registered_model_alias(card.name, CHALLENGER, known.version)
         except RefusedError as error:
-            raise StageError(f"MLflow refused the student {name!r}: {error}") from error
-    return StudentVersion(name, str(known.version), f"models:/{name}/{known.version}", created)
+            raise StageError(f"MLflow refused the student {card.name!r}: {error}") from error
+    return StudentVersion(card.name, str(known.version), f"models:/{card.name}/{known.version}", created)
 
 
 def find_version(registry: MlflowClient, name: str, run_digest: str, student_digest: str) -> ModelVersion | None:
-    """The oldest usable version of ``name`` with both digests, or ``None``."""
+    """The oldest ready version of ``name`` with both digests, or None."""
     versions = registry.search_model_versions(f"name = '{_quoted(name)}' and tags.run_digest = '{run_digest}'")
     usable = [
         found for found in versions if found.status == "READY" and found.tags.get("student_digest") == student_digest
@@ -128,9 +127,9 @@ def predict_signature() -> ModelSignature:
 
 
 def pinned_requirements() -> list[str]:
-    """What the model needs where it is loaded, at the versions it was made with.
+    """The packages that loading the model needs, at the versions it was made with.
 
-    Local parts of a version (``+cpu``) are left out: no index has them under that name.
+    Local parts of a version (``+cpu``) are left out, since package indexes don't have them.
     """
     pins = []
     for package in PINNED:
@@ -156,16 +155,8 @@ def _check_folder(folder: Path, labels: Sequence[str]) -> None:
         raise StageError(f"{folder} holds no tokenizer: save it beside the model")
 
 
-def _log(
-    registry: MlflowClient,
-    folder: Path,
-    run_id: str,
-    labels: Sequence[str],
-    input_example: Sequence[str],
-    max_length: int,
-    tags: Mapping[str, str],
-) -> str:
-    """Log the model and give its ``models:/m-...`` address.
+def _log(registry: MlflowClient, folder: Path, run_id: str, card: StudentCard) -> str:
+    """Log the model and return its ``models:/m-...`` address.
 
     The weights are loaded once, on the CPU: MLflow 3.17 can't log a folder by its path with transformers 5.
     """
@@ -174,12 +165,10 @@ def _log(
 
     import jobs.tracking.served_flavor as flavor
 
-    # Made by hand, since MLflow puts a model without an active run into the Default experiment, whose artifacts
-    # lie under the working directory; and an active run would be ended by leaving it.
+    # Created explicitly: MLflow puts a model without an active run into the Default experiment, whose artifacts are
+    # in the working directory, and an active run would end when it is left.
     run = registry.get_run(run_id)
-    made = registry.create_logged_model(
-        run.info.experiment_id, "student", run_id, dict(tags), model_type="transformers"
-    )
+    made = registry.create_logged_model(run.info.experiment_id, "student", run_id, card.tags, model_type="transformers")
     info = Model.log(
         artifact_path=None,
         model_id=made.model_id,
@@ -188,36 +177,36 @@ def _log(
         transformers_model=pipeline("text-classification", model=str(folder), tokenizer=str(folder), device="cpu"),
         task="text-classification",
         signature=predict_signature(),
-        input_example=list(input_example[:3]),
+        input_example=list(card.input_example[:3]),
         pip_requirements=pinned_requirements(),
         code_paths=[str(_LOADER)],
-        model_config={"max_length": max_length, "batch_size": 32},
-        metadata={"classes": list(labels), "potstill": dict(tags)},
-        model_card=_model_card(tags, labels),
+        model_config={"max_length": card.max_length, "batch_size": 32},
+        metadata={"classes": list(card.labels), "potstill": card.tags},
+        model_card=_model_card(card),
     )
     return str(info.model_uri)
 
 
-def _model_card(tags: Mapping[str, str], labels: Sequence[str]) -> Any:
-    """A card of our own: MLflow would else ask the hub for one, by the folder's name."""
+def _model_card(card: StudentCard) -> Any:
+    """The model's README. Without one MLflow would look one up on the hub, by the folder's name."""
     from huggingface_hub import ModelCard
 
-    facts = "\n".join(f"- {key}: {value}" for key, value in sorted(tags.items()))
-    classes = ", ".join(f"`{label}`" for label in labels)
+    facts = "\n".join(f"- {key}: {value}" for key, value in sorted(card.tags.items()))
+    classes = ", ".join(f"`{label}`" for label in card.labels)
     head = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n"
-    body = f"# {tags['task']} student\n\nA text classifier distilled by potstill.\n\nClasses: {classes}\n\n{facts}\n"
+    body = f"# {card.task} student\n\nA text classifier distilled by potstill.\n\nClasses: {classes}\n\n{facts}\n"
     return ModelCard(head + body)
 
 
 def _create_version(
     registry: MlflowClient, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Register the model. The tags come with the version, so that none ever stands there without its digest."""
+    """Register the model. The tags are set along with the version, so that no version ever lacks its digests."""
     from mlflow.exceptions import MlflowException
 
     try:
         registry.create_registered_model(
-            name, description="Text classifiers distilled by potstill, one version a run digest."
+            name, description="Text classifiers distilled by potstill, one version per run digest."
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -236,7 +225,8 @@ def _create_version(
 
 @contextmanager
 def _tracking_to(uri: str) -> Iterator[None]:
-    """MLflow's process-wide settings for the calls inside, put back afterwards: a Ray worker serves other tasks too."""
+    """Set MLflow's process-wide settings inside the block and restore them afterwards, since a Ray worker also runs
+    other tasks."""
     import mlflow
 
     names = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")

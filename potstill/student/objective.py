@@ -1,7 +1,7 @@
-"""What the student learns towards: target distributions and example weights, ready for a weighted cross-entropy.
+"""The student's objective: target distributions and example weights for a weighted cross-entropy.
 
-Cross-entropy is linear in its target. So hard labels, the teacher's distribution, any mix of the two and
-label smoothing are all *one* target distribution per text, computed once before training.
+Cross-entropy is linear in its target, so hard labels, the teacher's distribution, any mix of the two and label
+smoothing are all *one* target distribution per text, computed once before training.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup_ratio: float,
 
 
 def peak_learning_rate(student: StudentConfig, parameters: int) -> float:
-    """The config's learning rate, or the one that suits a student of that many parameters."""
+    """The configured learning rate; auto: one that suits the number of parameters."""
     if student.learning_rate == "auto":
         return 1e-4 if parameters < 50_000_000 else 4e-5
     return student.learning_rate

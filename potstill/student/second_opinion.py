@@ -1,18 +1,18 @@
-"""A say for the student of the seeds alone, in the distilled student's labels and in its weights.
+"""The second opinion of the seeds-only student (the anchor), in the distilled student's labels and in its weights.
 
-The seeds are the only real texts there are. What was learnt from them knows how real texts look, which the
-teacher's texts don't always show: generated spam looks like any unruly text, and a student of it calls every
-unruly message spam, though it *ranks* messages no worse than before. Two things mend that:
+The seeds are the only real texts. A student of them knows what real texts look like, which generated texts don't always
+show: generated spam looks like any unruly text, so a student of it calls every unruly message spam, although it *ranks*
+messages no worse than before. Two things correct that:
 
 - labels: the teacher's distribution over a text's classes times that of the seeds-only student (a product of
   experts; two views that label for each other are co-training, Blum & Mitchell, COLT 1998);
 - weights: the exported student is the weighted mean of the distilled one and the seeds-only one, which start
   from the same encoder (WiSE-FT: Wortsman et al., CVPR 2022, section 3).
 
-How much say: as much as so few texts can have taught (two seeds tell two classes apart far better than six),
-and only as far as it agrees, beyond chance, with what is known of the generated texts: the class that each was
-written for and the one that the teacher took it for. A seeds-only student of SUBJ that was worse than a coin on
-real sentences agreed at 0.3, those of SMS spam, which were good, at 0.4 to 0.75.
+The anchor's weight grows with the seeds per class (two seeds separate two classes far better than six) and is capped
+by its kappa with the other labels of the generated texts: the class that each was written for and the class that the
+teacher assigned. A seeds-only student of SUBJ that was worse than chance on real sentences agreed at 0.3; those of SMS
+spam, which were good, at 0.4 to 0.75.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from potstill.config.student import StudentConfig
 from potstill.measures.kappa import kappa
 
 FLOOR = 0.02
-"""The least probability that counts: a student of a few texts is too sure of itself to rule a class out."""
+"""Lower bound of the anchor's probabilities: a student of a few texts is too overconfident to rule a class out."""
 _LARGEST_BLEND = 0.4
-_AGREEMENT = (0.35, 0.5)  # up to the first the opinion counts for nothing, from the second on in full
+_AGREEMENT = (0.35, 0.5)  # no weight up to the first, full weight from the second
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorWeight:
-    """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights
-    in the exported student; ``agreement``: beyond chance (``agreement``), ``None`` where the teacher was asked nothing."""
+    """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights in the
+    exported student; ``agreement``: its kappa with the other labels, None if the teacher was not asked."""
 
     opinion: float = 0.0
     blend: float = 0.0
@@ -43,46 +43,45 @@ class AnchorWeight:
 
 
 def wanted(student: StudentConfig) -> bool:
-    """Whether the seeds-only student may have any say, so that it has to be trained."""
+    """Whether the seeds-only student may get any weight, so that it has to be trained."""
     return student.second_opinion != 0 or student.blend != 0
 
 
-def choose_say(
+def choose_weight(
     student: StudentConfig, n_seeds: int, choices: NDArray[np.int64], others: NDArray[np.float64]
 ) -> AnchorWeight:
-    """As configured; auto: in full from as many seeds a class as there are classes and an agreement of 0.5, with
-    fewer seeds by the square of that ratio, and nothing below an agreement of 0.35.
+    """The anchor's weight, as configured. auto: full with as many seeds per class as there are classes and an agreement
+    of 0.5; with fewer seeds it falls with the square of that ratio; zero below an agreement of 0.35.
 
-    ``choices`` [texts]: the classes that the seeds-only student takes texts for; ``others`` [texts, classes]: what
-    else is known of them. All texts that the teacher was asked about belong here: on those that selection kept
-    everybody agrees. The constants were found on training-side rows of several tasks (``docs/method.md``).
+    ``choices`` [texts]: the classes that the seeds-only student assigns; ``others`` [texts, classes]: the other labels
+    of the texts. Pass all texts that the teacher was asked about: on those that selection kept, all labels agree. The
+    constants were found on training-side rows of several tasks (``docs/method.md``).
     """
     n_classes = others.shape[1]
     agreed = kappa(choices, others) if len(choices) else None
     taught = min(1.0, n_seeds / max(n_classes, 1) ** 2) ** 2
     low, high = _AGREEMENT
-    # Nobody vouches for it where the teacher was asked nothing.
-    standing = taught * float(np.clip(((agreed or 0.0) - low) / (high - low), 0.0, 1.0))
+    # Without the teacher's labels there is no agreement, so no weight.
+    weight = taught * float(np.clip(((agreed or 0.0) - low) / (high - low), 0.0, 1.0))
     return AnchorWeight(
-        standing if student.second_opinion == "auto" else student.second_opinion,
-        _LARGEST_BLEND * standing if student.blend == "auto" else student.blend,
+        weight if student.second_opinion == "auto" else student.second_opinion,
+        _LARGEST_BLEND * weight if student.blend == "auto" else student.blend,
         agreed,
     )
 
 
-def in_words(say: Mapping[str, float | None]) -> str:
-    """The fields of a ``AnchorWeight`` for a person; nothing where there is none."""
-    if not say:
+def in_words(weight: Mapping[str, float | None]) -> str:
+    """The fields of an ``AnchorWeight`` in words; empty without an anchor."""
+    if not weight:
         return ""
-    kappa = say["agreement"]
-    agreement = "the teacher was asked nothing" if kappa is None else f"agrees with the others at kappa {kappa:.2f}"
-    return (
-        f"second opinion of the seeds-only student: weight {say['opinion']:.2f}, blend {say['blend']:.2f} ({agreement})"
-    )
+    agreed = weight["agreement"]
+    agreement = "the teacher was not asked" if agreed is None else f"agrees with the others at kappa {agreed:.2f}"
+    shares = f"weight {weight['opinion']:.2f}, blend {weight['blend']:.2f}"
+    return f"second opinion of the seeds-only student: {shares} ({agreement})"
 
 
 def refine(probs: NDArray[np.float64], opinion: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    """``probs`` times ``opinion ** weight``, normalised; both [rows, classes]. What is certain stays so."""
+    """``probs`` times ``opinion ** weight``, normalised; both [rows, classes]. One-hot rows don't change."""
     product = probs * np.maximum(opinion, FLOOR) ** weight
     refined: NDArray[np.float64] = product / product.sum(axis=1, keepdims=True)
     return refined

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,7 +26,6 @@ from threadpoolctl import threadpool_limits
 from potstill.errors import InputError, Problem
 
 Floats = NDArray[np.float32]
-Nearest = Callable[[NDArray[np.floating]], Floats]
 
 BLOCK = 1024  # rows and columns of a block of cosines: 4 MiB, about the size of a core's caches
 _SMALLEST = 1e-200  # smallest squared row length that float64 holds at full precision
@@ -120,13 +119,10 @@ def block_maxima(
     return products.max(axis=1), products.max(axis=0)
 
 
-def by_class(
-    embeddings: NDArray[np.floating], labels: Sequence[str], order: Sequence[str], nearest: Nearest = nearest_distances
-) -> list[Diversity]:
-    """Both measures over all rows, then within each class of ``order``. ``labels``: the class of each row.
+def by_class(embeddings: NDArray[np.floating], labels: Sequence[str], order: Sequence[str]) -> list[Diversity]:
+    """Both measures over all rows, then within every class of ``order``. ``labels``: the class of each row.
 
-    ``nearest`` returns each row's distance to the nearest other row; pass one that uses a cluster for large sets. Raises
-    ``InputError`` for labels outside ``order`` and for NaN or infinity.
+    Raises ``InputError`` for labels outside ``order``, and for NaN or infinity.
     """
     if len(labels) != len(embeddings):
         raise ValueError(f"{len(embeddings)} embeddings, {len(labels)} labels")
@@ -136,13 +132,13 @@ def by_class(
     of = np.asarray(labels)
     parts: list[tuple[str | None, NDArray[np.floating]]] = [(None, embeddings)]
     parts += [(label, embeddings[of == label]) for label in order]
-    return [_measure(label, rows, nearest) for label, rows in parts]
+    return [_measure(label, rows) for label, rows in parts]
 
 
-def _measure(label: str | None, rows: NDArray[np.floating], nearest: Nearest) -> Diversity:
+def _measure(label: str | None, rows: NDArray[np.floating]) -> Diversity:
     if len(rows) < 2:
         return Diversity(label, len(rows), None, None)
-    return Diversity(label, len(rows), remote_clique(rows), float(nearest(rows).mean(dtype=np.float64)))
+    return Diversity(label, len(rows), remote_clique(rows), chamfer(rows))
 
 
 def check(embeddings: NDArray[np.floating]) -> None:

@@ -30,13 +30,14 @@ def main(folder: Path) -> None:
     from jobs.stages import train as training
     from potstill.config.student import StudentConfig
     from potstill.errors import InputError
+    from potstill.student.arms import Arm
     from tests.support.tiny_student import LABELS, make_rows, make_student
 
     def loop(config: Mapping[str, Any]) -> dict[str, Any]:
         context = ray.get_runtime_context()
         place = [context.get_node_id(), *context.get_accelerator_ids()["GPU"], os.environ["CUDA_VISIBLE_DEVICES"]]
         (folder / f"{os.getpid()}.place").write_text(json.dumps(place))
-        return {"reports": []}
+        return {}
 
     with socket.socket() as probe:  # other clusters may have the usual one
         probe.bind(("127.0.0.1", 0))
@@ -49,11 +50,11 @@ def main(folder: Path) -> None:
     try:
         config = StudentConfig(model=make_student(folder / "bert"))
         workers, on_gpu = training.choose_workers(config, ray.cluster_resources())
-        training.run_fit(TrainingJob(LABELS, config, (), "cuda"), workers, str(folder / "fits"), "placed", loop=loop)
+        training.run_fit(TrainingJob(LABELS, config, (), "cuda"), workers, str(folder / "fits/placed"), loop=loop)
         started, refused = time.monotonic(), ""
         try:
             more = config.model_copy(update={"workers": workers + 1})
-            training.train([training.Arm("one", make_rows(12))], more, LABELS, str(folder))
+            training.train([Arm("one", make_rows(12))], more, LABELS, str(folder))
         except InputError as error:
             refused = str(error)
         found = {

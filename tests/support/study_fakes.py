@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from actors.student_folder import ArmReport
 from actors.teachers.answers import Answer, to_answer_table
 from jobs.stages import train as training
 from potstill import draws
@@ -55,20 +56,20 @@ class World:
             self.trained.append(arm.name)
             students[arm.name] = training.TrainedStudent(
                 name=arm.name,
-                digest=arm_digest(arm, student, labels, "w"),
                 export=f"{storage}/{arm.name}",
-                records=(),
-                examples=len(arm.rows),
-                tokens=1,
-                padded_tokens=1,
-                truncated=0,
-                seconds=1.5,
-                best_step=1,
-                workers=1,
-                warnings=(),
-                resumed=(),
-                say={},
-                validation=(),
+                report=ArmReport(
+                    digest=arm_digest(arm, student, labels, "w"),
+                    steps=1,
+                    losses=[1.0],
+                    learning_rates=[0.1],
+                    examples=len(arm.rows),
+                    tokens=1,
+                    padded_tokens=1,
+                    truncated=0,
+                    seconds=1.5,
+                    workers=1,
+                    best_step=1,
+                ),
                 reused=False,
             )
         return training.TrainingResult(students, 1.0, 1, None)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors import student_folder
+from actors.student_folder import ArmReport
 from actors.training import worker as student
-from actors.training.job import ArmJob, ArmReport, TrainingJob
-from actors.training.recovery.checkpoints import FolderCheckpoints
+from actors.training.job import ArmJob, TrainingJob
+from actors.training.recovery.checkpoints import RayCheckpoints
 from potstill.config.student import StudentConfig
 from potstill.student.arms import Arm, arm_digest
 from potstill.student.encoders import weights_digest
@@ -34,8 +37,37 @@ class Stopped(Exception):
     """The training was broken off on purpose."""
 
 
+class FolderCheckpoints(RayCheckpoints):
+    """Checkpoints in a folder that all ranks share, without Ray; only the last accepted one is kept."""
+
+    def __init__(self, folder: str, rank: int = 0) -> None:
+        self.folder, self._rank = folder, rank
+        os.makedirs(folder, exist_ok=True)
+
+    @contextlib.contextmanager
+    def fetch(self) -> Iterator[str | None]:
+        last = Path(self.folder, "last")
+        yield f"{self.folder}/{last.read_text()}" if last.exists() else None
+
+    def preempted(self) -> bool:
+        return False
+
+    def upload(self, scratch: str, name: str) -> None:
+        shutil.copytree(scratch, f"{self.folder}/{name}", dirs_exist_ok=True)
+
+    def accept(self, name: str, step: int) -> None:
+        if self._rank == 0:
+            Path(self.folder, "last").write_text(name)
+            for other in Path(self.folder).glob("checkpoint_*"):
+                if other.name != name:
+                    self.reject(other.name)
+
+    def reject(self, name: str) -> None:
+        shutil.rmtree(f"{self.folder}/{name}", ignore_errors=True)
+
+
 class StoppingCheckpoints(FolderCheckpoints):
-    """Breaks training off as soon as a checkpoint of step ``stop_at`` is stored."""
+    """Breaks training off once a checkpoint of step ``stop_at`` is stored."""
 
     stop_at: int | None = None
 
@@ -57,7 +89,7 @@ def settings(tiny: str, **changes: Any) -> StudentConfig:
     return StudentConfig(**{**base, **changes})
 
 
-def prepare(folder: Path, config: StudentConfig, *arms: Arm, record: bool = False) -> TrainingJob:
+def prepare(folder: Path, config: StudentConfig, *arms: Arm) -> TrainingJob:
     jobs = []
     for arm in arms or (Arm("one", ROWS),):
         key = arm_digest(arm, config, LABELS, weights_digest(config.model))
@@ -65,7 +97,7 @@ def prepare(folder: Path, config: StudentConfig, *arms: Arm, record: bool = Fals
             ArmJob(name=arm.name, digest=key, seed=arm.seed, folder=str(folder / key), lineage=dict(arm.lineage))
         )
         student_folder.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
-    return TrainingJob(LABELS, config, tuple(jobs), record=record)
+    return TrainingJob(LABELS, config, tuple(jobs))
 
 
 def train(folder: Path, config: StudentConfig, *arms: Arm) -> list[ArmReport]:

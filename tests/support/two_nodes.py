@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,10 @@ def main(folder: Path, stage: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from actors.coverage import read_coverage, what_counts
     from jobs.stages import train as training
-    from jobs.stages.train import Arm
     from potstill.config.student import StudentConfig
-    from potstill.student.batches import plan_steps
+    from potstill.student.arms import Arm
+    from tests.support.tiny_jobs import prepare, two_workers
     from tests.support.tiny_student import LABELS, make_rows, make_student
 
     config = StudentConfig(
@@ -39,6 +39,7 @@ def main(folder: Path, stage: int) -> None:
         zero_stage=stage,
         checkpoint_steps=10,
         max_failures=1,
+        precision="float32",
     )
     quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     with socket.socket() as probe:  # other clusters may have the usual one
@@ -51,21 +52,21 @@ def main(folder: Path, stage: int) -> None:
     cluster.wait_for_nodes()
 
     def take_away() -> None:
-        while not any(line["step"] >= 35 for arm in folder.glob("students/*") for line in read_coverage(str(arm))):
+        while not any(folder.glob("fits/*/checkpoint_0000030_*")):
             time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=take_away, daemon=True).start()
     try:
-        rows = make_rows(75)
-        result = training.train([Arm("one", rows)], config, LABELS, str(folder), record=True)
-        one = result.students["one"]
-        lines = read_coverage(str(Path(one.export).parent))
-        plan = plan_steps(len(rows), 16, 1, 80, 0)
-        whole = what_counts(lines) == {number: sorted(step.rows) for number, step in enumerate(plan, start=1)}
-        attempts = len({line["attempt"] for line in lines})
-        found = {"workers": one.workers, "resumed": one.resumed, "whole": whole, "attempts": attempts}
-        (folder / "found.json").write_text(json.dumps({**found, "steps": len(one.records), "first": result.workers}))
+        arm = Arm("one", make_rows(75))
+        result = training.train([arm], config, LABELS, str(folder))
+        undisturbed = two_workers(folder / "work", [(prepare(folder / "undisturbed", config, arm), None, None)])
+        found = {
+            "report": asdict(result.students["one"].report),
+            "first": result.workers,
+            "undisturbed": undisturbed[0],
+        }
+        (folder / "found.json").write_text(json.dumps(found))
     finally:
         ray.shutdown()
         cluster.shutdown()

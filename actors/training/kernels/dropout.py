@@ -1,8 +1,7 @@
-"""Dropout on a CPU for a quarter of the price: one draw of torch's generator serves four numbers.
+"""Dropout on a CPU at a quarter of the cost: one draw of torch's generator serves four elements.
 
-torch draws a number in double precision for each one that may be dropped, on one core however many there are: for
-MiniLM a tenth of a step on one core, a sixth on two. Here 64 random bits are cut in four, and what is dropped is
-cleared by an ``and`` with its bits.
+torch draws a double for each element, and on one core only: for MiniLM that takes a tenth of a step on one core and a
+sixth on two. Here 64 random bits are split in four, and dropped elements are cleared by a bitwise ``and``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 _BITS = 15
-"""A quarter of a draw without its sign: shares are rounded to 1 in 32,768."""
+"""A quarter of a draw without its sign bit: shares are rounded to 1 in 32,768."""
 
 
 class _Mask(Function):
@@ -31,7 +30,7 @@ class _Mask(Function):
 
 
 class Dropout(torch.nn.Dropout):
-    """Stands in for ``torch.nn.Dropout``, with the same generator and law but other draws."""
+    """Replaces ``torch.nn.Dropout``, with the same generator and distribution but other draws."""
 
     def forward(self, states: Tensor) -> Tensor:
         """``states`` with a share ``p`` of them set to 0 and the rest scaled by ``1 / (1 - p)``, while training."""
@@ -39,14 +38,14 @@ class Dropout(torch.nn.Dropout):
 
 
 def drop(states: Tensor, p: float) -> Tensor:
-    """Dropout of a share ``p``. On a GPU, and for types of other widths than 2 and 4 bytes, it is torch's."""
+    """Dropout of a share ``p``. On a GPU, and for types other than 2 or 4 bytes wide, torch's own is used."""
     if p == 0.0:
         return states
     if states.device.type != "cpu" or states.element_size() not in (2, 4) or p >= 1.0:
         return torch.nn.functional.dropout(states, p)
     dropped = round(p * 2**_BITS)
     draws = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    # Per quarter: 15 bits less than `dropped` become 0, all others -1, which has all bits set.
+    # Each quarter: 15 bits below `dropped` become 0, others -1, which has all bits set.
     kept = draws.view(torch.int16)[: states.numel()].bitwise_right_shift_(1).bitwise_and_(2**_BITS - 1)
     kept = kept.sub_(dropped).bitwise_right_shift_(15).bitwise_not_()
     if states.element_size() == 4:
@@ -56,7 +55,7 @@ def drop(states: Tensor, p: float) -> Tensor:
 
 
 def replace(model: torch.nn.Module) -> None:
-    """Put ``Dropout`` in the place of every ``torch.nn.Dropout`` of a model."""
+    """Replace every ``torch.nn.Dropout`` of a model by ``Dropout``."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is torch.nn.Dropout:

@@ -1,10 +1,10 @@
-"""Batches without padding: the tokens of all texts stand in one row, and attention keeps the texts apart.
+"""Batches without padding: the tokens of all texts form one row, and attention keeps the texts apart.
 
-Most of an encoder's work is done token by token (projections, feed-forward, norms, dropout): there a batch needs
-no shape but the number of its tokens. ``attend`` is an attention function of transformers' registry that is told by
-a ``Packing`` where each text ends. On a GPU it is flash attention over lengths that differ (nested tensors); on a
-CPU, which has no such kernel with dropout, texts of similar length are padded to each other for the attention alone.
-A hook behind the last layer gives the heads the usual ``[rows, longest, hidden]``.
+Most of an encoder works token by token (projections, feed-forward, norms, dropout), where only the number of tokens
+matters. ``attend`` is an attention function for transformers' registry; a ``Packing`` tells it where each text ends.
+On a GPU it uses flash attention over variable lengths (nested tensors). On a CPU, which has no such kernel with
+dropout, texts of similar length are padded to each other for attention only. A hook after the last layer gives the
+heads the usual ``[rows, longest, hidden]``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch.autograd import Function
 from actors.training.kernels.dropout import drop
 
 NAME = "potstill_packed"
-"""Of the attention function in transformers' registry."""
+"""Name of the attention function in transformers' registry."""
 
 GROUP_OVERHEAD = 2000
-"""What one more group costs, in pairs of tokens that attend to each other (times all heads, forward and backward)."""
+"""Cost of one more group, in pairs of tokens that attend to each other (times all heads, forward and backward)."""
 
 _FIRST_POSITION = {
     "bert": 0,
@@ -37,14 +37,14 @@ _FIRST_POSITION = {
     "camembert": 1,
     "xlm-roberta": 1,
 }
-"""Model types whose attention is in the registry and that take positions; and whether those start behind the padding id."""
+"""Model types whose attention is in the registry and that take positions; 1 if positions start after the padding id."""
 
 
 @dataclass(frozen=True)
 class PaddedGroup:
-    """Texts ``first`` to ``last`` of a packing that are padded to ``longest`` for attention; ``begin`` to ``end`` are
-    their tokens. ``places [tokens]``: where each token stands in ``[rows * longest]``; ``mask [rows, 1, 1, longest]``;
-    both ``None`` where nothing is padded."""
+    """Texts of a packing that are padded to ``longest`` for attention. ``begin`` to ``end``: their tokens;
+    ``places [tokens]``: the index of each token in ``[rows * longest]``; ``mask [rows, 1, 1, longest]``. Both are None
+    if nothing is padded."""
 
     begin: int
     end: int
@@ -55,7 +55,7 @@ class PaddedGroup:
 
 
 class Packing:
-    """Where the texts of a batch stand in the one row of its tokens. ``lengths [rows]`` in tokens."""
+    """The positions of a batch's texts in the single row of its tokens. ``lengths [rows]`` in tokens."""
 
     def __init__(self, lengths: Sequence[int] | NDArray[np.int64], device: Any) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
@@ -69,13 +69,13 @@ class Packing:
 
     @cached_property
     def groups(self) -> list[PaddedGroup]:
-        """Neighbours that are cheapest padded to each other. Texts that are sorted by length have the fewest."""
+        """Groups of neighbouring texts that are cheapest to pad together; fewest if texts are sorted by length."""
         bounds = cut(self.lengths, GROUP_OVERHEAD)
         return [self._group(first, last) for first, last in itertools.pairwise(bounds)]
 
     @cached_property
     def offsets(self) -> Any:
-        """``[rows + 1]`` int64: where each text begins, and the end."""
+        """``[rows + 1]`` int64: the start of each text, and the end."""
         return torch.tensor(self.starts, dtype=torch.int64, device=self.device)
 
     def _group(self, first: int, last: int) -> PaddedGroup:
@@ -92,10 +92,10 @@ class Packing:
 def cut(lengths: NDArray[np.int64], overhead: int) -> list[int]:
     """Bounds ``[0, ..., rows]`` of the groups with the least work: rows times longest squared, plus ``overhead`` each.
 
-    Dynamic programming over the runs of equal lengths; groups are neighbours.
+    By dynamic programming over runs of equal lengths; a group consists of neighbours.
     """
     edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    best: list[tuple[int, int]] = [(0, 0)]  # cost of the best cut of the first runs, and where its last group begins
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the best cut of the first runs, and the start of its last group
     for end in range(1, len(edges)):
         longest, found = 0, None
         for begin in range(end - 1, -1, -1):
@@ -113,26 +113,26 @@ def cut(lengths: NDArray[np.int64], overhead: int) -> list[int]:
 
 
 def can_pack(model: Any) -> bool:
-    """Whether ``pack`` knows the architecture."""
+    """Whether ``pack`` supports the architecture."""
     config = model.config
     plain = getattr(config, "position_embedding_type", None) in (None, "absolute")
     return config.model_type in _FIRST_POSITION and plain and not getattr(config, "is_decoder", False)
 
 
 def pack(model: Any) -> None:
-    """Make a sequence classifier take packed batches, and nothing else from then on."""
+    """Make a sequence classifier take packed batches, and only those."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
     base = model.base_model
-    # What comes behind the last layer (a pooler, a head) reads [rows, longest, hidden].
+    # The modules after the last layer (a pooler, a head) read [rows, longest, hidden].
     stack = getattr(base, "encoder", None) or getattr(base, "transformer", None) or base
     stack.register_forward_hook(_unpack_states, with_kwargs=True)
 
 
 def inputs(model: Any, ids: Sequence[Sequence[int]], device: Any, renumber: Any = None) -> dict[str, Any]:
-    """What the model's forward takes for these token ids: one row of all tokens, and where they belong."""
+    """The inputs of the model's forward for these token ids: one row of all tokens, and their packing."""
     packing = Packing([len(row) for row in ids], device)
     tokens = np.concatenate([np.asarray(row, dtype=np.int64) for row in ids])
     if renumber is not None:
@@ -150,8 +150,8 @@ def inputs(model: Any, ids: Sequence[Sequence[int]], device: Any, renumber: Any 
 class Pad(Function):
     """``pad(rows, places, size)``: a table of that size with each row in its place and zeros elsewhere.
 
-    Pad and Unpad are each other's gradients; torch's own gradient of ``index_select`` adds row by row, which takes
-    longer than the attention.
+    Pad and Unpad are each other's gradients. torch's own gradient of ``index_select`` adds row by row, which is slower
+    than the attention itself.
     """
 
     @staticmethod
@@ -167,7 +167,7 @@ class Pad(Function):
 
 
 class Unpad(Function):
-    """``unpad(table, places)``: the rows that stand in those places."""
+    """``unpad(table, places)``: the rows at those places."""
 
     @staticmethod
     def forward(ctx: Any, table: Any, places: Any) -> Any:
@@ -195,7 +195,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Any, None]:
     """Attention within each text. ``query``, ``key``, ``value``: ``[1, heads, tokens, size]``; returns
-    ``[1, tokens, heads, size]``, and no weights. ``attention_mask`` is ignored: the packing says it all."""
+    ``[1, tokens, heads, size]`` without attention weights. ``attention_mask`` is ignored in favour of ``packing``."""
     query, key, value = (state[0].transpose(0, 1) for state in (query, key, value))
     if query.is_cuda and sliding_window is None and query.element_size() == 2:
         return attend_nested(query, key, value, packing, scaling, dropout)[None], None
@@ -203,7 +203,7 @@ def attend(
 
 
 def attend_nested(query: Any, key: Any, value: Any, packing: Packing, scaling: float | None, dropout: float) -> Any:
-    """Of states ``[tokens, heads, size]``, by torch's kernel for lengths that differ."""
+    """Attention of states ``[tokens, heads, size]`` by torch's kernel for variable lengths."""
     jagged = [
         torch.nested.nested_tensor_from_jagged(
             state.contiguous(), packing.offsets, min_seqlen=int(packing.lengths.min()), max_seqlen=packing.longest
@@ -223,8 +223,8 @@ def attend_grouped(
     dropout: float,
     window: int | None = None,
 ) -> Any:
-    """Of states ``[tokens, heads, size]``, group by group, padded within the group. ``window``: a token attends to
-    those less than that far away (ModernBERT's local layers)."""
+    """Attention of states ``[tokens, heads, size]``, padded group by group. ``window``: a token attends to those less
+    than that far away (ModernBERT's local layers)."""
     found = []
     for group in packing.groups:
         shape = (group.rows, group.longest, *query.shape[1:])
@@ -244,8 +244,8 @@ def attend_grouped(
 
 
 def _attention(query: Any, key: Any, value: Any, mask: Any, scaling: float | None, dropout: float) -> Any:
-    """Of states ``[rows, heads, longest, size]``. With dropout on a CPU torch does no more than this, but draws
-    dearly (``actors/training/kernels/dropout.py``)."""
+    """Attention of states ``[rows, heads, longest, size]``. With dropout on a CPU torch computes the same, but with costly
+    draws (``actors/training/kernels/dropout.py``)."""
     if dropout == 0.0 or query.is_cuda:
         attend = torch.nn.functional.scaled_dot_product_attention
         return attend(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)

@@ -1,4 +1,4 @@
-"""The seeds-only student's say in another's training, on a tiny BERT."""
+"""The seeds-only student as the anchor of another's training, on a tiny BERT."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def train(
     folder: Path, tiny: str, rows: Any = ROWS, asked: Any = ASKED, **changes: Any
 ) -> tuple[Path, Path, dict[str, float]]:
-    """A student of the seeds, and one of ``rows`` that it has a say in: both exports, and the say."""
+    """A student of the seeds, and one of ``rows`` with it as the anchor: both exports, and the anchor's weight."""
     settings = {"model": tiny, "epochs": 1, "min_steps": 300, "batch_size": 16, "learning_rate": 2e-3}
     config = StudentConfig(**{**settings, "precision": "float32", **changes})
     student_folder.write_rows(str(folder / "seeds"), rows=SEEDS)
@@ -39,8 +39,8 @@ def train(
         ArmJob(name="all", digest="b", seed=0, folder=str(folder / "all"), anchor=str(folder / "seeds")),
     )
     reports = student.train_arms(TrainingJob(LABELS, config, arms))
-    assert reports[0].say == {}
-    return folder / "seeds/model", folder / "all/model", reports[1].say
+    assert reports[0].anchor_weight == {}
+    return folder / "seeds/model", folder / "all/model", reports[1].anchor_weight
 
 
 def weights(model: Path) -> dict[str, np.ndarray]:
@@ -51,8 +51,8 @@ def weights(model: Path) -> dict[str, np.ndarray]:
 
 def test_the_export_is_the_weighted_mean_of_both_students(tiny: str, tmp_path: Path) -> None:
     seeds, alone, _ = train(tmp_path / "alone", tiny, second_opinion=0, blend=0)
-    _, blended, say = train(tmp_path / "blended", tiny, second_opinion=0, blend=0.25)
-    assert say["blend"] == 0.25
+    _, blended, weight = train(tmp_path / "blended", tiny, second_opinion=0, blend=0.25)
+    assert weight["blend"] == 0.25
     one, own, mixed = weights(seeds), weights(alone), weights(blended)
     assert any((own[name] != one[name]).any() for name in own)
     for name in own:
@@ -60,7 +60,7 @@ def test_the_export_is_the_weighted_mean_of_both_students(tiny: str, tmp_path: P
 
 
 def test_an_opinion_pulls_wrong_labels_back(tiny: str, tmp_path: Path) -> None:
-    """Half of the fruit is labelled tool, undecidedly; a student that knows better makes itself heard."""
+    """Half of the fruit is labelled tool, without certainty; the anchor corrects it."""
     from actors.inference.predictor import Predictor
 
     def spoil(number: int, row: Any) -> Any:

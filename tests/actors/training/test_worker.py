@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from actors import student_folder
+from actors.student_folder import ArmReport
 from actors.training import worker as student
 from actors.training.encoder import Encoder
-from actors.training.job import ArmReport
 from potstill.errors import InputError, StageError
 from potstill.student.arms import Arm
 from potstill.student.encoders import problems
@@ -130,7 +130,7 @@ def test_settings_passed_through_reach_deepspeed_or_are_refused_by_it(
     for number, wrong in enumerate(
         ({"zero_optimization": {"reduce_bucket_size": -1}}, {"zero_optimization": {"stge": 1}})
     ):
-        with pytest.raises(InputError, match=r"student\.deepspeed: DeepSpeed does not take it: .*(bucket|stge)"):
+        with pytest.raises(InputError, match=r"student\.deepspeed: DeepSpeed refuses it: .*(bucket|stge)"):
             train(tmp_path / str(number), settings(tiny, zero_stage=1, deepspeed=wrong))
 
 

@@ -108,7 +108,7 @@ def job(tmp_path):
         "changes": [[first, second, 1]], "kept_per_class": [[first, 1], [second, 1]],
     }  # fmt: skip
     job.run.write_json("relabel", {"usage": usage, "report": checked})
-    job.run.write_json("finetune", {"distilled": {"say": {}, "seconds": 4.0, "reused": False}})
+    job.run.write_json("finetune", {"distilled": {"anchor_weight": {}, "seconds": 4.0, "reused": False}})
     rows = [{"label": None, "texts": 3, "remote_clique": 0.6, "chamfer": 0.2}, {"label": first, "texts": 1, "remote_clique": None, "chamfer": None}]  # fmt: skip
     job.run.write_json("diversity", {"generated": rows, "distilled": rows})
     job.run.write_json("report", evaluate.summarise(job, predictions).as_json())

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.report.result import PAGE, RunReport, gain_over_repeats, score_columns, score_rows, verdict
 from jobs.run import data as loading
-from jobs.runtime import torch_worker as bench
+from jobs.runtime import torch_worker
 from jobs.show import show
 from jobs.stages import predict as evaluation
 from jobs.stages.evaluate import on_this_node, stronger
@@ -118,7 +118,7 @@ def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
     def refuse(**student):
         raise StageError("no student in there")
 
-    assert bench.ask("ready")  # the job's own process is there
+    assert torch_worker.ask("ready")  # the job's own process is there
     with pytest.raises(TrackingError, match="its process was lost"):
         on_this_node(die, name="mailroom-student")
     with pytest.raises(StageError, match="no student in there"):

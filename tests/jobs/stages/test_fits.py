@@ -1,4 +1,4 @@
-"""A fit goes on where it was broken off, alone; and nobody's checkpoints are left when it is through."""
+"""A fit resumes where it broke off, unless another process runs it; its checkpoints are deleted at its end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.student_folder import ArmReport
 from actors.training.job import TrainingJob
 from jobs.stages import fits
 from jobs.stages import train as training
@@ -90,15 +92,15 @@ def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pyte
 
     seen: list[tuple[str, list[str], list[str]]] = []
 
-    def break_off(fit: TrainingJob, workers: int, storage: str, name: str, *rest: object) -> None:
-        folder = Path(storage, name)
-        seen.append((name, [arm.name for arm in fit.arms], left(folder)))
+    def break_off(fit: TrainingJob, workers: int, place: str, *rest: object) -> None:
+        folder = Path(place)
+        seen.append((folder.name, [arm.name for arm in fit.arms], left(folder)))
         if not left(folder):
             leave(folder, len(seen))
         done = Path(fit.arms[0].folder)
         (done / "model").mkdir(parents=True)
         (done / "model/config.json").write_text("{}")
-        (done / "complete.json").write_text("{}")
+        (done / "complete.json").write_text(json.dumps(asdict(ArmReport("d", 1, [1.0], [0.1], 2, 4, 4, 0, 1.0, 1, 1))))
         raise StageError("a worker was lost")
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
@@ -134,8 +136,8 @@ def test_the_next_fit_of_the_name_goes_on(ray_cluster: Any, tmp_path: Path) -> N
     job = TrainingJob(("a", "b"), StudentConfig(max_failures=0), ())
     storage = str(tmp_path)
     with pytest.raises(StageError), fits.claim(storage, "abc") as name:
-        training.run_fit(job, 1, storage, name, loop=loop)
+        training.run_fit(job, 1, f"{storage}/{name}", loop=loop)
     (stored,) = (tmp_path / "abc").glob("checkpoint_*[0-9]*")
     with fits.claim(storage, "abc") as name:
-        assert training.run_fit(job, 1, storage, name, loop=loop) == {"from": stored.name}
+        assert training.run_fit(job, 1, f"{storage}/{name}", loop=loop) == {"from": stored.name}
     assert left(tmp_path / "abc") == []

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.tracking.promote import PromotionRefusedError, promote, show
-from jobs.tracking.registry import StudentVersion, find_version, pinned_requirements, register_student
+from jobs.tracking.registry import StudentCard, StudentVersion, find_version, pinned_requirements, register_student
 from potstill.errors import InputError, StageError
 
 NAME = "trec6-student"
@@ -207,8 +207,6 @@ def register(home: Path, student: Path) -> Callable[..., StudentVersion]:
         settings: dict[str, Any] = {
             "name": NAME,
             "folder": student,
-            "tracking_uri": uri(home),
-            "run_id": run.info.run_id,
             "run_digest": run_digest,
             "task": "trec6",
             "labels": LABELS,
@@ -219,7 +217,7 @@ def register(home: Path, student: Path) -> Callable[..., StudentVersion]:
             "input_example": ["where is the danube", "who wrote hamlet"],
             "lineage": {"base_model": "tiny"},
         }
-        return register_student(**{**settings, **changes})
+        return register_student(StudentCard(**{**settings, **changes}), uri(home), run.info.run_id)
 
     return register
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.student.batches import length_sorted, padded_tokens, plan_steps, shard, share
+from potstill.student.batches import padded_tokens, plan_steps, shard, share
 
 LENGTHS = st.lists(st.integers(2, 200), min_size=1, max_size=80)
 
@@ -127,9 +127,3 @@ def test_shares_without_padding_cover_the_batch_within_the_budget(
 def test_shares_without_padding_are_alike(lengths: list[int], workers: int) -> None:
     loads = [sum(lengths[row] for rows in hand for row in rows) for hand in share(lengths, workers, 10**6)]
     assert max(loads) - min(loads) <= max(lengths)
-
-
-def test_length_sorted_covers_everything() -> None:
-    parts = length_sorted([3, 50, 4, 49], budget=100)
-    assert sorted(row for rows in parts for row in rows) == [0, 1, 2, 3]
-    assert all(len(rows) * max([3, 50, 4, 49][row] for row in rows) <= 100 for rows in parts)

@@ -159,7 +159,7 @@ def test_problems_are_told_together() -> None:
         one_class,
     ]
     text = "\n".join(map(str, problems(bad, LABELS)))
-    for part in ("twice", "no texts", "not empty", "2 probabilities", "not a distribution", "above 0", "one class"):
+    for part in ("twice", "no texts", "non-empty", "2 probabilities", "not a distribution", "above 0", "one class"):
         assert part in text
     assert problems([Arm("fine", tuple(ROWS))], LABELS) == []
     assert "1 class" in str(problems([], ("a",))[0])

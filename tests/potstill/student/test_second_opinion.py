@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.config.student import StudentConfig
-from potstill.student.second_opinion import FLOOR, AnchorWeight, choose_say, refine, wanted
+from potstill.student.second_opinion import FLOOR, AnchorWeight, choose_weight, refine, wanted
 
 AUTO = StudentConfig()
 HALF = np.array([0, 1] * 50)
@@ -38,46 +38,46 @@ def test_refined_rows_are_distributions_and_no_weight_changes_nothing(probs, opi
     )
 
 
-def test_what_is_certain_stays_so_and_no_opinion_rules_a_class_out():
+def test_one_hot_rows_stay_and_no_opinion_rules_a_class_out():
     certain = np.array([[0.0, 1.0]])
     assert np.allclose(refine(certain, np.array([[1.0, 0.0]]), 1.0), certain)
     doubted = refine(np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]]), 1.0)
     assert doubted[0, 1] == pytest.approx(FLOOR / (1 + FLOOR))
 
 
-def test_full_say_for_two_classes_that_both_sources_tell_apart():
-    say = choose_say(AUTO, n_seeds=4, choices=HALF, others=said(HALF))
-    assert say == AnchorWeight(opinion=1.0, blend=0.4, agreement=1.0)
+def test_full_weight_for_two_classes_that_both_sources_tell_apart():
+    weight = choose_weight(AUTO, n_seeds=4, choices=HALF, others=said(HALF))
+    assert weight == AnchorWeight(opinion=1.0, blend=0.4, agreement=1.0)
 
 
-def test_less_say_with_more_classes_or_fewer_seeds():
+def test_less_weight_with_more_classes_or_fewer_seeds():
     def agreed(seeds, n):
-        return choose_say(AUTO, seeds * n, np.arange(154) % n, said(np.arange(154) % n, n)).opinion
+        return choose_weight(AUTO, seeds * n, np.arange(154) % n, said(np.arange(154) % n, n)).opinion
 
-    says = [agreed(2, n) for n in (2, 4, 6, 77)]
-    assert says == sorted(says, reverse=True)
-    assert says[1] == pytest.approx(0.25)
-    more_seeds = choose_say(AUTO, 6 * 6, np.arange(120) % 6, said(np.arange(120) % 6, 6))
+    weights = [agreed(2, n) for n in (2, 4, 6, 77)]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[1] == pytest.approx(0.25)
+    more_seeds = choose_weight(AUTO, 6 * 6, np.arange(120) % 6, said(np.arange(120) % 6, 6))
     assert more_seeds.opinion == 1.0
 
 
-def test_no_say_without_agreement_beyond_chance():
+def test_no_weight_without_agreement_beyond_chance():
     rng = np.random.default_rng(0)
-    by_chance = choose_say(AUTO, 4, HALF, said(rng.permutation(HALF)))
+    by_chance = choose_weight(AUTO, 4, HALF, said(rng.permutation(HALF)))
     assert by_chance.opinion == by_chance.blend == 0
-    opposed = choose_say(AUTO, 4, HALF, said(1 - HALF))
+    opposed = choose_weight(AUTO, 4, HALF, said(1 - HALF))
     assert opposed.opinion == 0
     assert opposed.agreement == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(("choices", "agreed"), [(np.array([], dtype=int), None), (np.zeros(9, dtype=int), 0.0)])
-def test_no_say_where_agreement_means_nothing(choices, agreed):
-    assert choose_say(AUTO, 4, choices, said(choices).reshape(-1, 2)) == AnchorWeight(0.0, 0.0, agreed)
+def test_no_weight_where_agreement_means_nothing(choices, agreed):
+    assert choose_weight(AUTO, 4, choices, said(choices).reshape(-1, 2)) == AnchorWeight(0.0, 0.0, agreed)
 
 
-def test_what_is_configured_holds_whatever_the_agreement():
+def test_a_configured_weight_holds_at_any_agreement():
     student = StudentConfig(second_opinion=0.4, blend=0.0)
-    assert choose_say(student, 4, HALF, said(1 - HALF)) == AnchorWeight(0.4, 0.0, pytest.approx(-1))
+    assert choose_weight(student, 4, HALF, said(1 - HALF)) == AnchorWeight(0.4, 0.0, pytest.approx(-1))
     assert wanted(student)
     assert wanted(AUTO)
     assert not wanted(StudentConfig(second_opinion=0, blend=0))

@@ -17,13 +17,13 @@ WORKER = """
 import json, sys
 import torch, torch.distributed as dist
 rank, folder, shared, precision = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-from actors import exchange
-from actors.world import World
+from actors.process_group import ProcessGroup
+from actors.training.kernels import exchange
 exchange.SHARED = shared
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
 model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 3))
 model[1].bias.requires_grad_(False)
-add = exchange.Exchange(model.parameters(), World(rank, 3, torch.device("cpu")), precision)
+add = exchange.Exchange(model.parameters(), ProcessGroup(rank, 3, torch.device("cpu")), precision)
 found = []
 for step in range(5):
     for number, parameter in enumerate(model.parameters()):
