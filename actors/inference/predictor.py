@@ -96,7 +96,7 @@ class Predictor:
         model, tokenizer = self._models[name], self._tokenizers[self._tokenizer_of[name]]
         probs = np.zeros((len(ids), model.config.num_labels))
         with torch.inference_mode():
-            for chosen in batches.length_sorted([len(row) for row in ids], self._tokens):
+            for chosen in batches.shard([len(row) for row in ids], 1, self._tokens)[0]:
                 if not chosen:
                     continue
                 inputs = tokenizer.pad({"input_ids": [list(ids[i]) for i in chosen]}, return_tensors="pt")

@@ -231,7 +231,9 @@ def _train(config: StudyConfig, group: FitGroup, regressions: Sequence[Cell], fo
             finished = _finished(cell, predictions[cell.name], texts[cell.name], config.examples)
             folder.finish(
                 cell,
-                replace(finished, export=trained.export, training_seconds=trained.report.seconds, diversity=tuple(spread)),
+                replace(
+                    finished, export=trained.export, training_seconds=trained.report.seconds, diversity=tuple(spread)
+                ),
             )
             record.metrics({f"{cell.source.name}/macro_f1": finished.scores.macro_f1.value})
         line.summary = f"{len(job.data.test)} test texts, {len(group.cells) + len(regressions)} classifiers"

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def save_model(path: str, mlflow_model: Any, **kwargs: Any) -> None:
-    """``mlflow.transformers.save_model``, then the python function is handed to ``served_student``.
+    """Call ``mlflow.transformers.save_model``, then make ``served_student`` the loader of the python function.
 
-    ``mlflow.transformers.load_model`` still finds a plain pipeline. Raises what MLflow raises.
+    ``mlflow.transformers.load_model`` still loads a plain pipeline. Raises MLflow's errors.
     """
     import mlflow.transformers
 

@@ -139,11 +139,6 @@ def _deal(order: NDArray[np.int64], descending: list[int], starts: list[int], wo
     return [hand + [[] for _ in range(each - len(hand))] for hand in hands]
 
 
-def length_sorted(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Micro-batches for one pass without gradients: positions, longest first, within a budget of padded tokens."""
-    return shard(lengths, 1, budget)[0]
-
-
 def padded_tokens(lengths: Sequence[int] | NDArray[np.int64], micro_batches: Sequence[Sequence[int]]) -> int:
     """Tokens computed for these micro-batches, padding included."""
     return sum(len(rows) * max(int(lengths[row]) for row in rows) for rows in micro_batches if rows)

@@ -30,7 +30,7 @@ RATE = 3e-3
 ROWS = make_rows(75)
 _ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(_ROOT)}
-_WORKER = "import sys, tiny_jobs; tiny_jobs.work(int(sys.argv[1]), sys.argv[2])"
+_WORKER = "import sys; from tests.support import tiny_jobs; tiny_jobs.work(int(sys.argv[1]), sys.argv[2])"
 
 
 class Stopped(Exception):

@@ -59,11 +59,6 @@ class Exchange:
         self._add(self._turn)
         torch._foreach_copy_(gradients, self._views[self._turn])
 
-    @property
-    def shared(self) -> bool:
-        """Whether the workers sum in shared memory."""
-        return self._group.size > 1 and isinstance(self._add, _Shared)
-
 
 class _Sent:
     """Sums by the process group: gloo or NCCL."""
