@@ -22,6 +22,7 @@ from fsspec.core import url_to_fs
 
 from potstill import __version__
 from potstill.config.student import StudentConfig
+from potstill.errors import StageError
 from potstill.student.arms import TrainingRow, from_table, to_table
 
 MARKER = "complete.json"
@@ -93,6 +94,19 @@ def read_report(folder: str) -> ArmReport | None:
     if "say" in content:  # the key of earlier versions
         content["anchor_weight"] = content.pop("say")
     return ArmReport(**content) if filesystem.exists(f"{root}/model/config.json") else None
+
+
+def check_classes(folder: str, labels: Sequence[str]) -> None:
+    """Raise ``StageError`` unless the transformers folder ``folder`` holds a student of the classes ``labels``."""
+    filesystem, root = url_to_fs(folder)
+    try:
+        with filesystem.open(f"{root}/config.json", "r") as file:
+            names = json.load(file).get("id2label", {})
+    except (OSError, ValueError) as error:
+        raise StageError(f"{folder} is not a transformers folder: {error}") from error
+    found = [names[key] for key in sorted(names, key=int)]
+    if found != list(labels):
+        raise StageError(f"the student in {folder} was trained for classes {found}, not for {list(labels)}")
 
 
 def discard(folder: str) -> None:

@@ -114,7 +114,7 @@ def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
         found.append(_problem("teacher", error))
     if {"relabel", "evaluate"} & set(stages):
         try:
-            embedder.locate(embedder.PACKAGED)
+            embedder.locate()
         except TeacherError as error:
             found.append(_problem("embedder", error))
     bound = cluster.upper_bound()

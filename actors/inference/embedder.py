@@ -1,6 +1,6 @@
-"""Sentence embeddings: mean-pooled MiniLM (or another encoder folder), rows of unit length.
+"""Sentence embeddings: mean-pooled MiniLM, rows of unit length.
 
-all-MiniLM-L6-v2 embeds some 100 short texts a second on one CPU core.
+all-MiniLM-L6-v2 embeds some 100 short texts per second on one CPU core.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from potstill.errors import TeacherError
 from potstill.student import encoders
 
 PACKAGED = "embedded"
+_BATCH, _MAX_LENGTH = 64, 128  # texts, tokens
 
 
-def locate(model: str = PACKAGED) -> Path:
-    """The folder of the packaged encoder, or ``model`` as a path. Raises ``TeacherError`` if it is not there."""
-    if model != PACKAGED:
-        path = Path(model).expanduser().absolute()
-        if not (path / "config.json").is_file():
-            raise TeacherError(f"embedder {model!r}: no folder with a config.json; known by name: {PACKAGED}")
-        return path
+def locate() -> Path:
+    """The folder of the packaged encoder. Raises ``TeacherError`` if its package is not installed."""
     if packaged := encoders.find_packaged():
         return packaged
     raise TeacherError(
@@ -31,54 +27,39 @@ def locate(model: str = PACKAGED) -> Path:
 
 
 class Embedder:
-    """An encoder in memory. Raises ``TeacherError`` if it can't be loaded."""
+    """The packaged encoder in memory, on one CPU thread. Raises ``TeacherError`` if it can't be loaded."""
 
-    def __init__(
-        self, model: str = PACKAGED, threads: int = 1, batch_size: int = 64, max_length: int = 128, device: str = "cpu"
-    ) -> None:
-        folder = locate(model)
+    def __init__(self) -> None:
+        folder = locate()
         import torch
         from transformers import AutoModel, AutoTokenizer
 
         from actors.backends.weights import quiet_transformers
 
-        torch.set_num_threads(threads)
-        self._batch_size, self._max_length = batch_size, max_length
-        self._device = device  # cpu by default: a GPU may belong to another process
+        torch.set_num_threads(1)
         try:
             with quiet_transformers():
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-                self._model = (
-                    AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-                    .eval()
-                    .to(self._device)
-                )
+                self._model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise TeacherError(
-                f"embedder {model!r} can't be loaded: {next(iter(str(error).splitlines()), type(error).__name__)}"
-            ) from error
-        self.width = int(self._model.config.hidden_size)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise TeacherError(f"the embedder can't be loaded: {reason}") from error
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of ``texts``: float32, (n_texts, width), rows of unit length. Longer texts are cut at
-        ``max_length`` tokens."""
+        """Embeddings of ``texts``: float32, (n_texts, width), rows of unit length. Longer texts are cut at 128 tokens."""
         import torch
 
-        rows = np.zeros((len(texts), self.width), dtype=np.float32)
+        rows = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # batches of similar length need little padding
         with torch.inference_mode():
-            for start in range(0, len(order), self._batch_size):
-                indices = order[start : start + self._batch_size]
+            for start in range(0, len(order), _BATCH):
+                indices = order[start : start + _BATCH]
+                chosen = [texts[i] for i in indices]
                 batch = self._tokenizer(
-                    [texts[i] for i in indices],
-                    padding=True,
-                    truncation=True,
-                    max_length=self._max_length,
-                    return_tensors="pt",
+                    chosen, padding=True, truncation=True, max_length=_MAX_LENGTH, return_tensors="pt"
                 )
-                batch = batch.to(self._device)
                 hidden = self._model(**batch).last_hidden_state.float()
                 mask = batch["attention_mask"][..., None].float()
                 pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-                rows[indices] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+                rows[indices] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
         return rows

@@ -52,6 +52,7 @@ class Predictor:
         self._tokenizers: dict[str, Any] = {}
         for name, folder in students.items():
             try:
+                student_folder.check_classes(folder, labels)
                 with student_folder.fetched(folder) as local:
                     model = AutoModelForSequenceClassification.from_pretrained(
                         local, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -61,9 +62,6 @@ class Predictor:
                 raise StageError(
                     f"student {name!r} in {folder} can't be loaded: {' '.join(str(error).split())[:300]}"
                 ) from error
-            known = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
-            if known != tuple(labels):
-                raise StageError(f"student {name!r} was trained for classes {known}, not for {tuple(labels)}")
             self._models[name] = model.eval().to(device)
             key = _identity(tokenizer)
             self._tokenizer_of[name] = key

@@ -100,19 +100,22 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest([[example.text, example.label, example.kept] for example in examples], size=8)
 
 
+def _headline(result: RunReport) -> dict[str, float]:
+    """The scores by which a student is tracked and registered."""
+    distilled = result.scores[DISTILLED]
+    return {
+        "accuracy": distilled.accuracy.value,
+        "macro_f1": distilled.macro_f1.value,
+        "macro_f1_low": distilled.macro_f1.low,
+        "macro_f1_high": distilled.macro_f1.high,
+        "baseline_macro_f1": result.scores[result.baseline].macro_f1.value,
+    }
+
+
 def _log(job: Job, result: RunReport, predictions: Mapping[str, list[Prediction]]) -> None:
     tracker, distilled = job.tracker, result.scores[DISTILLED]
     baseline = result.scores[result.baseline]
-    tracker.metrics(
-        {
-            "accuracy": distilled.accuracy.value,
-            "macro_f1": distilled.macro_f1.value,
-            "macro_f1_low": distilled.macro_f1.low,
-            "macro_f1_high": distilled.macro_f1.high,
-            "baseline_macro_f1": baseline.macro_f1.value,
-            "gain_macro_f1": result.difference.macro_f1.value,
-        }
-    )
+    tracker.metrics({**_headline(result), "gain_macro_f1": result.difference.macro_f1.value})
     if job.config.student.repeats > 1:
         mean, deviation = over_repeats(result, DISTILLED)
         gain, of_gain = gain_over_repeats(result)
@@ -164,20 +167,13 @@ def on_this_node(register: Callable[..., StudentVersion], **arguments: object) -
 
 def _register(job: Job, result: RunReport, student: Mapping[str, str]) -> StudentVersion | None:
     """Register the distilled student, in another process: the driver imports no torch."""
-    distilled = result.scores[DISTILLED]
     card = StudentCard(
         name=job.config.tracking.register_as or f"{job.task.name}-student",
         folder=student["export"],
         run_digest=job.run.digest,
         task=job.task.name,
         labels=job.labels,
-        scores={
-            "macro_f1": distilled.macro_f1.value,
-            "macro_f1_low": distilled.macro_f1.low,
-            "macro_f1_high": distilled.macro_f1.high,
-            "accuracy": distilled.accuracy.value,
-            "baseline_macro_f1": result.scores[result.baseline].macro_f1.value,
-        },
+        scores=_headline(result),
         test_digest=job.data.test_digest(),
         student_digest=student["digest"],
         teacher=job.config.teacher.model,

@@ -9,14 +9,13 @@ All students answer in one pass over the texts. On a cluster without GPUs the jo
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
+from actors import student_folder
 from actors.inference.predictor import PREFIX, Predictor
 from jobs.runtime import torch_worker
 from potstill.errors import StageError
@@ -45,8 +44,8 @@ def predict(
 
     if not texts or not students:
         return {name: [] for name in students}
-    for name, folder in students.items():
-        _check(name, folder, labels)
+    for folder in students.values():  # before actors start
+        student_folder.check_classes(folder, labels)
     if len(students) > TOGETHER:
         names = list(students)
         predictions: dict[str, list[Prediction]] = {}
@@ -125,19 +124,6 @@ def _ask_actors(
         context.enable_progress_bars, context.print_on_execution_start = before
     rows = sorted(answered, key=lambda row: row["position"])
     return {name: [row[PREFIX + name] for row in rows] for name in arguments["students"]}
-
-
-def _check(name: str, folder: str, labels: Sequence[str]) -> None:
-    """Raise ``StageError``, before actors start, unless ``folder`` holds a student of these classes."""
-    filesystem, root = url_to_fs(folder)
-    try:
-        with filesystem.open(f"{root}/config.json", "r") as file:
-            names = json.load(file).get("id2label", {})
-    except (OSError, ValueError) as error:
-        raise StageError(f"student {name!r}: {folder} is not a transformers folder ({error})") from error
-    known = tuple(names.get(str(i)) for i in range(len(names)))
-    if known != tuple(labels):
-        raise StageError(f"student {name!r} was trained for classes {known}, not for {tuple(labels)}")
 
 
 def _prediction(text: LabelledText, probs: Sequence[float], labels: Sequence[str]) -> Prediction:

@@ -11,7 +11,6 @@ transformers, not potstill.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,17 +140,9 @@ def pinned_requirements() -> list[str]:
 
 
 def _check_folder(folder: Path, labels: Sequence[str]) -> None:
-    try:
-        names = json.loads((folder / "config.json").read_text()).get("id2label", {})
-    except (OSError, ValueError) as error:
-        raise StageError(f"{folder} holds no exported student: {error}") from error
-    found = [names[key] for key in sorted(names, key=int)]
-    if found != list(labels):
-        raise StageError(f"{folder}/config.json: id2label = {found}, but the task's classes are {list(labels)}")
-    if not any(
-        (folder / file).exists()
-        for file in ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
-    ):
+    student_folder.check_classes(str(folder), labels)
+    names = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
+    if not any((folder / name).exists() for name in names):
         raise StageError(f"{folder} holds no tokenizer: save it beside the model")
 
 
