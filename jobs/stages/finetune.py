@@ -53,10 +53,11 @@ def finetune(job: Job) -> TrainingResult:
             weights = {what: value for what, value in one.report.anchor_weight.items() if value is not None}
             record.metrics({f"{name}/anchor_{what}": value for what, value in weights.items()})
         reused = len(result.students) - result.trained
-        line.summary = f"{result.trained} students trained on {result.workers} workers"
-        if reused:
-            line.summary += f", {reused} of the same digest reused" if result.trained else ""
-            line.summary = line.summary if result.trained else f"{reused} trained students of the same digest reused"
+        if result.trained:
+            line.summary = f"{result.trained} students trained on {result.workers} workers"
+            line.summary += f", {reused} of the same digest reused" if reused else ""
+        else:
+            line.summary = f"{reused} trained students of the same digest reused"
         words = second_opinion.in_words(result.students[DISTILLED].report.anchor_weight)
         line.summary += f"; {words}" if words else ""
     return result
