@@ -128,11 +128,11 @@ class Ledger:
 
     async def atake(self, request_ids: Sequence[str], owner: str) -> Taken:
         """``take`` for coroutines."""
-        return to_taken(await self._awrite("take", list(request_ids), owner, self.lease_s))
+        return to_taken(await self.awrite("take", list(request_ids), owner, self.lease_s))
 
     async def acommit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
         """``commit`` for coroutines: returns when the answers are durable."""
-        await self._awrite("commit", *to_rows(requests, responses))
+        await self.awrite("commit", *to_rows(requests, responses))
 
     def read(self, method: str, *args: Any) -> Any:
         """A method of ``LedgerStore`` that only reads."""
@@ -142,17 +142,13 @@ class Ledger:
         """``read`` for coroutines."""
         return await self._acall("read", method, *args)
 
-    async def acarry_out(self, *call: Any) -> Any:
-        """One of the calls of ``LedgerStore.write``, for coroutines."""
-        return await self._awrite(*call)
-
     def _write(self, *call: Any) -> Any:
         (result,) = self._call("write", [call])
         if isinstance(result, LedgerError):
             raise result
         return result
 
-    async def _awrite(self, *call: Any) -> Any:
+    async def awrite(self, *call: Any) -> Any:
         """One of many calls: those that come while a message is under way leave together in the next."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._gathered.append((call, answer))
