@@ -202,7 +202,7 @@ class BatchQueue:
             name = batch.record.batch_id or f"of {len(batch.members):,} requests, not created yet"
             self._stop(str(self._jobs.api.explain(failure, f"batch {name}")))
         except Exception as error:  # any error must end the callers' waiting
-            self._break_off(error)
+            self._fail_with(error)
         finally:
             self._running.pop(batch.record.batch_key, None)
             self._known.discard(batch.record.batch_key)
@@ -276,17 +276,17 @@ class BatchQueue:
             try:
                 await work
             except Exception as error:
-                self._break_off(error)
+                self._fail_with(error)
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _break_off(self, error: Exception) -> None:
+    def _fail_with(self, error: Exception) -> None:
         if isinstance(error, TeacherError | LedgerError):
             self._stop(str(error))
             return
-        self._stop(f"the batches broke off: {type(error).__name__}: {error}")
+        self._stop(f"the batches failed: {type(error).__name__}: {error}")
         raise error
 
     def _stop(self, why: str) -> None:

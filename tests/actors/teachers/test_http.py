@@ -234,8 +234,11 @@ def test_a_limit_that_holds_everything_back_is_told(endpoint: Endpoint, tmp_path
     ("changes", "expected"),
     [
         ({"model": "gpt-99"}, r"^teacher\.model = 'gpt-99': .*; name one that it has$"),
-        ({"base_url": "http://127.0.0.1:1/v1"}, r"^teacher\.base_url = .*; start the server, or mend host and port$"),
-        ({"base_url": ""}, r"^teacher\.base_url = .* most endpoints want it to end in /v1$"),
+        (
+            {"base_url": "http://127.0.0.1:1/v1"},
+            r"^teacher\.base_url = .*; start the server, or correct host and port$",
+        ),
+        ({"base_url": ""}, r"^teacher\.base_url = .* for most endpoints it ends in /v1$"),
     ],
     ids=["model", "host", "v1"],
 )
