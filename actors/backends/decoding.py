@@ -116,14 +116,10 @@ def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Any, Tenso
     if len(caches) > 1:
         joined = new_cache(model)
         for index, layer in enumerate(joined.layers):
-            keys = [
-                torch.nn.functional.pad(cache.layers[index].keys, (0, 0, width - cache.get_seq_length(), 0))
-                for cache in caches
-            ]
-            values = [
-                torch.nn.functional.pad(cache.layers[index].values, (0, 0, width - cache.get_seq_length(), 0))
-                for cache in caches
-            ]
+            pads = [(0, 0, width - cache.get_seq_length(), 0) for cache in caches]
+            own = [cache.layers[index] for cache in caches]
+            keys = [torch.nn.functional.pad(one.keys, pad) for one, pad in zip(own, pads, strict=True)]
+            values = [torch.nn.functional.pad(one.values, pad) for one, pad in zip(own, pads, strict=True)]
             layer.update(torch.cat(keys), torch.cat(values))
         caches = [joined]
     back = torch.tensor([order.index(i) for i in range(len(prompts))], device=model.device)

@@ -152,11 +152,10 @@ class OpenAIBackend:
             except self.openai.APIConnectionError as error:
                 # The transport reports a refused connection as a timeout too.
                 if isinstance(error, self.openai.APITimeoutError) and "Connect" not in type(error.__cause__).__name__:
-                    message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
-                    return Sent(None, Failure("transient", message), {}, counted=False)
-                return Sent(None, Failure("transient", self.hide(root_cause(error))), {}, counted=False)
+                    return _unreadable(f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s")
+                return _unreadable(self.hide(root_cause(error)))
             except ValueError:  # not JSON, or not UTF-8
-                return Sent(None, Failure("transient", "the reply is not JSON"), {}, counted=False)
+                return _unreadable("the reply is not JSON")
 
     def refused(
         self,
@@ -179,13 +178,13 @@ class OpenAIBackend:
             if other is not None or self.abilities != abilities:
                 self.abilities = other if self.abilities == abilities and other else self.abilities
                 return None
-        failure = classify(
-            status,
-            str(details.get("code") or details.get("type") or "") or None,
-            self.hide(str(details.get("message") or message)),
-            seconds_to_wait(headers or {}),
-        )
-        return Sent(None, failure, headers or {})
+        return Sent(None, self.classify(status, body, message, headers or {}), headers or {})
+
+    def classify(self, status: int, body: object, message: str, headers: Mapping[str, str]) -> Failure:
+        """An error status as a failure. ``message`` is used if the body has none."""
+        details = error_body(body)
+        code = str(details.get("code") or details.get("type") or "") or None
+        return classify(status, code, self.hide(str(details.get("message") or message)), seconds_to_wait(headers))
 
     def read(self, request: Request, content: Any, headers: Mapping[str, str], seconds: float) -> Sent:
         """A reply of status 200 as a response. An unreadable reply is a failure, with its tokens."""
@@ -198,7 +197,7 @@ class OpenAIBackend:
             text, refusal = self.hide(message.get("content") or ""), self.hide(message.get("refusal") or "")
             logprobs = (first.get("logprobs") or {}).get("content")
         except (AttributeError, LookupError, TypeError, ValueError):
-            return Sent(None, Failure("transient", "the reply is not a chat completion"), headers, counted=False)
+            return replace(_unreadable("the reply is not a chat completion"), headers=headers)
 
         def failed(kind: FailureKind, message: str) -> Sent:
             return Sent(None, Failure(kind, message), headers, *used, counted=any(used))
@@ -246,6 +245,10 @@ class OpenAIBackend:
     def hide(self, text: str) -> str:
         """``text`` without the key, which some endpoints repeat in error messages."""
         return text.replace(self._key, "***") if len(self._key) > 4 else text
+
+
+def _unreadable(message: str) -> Sent:
+    return Sent(None, Failure("transient", message), {}, counted=False)
 
 
 def _trial(identity: TeacherIdentity, choices: bool) -> Request:

@@ -20,10 +20,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.backends.openai import OpenAIBackend, error_body, root_cause, seconds_to_wait
+from actors.backends.openai import OpenAIBackend, root_cause
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import URL, BatchStatus, looks_whole, read_status
-from potstill.endpoint.failures import Failure, backoff_s, classify
+from potstill.endpoint.failures import Failure, backoff_s
 from potstill.errors import TeacherError
 
 METADATA = "potstill_batch"  # the metadata field with our key
@@ -159,15 +159,9 @@ class BatchApi:
         try:
             return await call()
         except openai.APIStatusError as error:
-            status, details = error.status_code, error_body(error.body)
-            failure = classify(
-                status,
-                str(details.get("code") or details.get("type") or "") or None,
-                backend.hide(str(details.get("message") or error.message)),
-                seconds_to_wait(error.response.headers),
-            )
+            failure = backend.classify(error.status_code, error.body, error.message, error.response.headers)
             # `from None`: the endpoint's message in a traceback may contain the key.
-            raise ApiFailure(failure, status, certain=failure.kind != "transient") from None
+            raise ApiFailure(failure, error.status_code, certain=failure.kind != "transient") from None
         except openai.APIConnectionError as error:
             raise ApiFailure(Failure("transient", backend.hide(root_cause(error))), None, certain=False) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
