@@ -24,7 +24,7 @@ __all__ = ["EmbeddedBackend", "identify"]
 
 
 class EmbeddedBackend:
-    """``potstill.teacher.Teacher`` for a local model, without Ray.
+    """``potstill.teacher.TeacherBackend`` for a local model, without Ray.
 
     The constructor raises ``TeacherError`` if the model can't be loaded. A request that fails gets a response with
     ``error``.
