@@ -252,7 +252,7 @@ def _points(place: Place) -> list[dict[str, Any]]:
 def _scene(place: Place, path: str) -> Iterator[Any]:
     """What trials need, as ``jobs.search.run`` makes it, without a search."""
     from actors.ledger.handle import Ledger
-    from actors.search_workers import start_workshop
+    from actors.search_workers import start_search_workers
     from jobs.run.folder import Run
     from jobs.run.job import prepare
     from jobs.runtime import cluster, paths
@@ -270,7 +270,7 @@ def _scene(place: Place, path: str) -> Iterator[Any]:
         placement, found = find_room(config, cluster.resources(), 16)
         assert placement is not None, found
         ledger = Ledger(config.ledger.uri)
-        workshop = start_workshop(placement, config.teacher, ledger, f"{job.run.path}/logs")
+        workshop = start_search_workers(placement, config.teacher, ledger, f"{job.run.path}/logs")
         ray.get(workshop.start.remote())
         validation = make_validation(job, workshop, ledger)
         try:

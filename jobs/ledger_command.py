@@ -1,4 +1,4 @@
-"""The ledger's upkeep from the command line; needs no Ray, and works while a job is writing.
+"""The ledger's upkeep on the command line. Needs no Ray and works while jobs write.
 
 potstill ledger stats
 potstill ledger export answers.parquet
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from actors.ledger.upkeep import Spent
 
 app = typer.Typer(
-    no_args_is_help=True, help="The ledger of all answers: what was spent, a copy and back, pruning, a check."
+    no_args_is_help=True, help="The ledger of all answers: spending, export and import, pruning, verification."
 )
 
 _UNITS_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -38,7 +38,9 @@ _VIEWS = ("model", "stage", "task", "day")
 
 Place = Annotated[
     str | None,
-    typer.Option("--ledger", metavar="URI", help="its URI or file, a config's ledger.uri; default: the standard place"),
+    typer.Option(
+        "--ledger", metavar="URI", help="URI or file, as in a config's ledger.uri; default: the standard ledger"
+    ),
 ]
 
 
@@ -67,21 +69,21 @@ def stats(
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="the Parquet file to write; must not exist")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Parquet file to write; must not exist")],
     ledger: Place = None,
 ) -> None:
     """Write all answers with their requests to one Parquet file."""
     from actors.ledger import upkeep as ledger_upkeep
 
     if file.exists():
-        raise InputError([Problem(f"FILE = {str(file)!r}", "is there already; name another file, or delete it")])
+        raise InputError([Problem(f"FILE = {str(file)!r}", "already exists; name another file, or delete it")])
     with _opened(ledger) as database:
         try:
             count = ledger_upkeep.export(database, file)
         except OSError as error:
-            # Arrow writes lines of its own around what the system said.
+            # Arrow puts its own lines around the system's message.
             reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-            problem = f"can't be written: {reason}; name a file in a folder that you may write"
+            problem = f"can't be written: {reason}; name a file in a folder that you can write to"
             raise InputError([Problem(f"FILE = {str(file)!r}", problem)]) from error
     Terminal().say(f"{count:,} answers in {file} ({file.stat().st_size / 2**20:,.1f} MiB)")
 
@@ -91,7 +93,7 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="a file that `potstill ledger export` wrote")],
     ledger: Place = None,
 ) -> None:
-    """Take in the answers of an exported file; what the ledger has stays. A ledger that isn't there is made."""
+    """Import the answers of an exported file. Stored answers stay. Creates the ledger if there is none."""
     from actors.ledger import upkeep as ledger_upkeep
     from actors.ledger.store import LedgerStore
 
@@ -108,10 +110,10 @@ def import_(
 def prune(
     older_than: Annotated[str, typer.Option(metavar="AGE", help="such as 90d (days), 12h (hours) or 8w (weeks)")],
     ledger: Place = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be deleted")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="delete without asking")] = False,
 ) -> None:
-    """Delete answers by age and give their space back. A job that wants them again pays again."""
+    """Delete answers by age and release their space. A job that needs them again pays again."""
     from actors.ledger import upkeep as ledger_upkeep
 
     before = time.time() - _seconds(older_than)
@@ -127,16 +129,16 @@ def prune(
         gone = ledger_upkeep.prune(database, before)
         ledger_upkeep.reclaim(database)
         left = ledger_upkeep.size_bytes(database)
-    claims = f" and {gone.claims:,} claims of jobs that died" if gone.claims else ""
+    claims = f" and {gone.claims:,} claims of dead jobs" if gone.claims else ""
     terminal.say(
         f"deleted {gone.answers:,} answers that cost ${gone.cost_usd:,.2f}{claims}; "
-        f"the ledger takes {left / 2**20:,.1f} MiB, it took {size / 2**20:,.1f}"
+        f"the ledger has {left / 2**20:,.1f} MiB, it had {size / 2**20:,.1f}"
     )
 
 
 @app.command()
 def verify(ledger: Place = None) -> None:
-    """Check the file and every answer in it; exit code 1 and a line for each fault."""
+    """Check the file and every answer. Prints a line per fault; then the exit code is 1."""
     from actors.ledger import upkeep as ledger_upkeep
 
     with _opened(ledger) as database:
@@ -147,7 +149,7 @@ def verify(ledger: Place = None) -> None:
         print(f"ledger.uri = {shown!r}: {finding}", file=sys.stderr)
     if findings:
         raise typer.Exit(1)
-    Terminal().say(f"{shown}: {answers:,} answers, all as they should be")
+    Terminal().say(f"{shown}: {answers:,} answers, no faults")
 
 
 @contextmanager
@@ -163,7 +165,7 @@ def _opened(place: str | None) -> Iterator[LedgerDatabase]:
 
 
 def _uri(place: str | None) -> str:
-    """The ledger that is meant; a place without ``://`` is a file of SQLite's."""
+    """The ledger's URI. A place without ``://`` is an SQLite file."""
     uri = place or ""
     if uri and "://" not in uri:
         uri = f"sqlite:///{Path(uri).expanduser().absolute()}"
@@ -173,13 +175,13 @@ def _uri(place: str | None) -> str:
 def _seconds(age: str) -> float:
     found = re.fullmatch(r"(\d+)([hdw])", age.strip())
     if found is None:
-        raise InputError([Problem(f"--older-than = {age!r}", "is no age; give one such as 90d, 12h or 8w")])
+        raise InputError([Problem(f"--older-than = {age!r}", "is not an age; give one such as 90d, 12h or 8w")])
     return int(found[1]) * _UNITS_S[found[2]]
 
 
 def _ask() -> None:
     if not sys.stdin.isatty():
-        raise InputError([Problem("--yes", "is needed where nobody can be asked; nothing was deleted")])
+        raise InputError([Problem("--yes", "is needed without a terminal; nothing was deleted")])
     typer.confirm("Delete them?", abort=True)
 
 

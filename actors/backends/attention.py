@@ -1,8 +1,8 @@
-"""Two things that make one-token steps of a transformers model cheap on a CPU: attention and cache.
+"""Faster one-token steps of a transformers model on a CPU: attention and cache.
 
-Measured with SmolLM2-135M, one thread, bfloat16, 32 rows of 200 tokens: a step's fused attention takes
-3 to 15 times the plain matrix products below, and growing the cache by concatenation costs twice all
-matrix products of the step. Together: 68 -> 250 and more tokens a second.
+Measured with SmolLM2-135M, one thread, bfloat16, 32 rows of 200 tokens: in a step, fused attention takes 3 to 15 times
+as long as the plain matrix products below, and growing the cache by concatenation takes twice as long as all matrix
+products. Both together: from 68 to more than 250 tokens a second.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 64  # tokens by which a full cache grows
+_ROOM = 64  # tokens added to a full cache
 
 
 class RoomyLayer(DynamicLayer):
-    """A dynamic cache layer that writes into spare room instead of copying itself at every token."""
+    """A dynamic cache layer with spare room, so that it is not copied at every token."""
 
     keys: Any
     values: Any
     _store: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, tokens, width) and return all keys and values so far."""
+        """Append keys and values (rows, heads, tokens, width); return all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         store = self._store
-        # A selection of rows replaces ``keys`` by a copy: the old store is then no longer theirs.
+        # A selection of rows replaces ``keys`` by a copy, which the old store does not hold.
         if store is None or store[0].shape[-2] < stop or (start and store[0].data_ptr() != self.keys.data_ptr()):
             shape = (*key_states.shape[:2], stop + _ROOM, key_states.shape[-1])
             store = key_states.new_empty(shape), value_states.new_empty((*shape[:3], value_states.shape[-1]))
@@ -44,17 +44,17 @@ class RoomyLayer(DynamicLayer):
 
 
 def new_cache(model: Any) -> DynamicCache:
-    """An empty cache for ``model``; layers of special kinds (sliding, linear) stay as transformers has them."""
+    """An empty cache for ``model``. Special layers (sliding, linear) stay those of transformers."""
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def use_grouped_attention(model: Any) -> None:
-    """Let single-token steps run as plain batched matrix products over the key/value heads.
+    """Run single-token steps as plain batched matrix products over the key/value heads.
 
-    On CPU, PyTorch's fused attention takes 3 to 15 times longer than that for one query token in bfloat16.
-    Models whose attention needs more than keys, values and a mask keep the fused one.
+    On a CPU, PyTorch's fused attention takes 3 to 15 times as long for one query token in bfloat16. Models whose
+    attention needs more than keys, values and a mask keep fused attention.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask

@@ -1,11 +1,10 @@
-"""Batched sampling for the embedded teacher: one prefill a distinct prompt, rows leave when they end.
+"""Batched sampling for the embedded teacher: one prefill per distinct prompt, and finished rows leave the batch.
 
-A reply does not depend on its batch mates' draws: a row takes its ``t``-th token with the ``t``-th numbers
-of its own uniform stream (keyed by request id), by inverting its own distribution. What is left is
-rounding: matrix products of another batch shape differ in the last bits, in bfloat16 visibly so.
+A reply does not depend on the other rows' draws: a row draws its ``t``-th token with the ``t``-th numbers of its own
+uniform stream (keyed by request id). Only rounding differs: matrix products of another batch shape differ in the last
+bits, in bfloat16 visibly.
 
-transformers' own ``generate`` is not used because it carries finished rows to the end of the batch and
-prefills equal prompts once a row.
+transformers' ``generate`` keeps finished rows until the end of the batch and prefills equal prompts once per row.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from torch import Tensor
 from actors.backends.attention import RoomyLayer, new_cache
 from actors.backends.scoring import Question, common_length, group_by_prefix
 
-_KEEP_SHARE = 0.85  # ended rows stay in the batch until they are 15 % of it: dropping rows copies the cache
-TRIES = 8  # numbers a token may use up; a draw outside the nucleus takes the next one
-_BLOCK = 256  # the cumulative sum runs over blocks of the vocabulary first: 20 times faster than over all of it
+_KEEP_SHARE = 0.85  # finished rows stay until they are 15 % of the batch: dropping rows copies the cache
+TRIES = 8  # uniform numbers per token; a draw outside the nucleus uses the next one
+_BLOCK = 256  # tokens per block: a cumulative sum over blocks is 20 times as fast as over the whole vocabulary
 
 
 @dataclass(slots=True)
 class Row:
-    """One reply in the making. ``uniforms``: numbers in [0, 1), shape (max_tokens, ``TRIES``)."""
+    """One reply being sampled. ``uniforms``: numbers in [0, 1), shape (max_tokens, ``TRIES``)."""
 
     prompt: tuple[int, ...]
     uniforms: np.ndarray
@@ -41,7 +40,7 @@ class Row:
 
 
 def decode(model: Any, tokenizer: Any, rows: Sequence[Row], end_tokens: frozenset[int]) -> None:
-    """Sample all ``rows`` to their ends, in place. ``text`` comes without the stop string."""
+    """Sample all ``rows`` to their ends, in place. ``text`` excludes the stop string."""
     if not rows:
         return
     with torch.inference_mode():
@@ -77,7 +76,7 @@ def decode(model: Any, tokenizer: Any, rows: Sequence[Row], end_tokens: frozense
 def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Any, Tensor, Tensor]:
     """Cache, mask (n_prompts, width) and next-token logits (n_prompts, vocabulary) of ``prompts``, left-padded.
 
-    What the prompts of a group begin with is read once: a plan asks for many texts with little changed.
+    A prefix shared by a group of prompts is read once: the prompts of a plan differ little.
     """
     width = max(len(prompt) for prompt in prompts)
     caches, masks, logits = [], [], []
@@ -117,14 +116,10 @@ def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Any, Tenso
     if len(caches) > 1:
         joined = new_cache(model)
         for index, layer in enumerate(joined.layers):
-            keys = [
-                torch.nn.functional.pad(cache.layers[index].keys, (0, 0, width - cache.get_seq_length(), 0))
-                for cache in caches
-            ]
-            values = [
-                torch.nn.functional.pad(cache.layers[index].values, (0, 0, width - cache.get_seq_length(), 0))
-                for cache in caches
-            ]
+            pads = [(0, 0, width - cache.get_seq_length(), 0) for cache in caches]
+            own = [cache.layers[index] for cache in caches]
+            keys = [torch.nn.functional.pad(one.keys, pad) for one, pad in zip(own, pads, strict=True)]
+            values = [torch.nn.functional.pad(one.values, pad) for one, pad in zip(own, pads, strict=True)]
             layer.update(torch.cat(keys), torch.cat(values))
         caches = [joined]
     back = torch.tensor([order.index(i) for i in range(len(prompts))], device=model.device)
@@ -135,8 +130,8 @@ def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Any, Tenso
 def sample_tokens(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """The next token of every row. ``logits``: (n_rows, vocabulary), float32.
 
-    Nucleus sampling by rejection, which needs no sort: draw from all of the distribution, and draw again
-    where the likelier tokens alone already reach ``top_p``. After ``TRIES`` misses: the likeliest token.
+    Nucleus sampling by rejection, which needs no sort: draw from the whole distribution, and again if the likelier
+    tokens alone reach ``top_p``. After ``TRIES`` misses, take the likeliest token.
     """
     temperature = torch.tensor([row.temperature for row in rows], device=logits.device)
     top_p = torch.tensor([row.top_p for row in rows], device=logits.device)
@@ -152,7 +147,7 @@ def sample_tokens(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     for attempt in range(TRIES):
         if not len(waiting):
             break
-        whole = len(waiting) == len(rows)  # the usual case, without copies
+        whole = len(waiting) == len(rows)  # the usual case; avoids copies
         own = probs if whole else probs[waiting]
         drawn = _invert(blocks if whole else blocks[waiting], cumulative[waiting], uniforms[waiting, attempt])
         likelier = torch.where(own > own.gather(-1, drawn[:, None]), own, 0.0).sum(-1)
@@ -163,12 +158,12 @@ def sample_tokens(logits: Tensor, rows: Sequence[Row]) -> list[int]:
 
 
 def _invert(blocks: Tensor, cumulative: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes ``uniform``: (n,) from blocks (n, n_blocks, _BLOCK)."""
+    """The token at which the cumulative distribution exceeds ``uniform``: (n,) from blocks (n, n_blocks, _BLOCK)."""
     target = uniform * cumulative[:, -1]
     block = torch.searchsorted(cumulative, target[:, None], right=True).clamp(max=cumulative.shape[-1] - 1)
     below = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
     inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
-    # Scaled onto the block's own mass, since the block sums were rounded to float32.
+    # Clamped to the block's mass, since the block sums were rounded to float32.
     place = torch.searchsorted(inner, (target[:, None] - below).clamp(max=inner[:, -1:] * (1 - 1e-9)), right=True)
     return block[:, 0] * _BLOCK + place[:, 0].clamp(max=_BLOCK - 1)
 
@@ -189,7 +184,7 @@ def _take(row: Row, token: int, tokenizer: Any, end_tokens: frozenset[int]) -> N
 
 
 def finish(row: Row, tokenizer: Any) -> str:
-    """The reply of an ended row."""
+    """The reply of a finished row."""
     cut_by_stop = row.finish_reason == "stop" and row.text
     return row.text if cut_by_stop else _until_stop(tokenizer.decode(row.tokens, skip_special_tokens=True), row.stop)
 

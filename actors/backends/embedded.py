@@ -1,10 +1,10 @@
-"""The embedded teacher: a causal language model in this process, no key and no network.
+"""The embedded teacher: a causal language model in this process, without key or network.
 
     teacher: {kind: embedded}                                # SmolLM2-135M, from the packaged GGUF
     teacher: {kind: embedded, model: /models/some-gguf-or-transformers-folder}
 
-One thread a process and big batches: two processes of two threads each on two cores fall to a tenth.
-With the packaged model, one core and batches of 32, bfloat16 writes several hundred tokens a second.
+Use one thread per process and big batches: two processes of two threads each on two cores drop to a tenth of the speed.
+With the packaged model, one core and batches of 32, bfloat16 generates several hundred tokens a second.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["EmbeddedBackend", "identify"]
 
 
 class EmbeddedBackend:
-    """``potstill.teacher.Teacher`` over a local model, without Ray.
+    """``potstill.teacher.TeacherBackend`` for a local model, without Ray.
 
-    Raises ``TeacherError`` at construction where the model can't be had; afterwards a request that fails
-    gets a response with ``error``.
+    The constructor raises ``TeacherError`` if the model can't be loaded. A request that fails gets a response with
+    ``error``.
     """
 
     def __init__(self, config: EmbeddedTeacher) -> None:
@@ -58,7 +58,7 @@ class EmbeddedBackend:
         self._end_tokens = self._find_end_tokens()
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
-        """Sampled replies; ``text`` comes without the stop string that ended it."""
+        """Sampled replies; ``text`` excludes the stop string that ended it."""
         from actors.backends.decoding import TRIES, Row, decode, finish
 
         def answer(batch: Sequence[Request]) -> list[Response]:
@@ -66,7 +66,7 @@ class EmbeddedBackend:
             rows = [
                 Row(
                     prompt=self._encode_prompt(request),
-                    # A stream of its own for each request: its draws don't depend on who shares the batch.
+                    # One stream per request: its draws don't depend on the rest of the batch.
                     uniforms=generator(0, "decode", request.request_id).random((request.sampling.max_tokens, TRIES)),
                     temperature=request.sampling.temperature,
                     top_p=request.sampling.top_p,
@@ -92,7 +92,7 @@ class EmbeddedBackend:
         return self._answer_all(requests, answer, batch_size=self._batch_size)
 
     def choose(self, requests: Sequence[Request]) -> list[Response]:
-        """Raw log-probability of every choice as the continuation of its prompt, over the full vocabulary."""
+        """Log-probability of every choice as a continuation of its prompt, over the full vocabulary."""
         from actors.backends.scoring import Question, score
 
         def answer(batch: Sequence[Request]) -> list[Response]:
@@ -112,7 +112,7 @@ class EmbeddedBackend:
                 for request, question, values in zip(batch, questions, scores, strict=True)
             ]
 
-        # Not cut to the model's batch here: scoring first groups by what the prompts share.
+        # Not split here: scoring first groups by common prefix.
         return self._answer_all(requests, answer, batch_size=max(len(requests), 1))
 
     def _answer_all(
@@ -126,7 +126,7 @@ class EmbeddedBackend:
                 answers[i] = _failed(request, problem)
             else:
                 sound.append(i)
-        # Equal prompts, and prompts that begin alike, share a batch: what they have in common is read once.
+        # Prompts with a common prefix share a batch: the prefix is read once.
         order = sorted(sound, key=lambda i: ([message.content for message in requests[i].messages], i))
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
@@ -139,10 +139,10 @@ class EmbeddedBackend:
         return [answers[i] for i in range(len(requests))]
 
     def _check(self, request: Request) -> str | None:
-        """What is wrong with a request, if anything."""
+        """What is wrong with a request; ``None`` if nothing."""
         if request.weights_digest != self.identity.weights_digest:
-            # Its answer would be kept under the other model's name.
-            return f"the weights of {self.identity.model} on this node are not those that the job was planned with"
+            # Its answer would be stored under the other model's name.
+            return f"the weights of {self.identity.model} on this node differ from those that the job was planned with"
         try:
             length = len(self._encode_prompt(request))
             longest = max(
@@ -173,7 +173,7 @@ class EmbeddedBackend:
                     continue_final_message=continued,
                 )
             except TemplateError as error:
-                # Some models' templates refuse a system message, or two turns of one side.
+                # Some templates refuse a system message, or two turns of the same role.
                 raise ValueError(f"the model's chat template refuses the messages: {error}") from error
             ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:

@@ -1,4 +1,4 @@
-"""Which teacher a config means, without loading or asking it."""
+"""The identity of a config's teacher, without loading or calling it."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from potstill.teacher import TeacherIdentity
 
 
 def identify(config: TeacherConfig) -> TeacherIdentity:
-    """What of the teacher is part of every request's hash. Raises ``TeacherError`` where a local model is not there."""
+    """The teacher as part of every request's hash. Raises ``TeacherError`` if a local model is missing."""
     return openai.identify(config) if isinstance(config, OpenAITeacher) else weights.identify(config)

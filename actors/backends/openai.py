@@ -1,11 +1,11 @@
-"""The teacher behind an HTTP endpoint of OpenAI's kind, for one asyncio process.
+"""A teacher behind an OpenAI-compatible HTTP endpoint, for one asyncio process.
 
     backend = OpenAIBackend(config)
-    await backend.probe()                      # key, model and address are right; what the endpoint takes
-    sent = await backend.send(request)         # one attempt: a response, or a failure and what to do about it
+    await backend.probe()                      # checks key, model and address; finds out what the endpoint supports
+    sent = await backend.send(request)         # one attempt: a response, or a failure and how to handle it
 
-The client's own retries are off: when and whether to try again is the pool's decision (``actors/teachers/http.py``).
-Its transport is aiohttp, which carries twice the requests of httpx a second.
+The client's own retries are off: the pool decides whether and when to retry (``actors/teachers/http.py``).
+The transport is aiohttp, which sends twice as many requests a second as httpx.
 """
 
 from __future__ import annotations
@@ -27,29 +27,31 @@ from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
 
 _CONNECT_S = 10.0
-_MOST_CONNECTIONS = 100_000  # what bounds the requests in flight is the limiter
+_MOST_CONNECTIONS = 100_000  # the limiter bounds the requests in flight
 _PROBE_TRIES = 4
 
-# What the transport says of an endpoint that can't be reached, and what its reader can do.
+# Transport error of an endpoint that can't be reached -> what the user can do.
 _FIXES = {
-    "CERTIFICATE_VERIFY_FAILED": "if the server is to be trusted, name its certificate's file (PEM) in the environment "
-    "variable SSL_CERT_FILE, on every node",
-    "WRONG_VERSION_NUMBER": "it speaks no TLS; write http:// for https://",
-    "reset by peer": "does it want https:// for http://?",
-    "Name or service not known": "there is no such host; mend the name",
-    "No address associated": "there is no such host; mend the name",
-    "Name does not resolve": "there is no such host; mend the name",
-    "name resolution": "the name can't be looked up; mend it, or the network",
-    "Connect call failed": "nothing listens there; start the server, or mend host and port",
-    "no connection within": "mend host and port, or open the way through firewalls and proxies",
+    "CERTIFICATE_VERIFY_FAILED": "if you trust the server, set the environment variable SSL_CERT_FILE to its certificate's "
+    "file (PEM) on every node",
+    "WRONG_VERSION_NUMBER": "it does not use TLS; change https:// to http://",
+    "reset by peer": "it may need https:// instead of http://",
+    "Name or service not known": "there is no such host; correct the name",
+    "No address associated": "there is no such host; correct the name",
+    "Name does not resolve": "there is no such host; correct the name",
+    "name resolution": "the name can't be resolved; correct it, or check the network",
+    "Connect call failed": "nothing listens there; start the server, or correct host and port",
+    "no connection within": "correct host and port, or allow the connection in firewalls and proxies",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of one attempt: a ``response``, or a ``failure``. ``headers``: the rate headers seen;
-    tokens are those that the endpoint says it used, also where the reply could not be read; ``counted`` is false where
-    it may have used some and does not say how many."""
+    """The result of one attempt: a ``response`` or a ``failure``.
+
+    Tokens are those that the endpoint reported, also for an unreadable reply. ``counted`` is false if it may have used
+    tokens without reporting them.
+    """
 
     response: Response | None
     failure: Failure | None
@@ -60,27 +62,27 @@ class Sent:
 
 
 def identify(config: OpenAITeacher) -> TeacherIdentity:
-    """What of the endpoint is part of every request's hash."""
+    """The endpoint as part of every request's hash."""
     return TeacherIdentity(config.provider, config.model)
 
 
 def read_key(config: OpenAITeacher) -> str:
-    """The key from its environment variable; raises ``TeacherError`` naming the variable where there is none."""
+    """The key from its environment variable. Raises ``TeacherError`` naming the variable if it is missing."""
     if not config.api_key_env:
-        return "none"  # the client insists on one; servers that want none don't look at it
+        return "none"  # the client requires one; servers without keys ignore it
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
         raise TeacherError(
             f"teacher.api_key_env = {config.api_key_env!r}: no such environment variable, or it is empty; "
-            "set it to the endpoint's key, or api_key_env to '' for a server that wants none"
+            "set it to the endpoint's key, or set api_key_env to '' for a server that needs none"
         )
     if not key.isascii() or any(character.isspace() for character in key):
-        raise TeacherError(f"teacher.api_key_env = {config.api_key_env!r}: what it holds is no key")
+        raise TeacherError(f"teacher.api_key_env = {config.api_key_env!r}: its value is not a key")
     return key
 
 
 class OpenAIBackend:
-    """Sends single requests. Make it inside a running event loop; ``close`` it there."""
+    """Sends single requests. Create and ``close`` it inside the same event loop."""
 
     def __init__(self, config: OpenAITeacher, abilities: Abilities | None = None) -> None:
         import httpx2 as httpx
@@ -91,10 +93,10 @@ class OpenAIBackend:
         self._config = config
         self._key = read_key(config)
         self.openai = openai
-        # `post` with plain types: `chat.completions.create` walks through its arguments' and its answer's types,
-        # which takes as much time as everything else (1.4 ms a request against 0.8).
+        # `post` with plain types: `chat.completions.create` checks the types of arguments and reply, which nearly
+        # doubles the time (1.4 ms a request against 0.8).
         self._raw = httpx.Response
-        # Not None: to the transport that means aiohttp's own limit, 100 connections.
+        # Not None, which would mean aiohttp's default of 100 connections.
         limits = httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=None)
         self.client = openai.AsyncOpenAI(
             api_key=self._key,
@@ -109,8 +111,7 @@ class OpenAIBackend:
         await self.client.close()
 
     async def probe(self, choices: bool = True) -> Abilities:
-        """Ask for one of two codes (without ``choices`` for a word), leaving out what the endpoint refuses, and keep
-        what it takes.
+        """Send a trial request for one of two codes (a word without ``choices``) and find out which settings work.
 
         Raises ``TeacherError``, one line that names the field, for a wrong key, model or address.
         """
@@ -118,7 +119,7 @@ class OpenAIBackend:
         for attempt in itertools.count(1):
             sent = await self.send(request)
             failure = sent.failure
-            # A word that was not said, to think or for the stop string, is no reason to stop: key, model and address are right.
+            # An empty reply (hidden reasoning, or the stop string) is fine: key, model and address are right.
             if (
                 failure is None
                 or failure.kind == "throttled"
@@ -133,7 +134,7 @@ class OpenAIBackend:
         return self.abilities
 
     async def send(self, request: Request) -> Sent:
-        """One attempt. Settings that the endpoint turns out to refuse are left out at once; they cost nothing."""
+        """One attempt. If the endpoint refuses a setting, the request is sent again without it; refusals cost nothing."""
         while True:
             started = time.monotonic()
             abilities = self.abilities
@@ -149,13 +150,12 @@ class OpenAIBackend:
                 if sent is not None:
                     return sent
             except self.openai.APIConnectionError as error:
-                # The transport calls a refused connection a timeout too.
+                # The transport reports a refused connection as a timeout too.
                 if isinstance(error, self.openai.APITimeoutError) and "Connect" not in type(error.__cause__).__name__:
-                    message = f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s"
-                    return Sent(None, Failure("transient", message), {}, counted=False)
-                return Sent(None, Failure("transient", self.hide(root_cause(error))), {}, counted=False)
-            except ValueError:  # no JSON, or no UTF-8
-                return Sent(None, Failure("transient", "the reply is no JSON"), {}, counted=False)
+                    return _unreadable(f"no reply within teacher.timeout_s = {self._config.timeout_s:g} s")
+                return _unreadable(self.hide(root_cause(error)))
+            except ValueError:  # not JSON, or not UTF-8
+                return _unreadable("the reply is not JSON")
 
     def refused(
         self,
@@ -166,28 +166,28 @@ class OpenAIBackend:
         message: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> Sent | None:
-        """What an error status means for a request that was put as ``abilities`` have it.
+        """The meaning of an error status for a request that was sent with ``abilities``.
 
-        ``None``: it named a setting, which is left out from now on; the request can be sent again.
+        ``None`` if it refused a setting, which is left out from now on; the request can be sent again.
         """
-        said = error_body(body)
+        details = error_body(body)
         if status in (400, 422):
-            # Another request may have found the same out meanwhile.
+            # Another request may have found out the same.
             prompts = [one.content for one in request.messages]
-            other = give_up(abilities, said.get("param"), str(said.get("message", message)), prompts)
+            other = give_up(abilities, details.get("param"), str(details.get("message", message)), prompts)
             if other is not None or self.abilities != abilities:
                 self.abilities = other if self.abilities == abilities and other else self.abilities
                 return None
-        failure = classify(
-            status,
-            str(said.get("code") or said.get("type") or "") or None,
-            self.hide(str(said.get("message") or message)),
-            seconds_to_wait(headers or {}),
-        )
-        return Sent(None, failure, headers or {})
+        return Sent(None, self.classify(status, body, message, headers or {}), headers or {})
+
+    def classify(self, status: int, body: object, message: str, headers: Mapping[str, str]) -> Failure:
+        """An error status as a failure. ``message`` is used if the body has none."""
+        details = error_body(body)
+        code = str(details.get("code") or details.get("type") or "") or None
+        return classify(status, code, self.hide(str(details.get("message") or message)), seconds_to_wait(headers))
 
     def read(self, request: Request, content: Any, headers: Mapping[str, str], seconds: float) -> Sent:
-        """A reply of status 200 as a response; what can't be read as one is a failure, its tokens counted."""
+        """A reply of status 200 as a response. An unreadable reply is a failure, with its tokens."""
         try:
             usage = content.get("usage") or {}
             used = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -197,7 +197,7 @@ class OpenAIBackend:
             text, refusal = self.hide(message.get("content") or ""), self.hide(message.get("refusal") or "")
             logprobs = (first.get("logprobs") or {}).get("content")
         except (AttributeError, LookupError, TypeError, ValueError):
-            return Sent(None, Failure("transient", "the reply is no chat completion"), headers, counted=False)
+            return replace(_unreadable("the reply is not a chat completion"), headers=headers)
 
         def failed(kind: FailureKind, message: str) -> Sent:
             return Sent(None, Failure(kind, message), headers, *used, counted=any(used))
@@ -226,25 +226,29 @@ class OpenAIBackend:
         return Sent(response, None, headers, *used, counted=any(used))
 
     def explain(self, failure: Failure) -> str:
-        """A failure of the trial request, or a fatal one of any, as a line that names the field to mend."""
+        """One line that names the field to correct, for a failed trial request or a fatal failure of any request."""
         config, message = self._config, failure.message
         if failure.kind == "fatal" and failure.status in (402, 429):
-            return f"teacher.api_key_env = {config.api_key_env!r}: the account of its key has no credit at {config.base_url} ({message}); top it up, or raise its limit"
+            return f"teacher.api_key_env = {config.api_key_env!r}: its account has no credit at {config.base_url} ({message}); top it up, or raise its limit"
         if failure.status is None and failure.kind == "final":
-            return f"teacher.model = {config.model!r}: its answer to a trial request is of no use ({message}); name a chat model that follows instructions"
+            return f"teacher.model = {config.model!r}: its answer to a trial request can't be used ({message}); name a chat model that follows instructions"
         if failure.status in (401, 403):
-            return f"teacher.api_key_env = {config.api_key_env!r}: {config.base_url} refuses its key ({message}); put a valid one there"
+            return f"teacher.api_key_env = {config.api_key_env!r}: {config.base_url} refuses its key ({message}); set it to a valid one"
         if failure.status == 404 and "model" in message.lower():
             return f"teacher.model = {config.model!r}: {config.base_url} does not know it ({message}); name one that it has"
         if failure.status == 404:
-            hint = "" if config.base_url.endswith("/v1") else "; most endpoints want it to end in /v1"
-            return f"teacher.base_url = {config.base_url!r}: nothing answers chat completions there ({message}){hint}"
-        fixes = [fix for said, fix in _FIXES.items() if said in message]
+            hint = "" if config.base_url.endswith("/v1") else "; for most endpoints it ends in /v1"
+            return f"teacher.base_url = {config.base_url!r}: it does not serve chat completions ({message}){hint}"
+        fixes = [fix for text, fix in _FIXES.items() if text in message]
         return f"teacher.base_url = {config.base_url!r}: {message}" + (f"; {fixes[0]}" if fixes else "")
 
     def hide(self, text: str) -> str:
-        """``text`` without the key: some endpoints repeat it in their complaints."""
+        """``text`` without the key, which some endpoints repeat in error messages."""
         return text.replace(self._key, "***") if len(self._key) > 4 else text
+
+
+def _unreadable(message: str) -> Sent:
+    return Sent(None, Failure("transient", message), {}, counted=False)
 
 
 def _trial(identity: TeacherIdentity, choices: bool) -> Request:
@@ -264,7 +268,7 @@ def _trial(identity: TeacherIdentity, choices: bool) -> Request:
 
 
 def error_body(content: object) -> dict[str, Any]:
-    """The inner object of OpenAI's error body; the client has taken off the outer one where it could."""
+    """The inner object of OpenAI's error body. The client may have removed the outer one already."""
     if isinstance(content, dict):
         inner = content.get("error", content)
         return inner if isinstance(inner, dict) else {"message": str(inner)}
@@ -272,7 +276,7 @@ def error_body(content: object) -> dict[str, Any]:
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
-    """What ``Retry-After`` asks for, where it gives seconds."""
+    """The value of ``Retry-After``; ``None`` unless it is in seconds."""
     try:
         return float(headers.get("retry-after", ""))
     except ValueError:
@@ -280,7 +284,7 @@ def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def root_cause(error: BaseException) -> str:
-    """The last cause's own words: the client's are "Connection error."."""
+    """The message of the innermost cause: the client's own is just "Connection error."."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if isinstance(error, (asyncio.CancelledError, TimeoutError)) and not getattr(error, "errno", None):

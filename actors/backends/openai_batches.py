@@ -1,13 +1,13 @@
-"""Files and batches of an endpoint of OpenAI's kind, for one asyncio process.
+"""Files and batches of an OpenAI-compatible endpoint, for one asyncio process.
 
     api = BatchApi(backend, config)
     file_id = await api.upload(path, "name.jsonl")
-    status = await api.create(file_id, key)          # find(key, file_id, since): was it made after all?
+    status = await api.create(file_id, key)          # if the reply was lost: find(key, file_id, since)
     status = await api.retrieve(status.batch_id)
     await api.download(status.output_file_id, path)
 
-Calls that can be repeated are, while the failure may pass; ``create`` is one attempt. Both raise ``ApiFailure``, which
-says whether the endpoint can have done it all the same.
+Calls are repeated while the failure may be transient, except ``create``, which is one attempt. They raise
+``ApiFailure``, which says whether the call may have taken effect.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.backends.openai import OpenAIBackend, error_body, root_cause, seconds_to_wait
+from actors.backends.openai import OpenAIBackend, root_cause
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import URL, BatchStatus, looks_whole, read_status
-from potstill.endpoint.failures import Failure, backoff_s, classify
+from potstill.endpoint.failures import Failure, backoff_s
 from potstill.errors import TeacherError
 
-METADATA = "potstill_batch"  # the field that holds our key
+METADATA = "potstill_batch"  # the metadata field with our key
 PAGE = 100
-PATIENCE_S = 3600.0  # of an endpoint that does not answer at all: its batches go on meanwhile
+PATIENCE_S = 3600.0  # with an endpoint that does not answer: its batches keep running
 DOWNLOADS = 5
 
 T = TypeVar("T")
 
 
 class ApiFailure(Exception):
-    """A call that failed. ``status``: of HTTP, ``None`` without a reply; ``certain``: nothing has come of it."""
+    """A failed call. ``status``: HTTP status, ``None`` without a reply. ``certain``: the call had no effect."""
 
     def __init__(self, failure: Failure, status: int | None, certain: bool) -> None:
         super().__init__(failure.message)
@@ -43,20 +43,20 @@ class ApiFailure(Exception):
 
 
 class BatchApi:
-    """The calls; shares the backend's client and key."""
+    """The calls. Shares the backend's client and key."""
 
     def __init__(self, backend: OpenAIBackend, config: OpenAITeacher) -> None:
         self._backend, self._config = backend, config
         self._files, self._batches = backend.client.files, backend.client.batches
 
     def explain(self, failure: ApiFailure, what: str) -> TeacherError:
-        """The failure as one line that names the field to mend."""
+        """The failure as one line that names the field to correct."""
         if failure.failure.kind == "fatal" and failure.status != 404:
             return TeacherError(self._backend.explain(failure.failure))
         return TeacherError(f"teacher.base_url = {self._config.base_url!r}: {what}: {failure.failure.message}")
 
     async def check(self) -> None:
-        """Raises ``TeacherError`` where the endpoint has no batches, or not for this key."""
+        """Raise ``TeacherError`` if the endpoint has no batches, or not for this key."""
         try:
             await self._list(None, 1)
         except ApiFailure as failure:
@@ -69,7 +69,7 @@ class BatchApi:
                 raise self.explain(failure, "its batches can't be listed") from failure
 
     async def upload(self, path: Path, name: str) -> str:
-        """Upload an input file; its id."""
+        """Upload an input file and return its id."""
 
         async def call() -> str:
             with path.open("rb") as file:
@@ -79,7 +79,7 @@ class BatchApi:
         return await self._persist(call)
 
     async def create(self, file_id: str, key: str) -> BatchStatus:
-        """Start a batch over an uploaded file."""
+        """Start a batch from an uploaded file."""
 
         async def call() -> BatchStatus:
             raw = await self._batches.with_raw_response.create(
@@ -90,7 +90,7 @@ class BatchApi:
         return await self._attempt(call)
 
     async def find(self, key: str, file_id: str | None, since: float) -> BatchStatus | None:
-        """The batch of this key or input file, if one was created after ``since`` (seconds since 1970)."""
+        """The batch with this key or input file, if created after ``since`` (seconds since 1970), else ``None``."""
         after: str | None = None
         while True:
             page = await self._list(after, PAGE)
@@ -99,13 +99,13 @@ class BatchApi:
                 of_key = (one.get("metadata") or {}).get(METADATA) == key
                 if of_key or (file_id is not None and one.get("input_file_id") == file_id):
                     return read_status(one)
-            # The newest come first.
+            # Newest first.
             if not page.get("has_more") or not found or (found[-1].get("created_at") or since) < since:
                 return None
             after = str(found[-1]["id"])
 
     async def retrieve(self, batch_id: str) -> BatchStatus:
-        """A batch as it is now."""
+        """The current status of a batch."""
 
         async def call() -> BatchStatus:
             return read_status(json.loads((await self._batches.with_raw_response.retrieve(batch_id)).content))
@@ -113,9 +113,9 @@ class BatchApi:
         return await self._persist(call)
 
     async def download(self, file_id: str, path: Path, lines: int) -> None:
-        """Write a file of at least so many lines to ``path``, without holding it in memory.
+        """Stream a file to ``path``, and fetch it again if it has fewer than ``lines`` lines.
 
-        It is fetched again where it lacks lines: what they hold would be asked, and paid, once more.
+        The requests of missing lines would be asked, and paid, again.
         """
 
         async def call() -> None:
@@ -142,7 +142,7 @@ class BatchApi:
         return await self._persist(call)
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Try as long as it may yet work."""
+        """Retry while the failure may be transient."""
         until, attempt = time.monotonic() + PATIENCE_S, 0
         while True:
             try:
@@ -159,16 +159,10 @@ class BatchApi:
         try:
             return await call()
         except openai.APIStatusError as error:
-            status, said = error.status_code, error_body(error.body)
-            failure = classify(
-                status,
-                str(said.get("code") or said.get("type") or "") or None,
-                backend.hide(str(said.get("message") or error.message)),
-                seconds_to_wait(error.response.headers),
-            )
-            # Not from the error: a traceback would quote what the endpoint said, and that may quote the key.
-            raise ApiFailure(failure, status, certain=failure.kind != "transient") from None
+            failure = backend.classify(error.status_code, error.body, error.message, error.response.headers)
+            # `from None`: the endpoint's message in a traceback may contain the key.
+            raise ApiFailure(failure, error.status_code, certain=failure.kind != "transient") from None
         except openai.APIConnectionError as error:
             raise ApiFailure(Failure("transient", backend.hide(root_cause(error))), None, certain=False) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ApiFailure(Failure("transient", "the reply is no JSON of its kind"), None, certain=False) from error
+            raise ApiFailure(Failure("transient", "the reply is not the expected JSON"), None, certain=False) from error

@@ -1,9 +1,9 @@
-"""Log-probabilities of given continuations: what ``choose`` of the embedded teacher computes.
+"""Log-probabilities of given continuations, for ``choose`` of the embedded teacher.
 
-A stage asks the same question about hundreds of texts, so most of every prompt is the same. That common
-beginning is read once and its keys and values are shared; then all choices of a text are scored in one
-pass, as a tree: every choice's tokens stand after the text, see the text and their own beginning, and
-not each other. Against one pass a choice this reads a sixth of the tokens at six classes.
+A stage asks the same question about hundreds of texts, so prompts share most of their tokens. The common prefix is read
+once and its keys and values are shared. All choices of a text are then scored in one pass, as a tree: the tokens of
+every choice follow the text and attend to the text and to their own choice only. With six classes this reads a sixth of
+the tokens of one pass per choice.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch import Tensor
 
 from actors.backends.attention import new_cache
 
-_MIN_SHARED = 16  # tokens; a shorter common beginning is not worth a group of its own
-_ROW = 64  # tokens of a row that a batch has its full number of
+_MIN_SHARED = 16  # tokens; a shorter common prefix is not worth a separate group
+_ROW = 64  # tokens per row up to which a batch has ``batch_size`` rows
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and the continuations to score, as token ids; no continuation is empty."""
+    """A prompt and the continuations to score, as token ids. Continuations are not empty."""
 
     prompt: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...]
 
 
 def group_by_prefix(questions: Sequence[Question]) -> list[list[int]]:
-    """Indices of questions that share a beginning worth reading once, longest suffix last in each group.
+    """Group the indices of questions whose common prefix is worth reading once; longest prompt last in each group.
 
-    Sorted prompts make a tree of common beginnings. From its leaves up, the branches of a node become one
-    group where reading what all have in common once spares more tokens than the groups that they are already.
+    Sorted prompts form a tree of common prefixes. From the leaves up, the branches of a node are joined into one group if
+    that saves more tokens than their present groups.
     """
     if not questions:
         return []
     order = sorted(range(len(questions)), key=lambda i: questions[i].prompt)
-    open_nodes: list[tuple[int, list[_Branch]]] = []  # (length of the common beginning, branches), growing lengths
+    open_nodes: list[tuple[int, list[_Branch]]] = []  # (length of the common prefix, branches), by increasing length
     branch = _Branch([order[0]], [[order[0]]], 0)
     for before, i in zip(order, [*order[1:], None], strict=True):
         shared = common_length([questions[before].prompt, questions[i].prompt]) if i is not None else -1
@@ -56,27 +56,27 @@ def group_by_prefix(questions: Sequence[Question]) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """Part of the tree: its questions, their best grouping, and the tokens that this spares."""
+    """Part of the tree: its questions, their best grouping, and the tokens that it saves."""
 
     members: list[int]
     groups: list[list[int]]
-    spared: int
+    saved: int
 
 
 def _join(length: int, branches: Sequence[_Branch]) -> _Branch:
     members = [i for branch in branches for i in branch.members]
-    spared = sum(branch.spared for branch in branches)
-    better = [branch for branch in branches if length * len(branch.members) > branch.spared]
+    saved = sum(branch.saved for branch in branches)
+    better = [branch for branch in branches if length * len(branch.members) > branch.saved]
     group = [i for branch in better for i in branch.members]
-    gain = length * (len(group) - 1) - sum(branch.spared for branch in better)
+    gain = length * (len(group) - 1) - sum(branch.saved for branch in better)
     if length < _MIN_SHARED or len(group) < 2 or gain <= 0:
-        return _Branch(members, [group for branch in branches for group in branch.groups], spared)
+        return _Branch(members, [group for branch in branches for group in branch.groups], saved)
     kept = [own for branch in branches if branch not in better for own in branch.groups]
-    return _Branch(members, [group, *kept], spared + gain)
+    return _Branch(members, [group, *kept], saved + gain)
 
 
 def common_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common prefix."""
     first, last = min(prompts), max(prompts)
     for length, (a, b) in enumerate(zip(first, last, strict=False)):
         if a != b:
@@ -90,7 +90,7 @@ def score(model: Any, questions: Sequence[Question], batch_size: int) -> list[li
     with torch.inference_mode():
         for group in group_by_prefix(questions):
             members = [questions[i] for i in group]
-            # At least one token of each prompt stays outside: its logits are the first choice tokens'.
+            # At least one token of each prompt is left over: its logits score the choices' first tokens.
             shared = min(common_length([q.prompt for q in members]), min(len(q.prompt) for q in members) - 1)
             prefix = _read_prefix(model, members[0].prompt[:shared])
             for rows in cut_batches([_width(q, shared) for q in members], batch_size):
@@ -101,10 +101,10 @@ def score(model: Any, questions: Sequence[Question], batch_size: int) -> list[li
 
 
 def cut_batches(widths: Sequence[int], batch_size: int) -> list[range]:
-    """Ranges of rows to read together: at most ``batch_size``, and of long rows no more than as many tokens come to.
+    """Ranges of rows to read together: at most ``batch_size`` rows, and at most ``batch_size * _ROW`` tokens.
 
-    Every row of a batch is as wide as its longest, and each has its own copy of the common beginning: a single long text
-    would have a whole batch read at its width.
+    All rows of a batch are padded to the longest, and each has its own copy of the common prefix: without the second
+    limit one long text would widen a whole batch.
     """
     batches, start, widest = [], 0, 0
     for i, width in enumerate(widths):
@@ -117,12 +117,12 @@ def cut_batches(widths: Sequence[int], batch_size: int) -> list[range]:
 
 
 def _width(question: Question, shared: int) -> int:
-    """Tokens of a question's row: its prompt's after the common beginning, and its choices' but their last ones."""
+    """Tokens of a question's row: its prompt after the common prefix, and its choices without their last tokens."""
     return len(question.prompt) - shared + sum(len(choice) - 1 for choice in question.choices)
 
 
 def _read_prefix(model: Any, tokens: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of the common beginning, a pair a layer, each (1, heads, tokens, width)."""
+    """Keys and values of the common prefix, one pair per layer, each (1, heads, tokens, width)."""
     if not tokens:
         return []
     cache = new_cache(model)
@@ -146,7 +146,7 @@ def _score_batch(
         ids[r, :n] = torch.tensor(layout.tokens)
         positions[r, :n] = torch.tensor(layout.positions)
         allowed[r, 0, :n, shared : shared + n] = layout.visible
-        allowed[r, 0, n:, shared] = True  # padding sees one token, or its softmax would be over nothing
+        allowed[r, 0, n:, shared] = True  # padding attends to one token, or its softmax would be empty
     mask = torch.zeros(allowed.shape, dtype=model.dtype).masked_fill_(~allowed, torch.finfo(model.dtype).min)
 
     cache = new_cache(model)
@@ -178,8 +178,10 @@ def _score_batch(
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """One row: tokens after the shared beginning with positions and sight; ``steps[choice]`` = (place whose
-    logits are wanted, token wanted) of each token of a choice."""
+    """One row: the tokens after the common prefix, their positions, and what each attends to (``visible``).
+
+    ``steps[choice]`` lists (index of the logits, token) for each token of a choice.
+    """
 
     tokens: list[int]
     positions: list[int]
@@ -195,7 +197,7 @@ def _layout(question: Question, shared: int) -> _Layout:
     spans: list[tuple[int, int]] = []
     for choice in question.choices:
         start = len(tokens)
-        # The last token of a choice is only predicted, never read.
+        # The last token of a choice is predicted, never read.
         tokens += choice[:-1]
         positions += range(shared + n, shared + n + len(choice) - 1)
         spans.append((start, len(tokens)))

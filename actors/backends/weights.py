@@ -1,8 +1,7 @@
-"""Where the embedded teacher's weights are: found, hashed once, and dequantised once.
+"""Finds the embedded teacher's weights; hashes and dequantises them once.
 
-Nothing here imports torch before ``prepare`` has to convert a GGUF file, so a driver may ask for the
-identity of the teacher cheaply. Converting the packaged 98 MB GGUF takes about 25 s of one core and
-540 MB of disk; loading the converted folder afterwards takes about 1 s.
+Only ``prepare`` imports torch, and only to convert a GGUF file, so a driver gets the teacher's identity cheaply.
+Converting the packaged 98 MB GGUF takes about 25 s of one core and 540 MB of disk; loading the result takes about 1 s.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _CONFIG_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A transformers folder (``gguf`` is None) or one GGUF file of ``folder``."""
+    """A transformers folder (``gguf`` is ``None``), or one GGUF file in ``folder``."""
 
     name: str
     folder: Path
@@ -55,7 +54,7 @@ def locate(config: EmbeddedTeacher) -> Weights:
         return Weights(path.stem, path.parent, path.name, (path,))
     if path.is_file():
         raise TeacherError(
-            f"teacher.model = {config.model!r} is a file but not a .gguf; give a GGUF file or a transformers folder"
+            f"teacher.model = {config.model!r} is a file but not a .gguf; name a GGUF file or a transformers folder"
         )
     if not path.is_dir():
         raise TeacherError(f"teacher.model = {config.model!r}: no such file or folder; known by name: {PACKAGED}")
@@ -91,13 +90,13 @@ def _locate_in_folder(path: Path) -> Weights:
 
 
 def identify(config: EmbeddedTeacher) -> TeacherIdentity:
-    """Who answers, as it enters every request's hash. Imports no torch; hashes each file once a machine."""
+    """The model as part of every request's hash. Imports no torch; hashes each file once per machine."""
     weights = locate(config)
     return TeacherIdentity(provider="embedded", model=weights.name, weights_digest=digest_files(weights.files))
 
 
 def digest_files(files: tuple[Path, ...]) -> str:
-    """BLAKE2b over names and contents, remembered in the cache by (path, size, mtime)."""
+    """BLAKE2b of names and contents, cached by (path, size, mtime)."""
     key = json.dumps([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
     note = _models_folder() / "digests" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.txt"
     with contextlib.suppress(OSError):
@@ -114,16 +113,16 @@ def digest_files(files: tuple[Path, ...]) -> str:
         except OSError as error:
             raise TeacherError(f"{file} can't be read: {error.strerror}") from error
     digest = content.hexdigest()
-    with contextlib.suppress(OSError):  # a cache that can't be written costs a second hash, nothing else
+    with contextlib.suppress(OSError):  # without a cache the files are hashed again next time
         note.parent.mkdir(parents=True, exist_ok=True)
         _write_then_rename(note, digest)
     return digest
 
 
 def prepare(config: EmbeddedTeacher) -> Path:
-    """A transformers folder with the model's weights; a GGUF is dequantised into the cache first.
+    """A transformers folder with the model's weights. A GGUF file is dequantised into the cache first.
 
-    Safe under concurrent actors: a lock lets one convert, and the finished folder appears by rename.
+    Safe with concurrent actors: a lock lets one convert, and the finished folder is renamed into place.
     """
     weights = locate(config)
     if weights.gguf is None:
@@ -154,7 +153,7 @@ def _dequantise(weights: Weights, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(weights.folder, gguf_file=weights.gguf)
             loaded = AutoModelForCausalLM.from_pretrained(weights.folder, gguf_file=weights.gguf, dtype=torch.float32)
             config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf)
-            # transformers refuses to save a model that came from a GGUF, though its weights are plain floats by now.
+            # transformers refuses to save a model that was loaded from a GGUF, although its weights are plain floats.
             config.__dict__.pop("quantization_config", None)
             config.dtype = torch.float32
             plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -164,7 +163,7 @@ def _dequantise(weights: Weights, folder: Path) -> None:
         try:
             building.rename(folder)
         except OSError:
-            if not folder.is_dir():  # another process was first where locks don't work
+            if not folder.is_dir():  # without working locks another process may have been first
                 raise
     except (ValueError, KeyError, RuntimeError, ImportError) as error:
         raise TeacherError(
@@ -176,7 +175,7 @@ def _dequantise(weights: Weights, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers while a model is read."""
+    """Suppress progress bars and warnings of transformers while a model is loaded."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -194,7 +193,7 @@ def _locked(path: Path) -> Iterator[None]:
     import fcntl
 
     with path.open("w") as stream:
-        with contextlib.suppress(OSError):  # file systems without locks: the rename alone keeps it safe
+        with contextlib.suppress(OSError):  # on file systems without locks the rename keeps it safe
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -1,4 +1,4 @@
-"""The batches of one teacher, as the process that looks after them sees the ledger's records of them."""
+"""The ledger's records of one teacher's batches, for the process that holds them."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from potstill.rows import Request
 
 
 class BatchBook:
-    """The batches of one teacher, as one holder sees and changes them. Every method raises ``LedgerError``."""
+    """The batches of one teacher, read and changed by ``holder``. Every method raises ``LedgerError``."""
 
     def __init__(self, ledger: Ledger, provider: str, model: str, base_url: str, holder: str) -> None:
-        self._ledger, self._holder = ledger, holder
+        self.ledger, self._holder = ledger, holder
         self._provider, self._model, self._base_url = provider, model, base_url
 
     async def open(self, key: str) -> BatchRecord:
-        """Record a batch that is going to be; held from now on."""
+        """Record a batch that is about to be created, and hold it."""
         values = (key, self._provider, self._model, self._base_url, self._holder)
-        return BatchRecord(*await self._ledger.acarry_out("batch_open", *values))
+        return BatchRecord(*await self.ledger.awrite("batch_open", *values))
 
     async def add(self, key: str, requests: Sequence[tuple[Request, int]]) -> set[str]:
-        """Put requests, each with how often it has been asked before, into a batch; the ids of those that are in it.
+        """Add requests, each with its number of earlier attempts, to a batch. Returns the ids of those added.
 
-        A request that this holder has no claim on any more stays out.
+        A request that this holder no longer has a claim on is left out.
         """
         added: set[str] = set()
         for start in range(0, len(requests), CHUNK):
             rows = [(one.request_id, attempt, pack_request(one)) for one, attempt in requests[start : start + CHUNK]]
-            added.update(await self._ledger.acarry_out("batch_add", key, self._holder, rows))
+            added.update(await self.ledger.awrite("batch_add", key, self._holder, rows))
         return added
 
     async def note(self, key: str, **values: Any) -> bool:
-        """Note ``file_id``, ``attempted_at`` or ``batch_id``; whether the batch is still held."""
-        return await self._ledger.acarry_out("batch_note", key, self._holder, values)
+        """Note ``file_id``, ``attempted_at`` or ``batch_id``. False if the batch is no longer held."""
+        return await self.ledger.awrite("batch_note", key, self._holder, values)
 
     async def adopt(self) -> list[BatchRecord]:
-        """All batches that are held now: this holder's own, and those whose holder is gone."""
+        """Take over the batches whose holder is gone. Returns all that are held now, this holder's own included."""
         call = ("batch_adopt", self._provider, self._model, self._holder)
-        return [BatchRecord(*row) for row in await self._ledger.acarry_out(*call)]
+        return [BatchRecord(*row) for row in await self.ledger.awrite(*call)]
 
     async def members(self, key: str) -> list[tuple[Request, int]]:
-        """What is in a batch."""
-        rows = await self._ledger.aread("batch_requests", key)
+        """The requests of a batch, each with its number of earlier attempts."""
+        rows = await self.ledger.aread("batch_requests", key)
         return [(unpack_request(text), attempt) for attempt, text in rows]
 
     async def close(self, key: str, state: Literal["collected", "dead"], keep: Sequence[str]) -> bool:
-        """End a batch: claims on ``keep`` go (back) to this holder, all others are given up. Whether it was held."""
-        return await self._ledger.acarry_out("batch_close", key, self._holder, state, list(keep))
+        """End a batch: claims on ``keep`` return to this holder, all others are released. False if it was not held."""
+        return await self.ledger.awrite("batch_close", key, self._holder, state, list(keep))
 
 
 def under_way(ledger: Ledger, provider: str, model: str) -> list[BatchRecord]:
-    """The open batches of a teacher, whoever holds them."""
+    """All open batches of a teacher, regardless of their holder."""
     return [BatchRecord(*row) for row in ledger.read("open_batches", provider, model)]

@@ -1,9 +1,9 @@
-"""What the ledger knows of batches that run at an endpoint: so that none is paid for twice, whoever dies.
+"""The ledger's records of batches at an endpoint, so that none is paid for twice if a process dies.
 
-A batch is recorded before it exists: its requests' claims go over to it, and stay with it until it is closed. Whoever
-looks after it (its holder) keeps a lease on it that ends with his process; then another takes it over. What he does at
-the endpoint is noted before (``attempted_at``) and after (``file_id``, ``batch_id``), so a successor knows where to
-begin: an attempt without a ``batch_id`` may have made a batch, which is then found by its key among the endpoint's.
+A batch is recorded before it is created: it takes over the claims on its requests and keeps them until it is closed.
+The process that polls it (its holder) has a lease on it; when the lease expires another process takes the batch over.
+Each step at the endpoint is noted before (``attempted_at``) and after (``file_id``, ``batch_id``), so a successor knows
+where to begin: an attempt without a ``batch_id`` may have created a batch, which the endpoint then lists under its key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from actors.ledger import tables
 from actors.ledger.tables import Row
 
 HOLD_S = 60.0
-KEPT_S = 30 * 86_400.0  # so long endpoints keep what a batch has answered; nobody can collect it later
+KEPT_S = 30 * 86_400.0  # how long endpoints keep the answers of a batch
 CHUNK = 1000  # requests written together
 
 _batches, _requests, _claims = tables.batches.c, tables.batch_requests.c, tables.claims.c
@@ -27,7 +27,7 @@ _OWNER = "batch-"
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """A row of the table. Times are seconds since 1970; ``attempted_at``: last try to create it at the endpoint."""
+    """A row of the table. Times in seconds since 1970. ``attempted_at``: last try to create it at the endpoint."""
 
     batch_key: str
     provider: str
@@ -45,7 +45,7 @@ _FIELDS = tuple(getattr(_batches, field.name) for field in fields(BatchRecord))
 
 
 def open_batches(connection: sa.Connection, provider: str, model: str) -> list[Row]:
-    """See ``under_way``."""
+    """See ``batch_book.under_way``."""
     of_teacher = sa.and_(_batches.state == "open", _batches.provider == provider, _batches.model == model)
     return [tuple(row) for row in connection.execute(sa.select(*_FIELDS).where(of_teacher))]
 
@@ -57,18 +57,18 @@ def requests_of(connection: sa.Connection, key: str) -> list[Row]:
 
 
 def hold(connection: sa.Connection, owner: str, until: float) -> None:
-    """Move the end of the leases on batches of ``owner`` and of all below it."""
+    """Set the end of the leases on batches of ``owner`` and of all owners below it."""
     mine = sa.and_(_batches.state == "open", tables.is_below(tables.batches.c.holder, owner))
     connection.execute(sa.update(tables.batches).where(mine).values(held_until=until))
 
 
 def prune(connection: sa.Connection, before: float) -> None:
-    """Forget batches that were closed before ``before``."""
+    """Delete batches that were closed before ``before``."""
     connection.execute(sa.delete(tables.batches).where(_batches.closed_at < before))
 
 
 def is_of_a_batch() -> sa.ColumnElement[bool]:
-    """Of a claim: whether a batch has it."""
+    """Whether a claim belongs to a batch."""
     return _claims.owner.startswith(_OWNER, autoescape=True)
 
 
@@ -93,7 +93,7 @@ def _add(connection: sa.Connection, now: float, key: str, holder: str, rows: Seq
         if name in added
     ]
     if records:
-        # A leftover of a batch that nobody collected in time, so that its claims ended.
+        # Left from a batch that was not collected before its claims expired.
         connection.execute(sa.delete(tables.batch_requests).where(_requests.request_id.in_(sorted(added))))
         connection.execute(sa.insert(tables.batch_requests), records)
         more = _batches.requests + len(records)
@@ -146,4 +146,4 @@ CALLS: dict[str, Callable[..., Any]] = {
     "batch_adopt": _adopt,
     "batch_close": _close,
 }
-"""Calls of ``LedgerStore.write``: each takes a connection in a transaction, the time, and its own arguments."""
+"""Calls of ``LedgerStore.write``; each is passed a connection in a transaction, the time, and its own arguments."""

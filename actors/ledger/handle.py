@@ -1,12 +1,10 @@
-"""One ledger for the whole cluster: a named actor that owns the store, and how to find it.
+"""One ledger for the whole cluster: a named actor that owns the store, and the handle that finds it.
 
-SQLite takes one writing machine, so a detached actor on the node of the file owns it and every job and
-node of the cluster talks to that actor. Its name holds the schema version and the URI: after an edit of
-the code a new version starts beside an old one, and both are safe since claims live in the database.
-It ends by itself when nobody has asked for ``IDLE_S``.
+SQLite allows writers on one machine only, so a detached actor on the node of the file owns it and all jobs and nodes
+call that actor. Its name holds the protocol version and the URI: after a code change a new actor starts beside the old
+one, which is safe since claims are in the database. It ends after ``IDLE_S`` without a call.
 
-Calls from all over the cluster share transactions (``actors/ledger/writer.py``), and calls of one process's
-coroutines share messages to the actor.
+Calls of the whole cluster share transactions (``actors/ledger/writer.py``); coroutines of one process share messages.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ from potstill.errors import LedgerError
 from potstill.rows import Request, Response
 
 NAMESPACE = "potstill"
-# Of the messages between handle and actor. They hold rows by position, so a handle must never meet an actor that
-# knows other fields: after such an edit another actor starts beside the old one.
+# Version of the messages between handle and actor, part of the actor's name. Raise the number when methods or messages
+# change. Messages hold rows by position, so changed fields change it too.
 PROTOCOL = digest(["3", *(one.name for kind in (Request, Response) for one in fields(kind))], size=3)
 IDLE_S = 300.0
 TRIES = 5
@@ -40,7 +38,7 @@ READERS = 2
 
 
 class LedgerActor:
-    """A ``LedgerStore`` in a process of its own: one thread writes, a few read, many callers wait."""
+    """A ``LedgerStore`` in its own process: one thread writes, a few read."""
 
     def __init__(self, uri: str, idle_s: float = IDLE_S) -> None:
         self._store = LedgerStore(uri)
@@ -51,14 +49,14 @@ class LedgerActor:
         threading.Thread(target=self._end_when_idle, args=(idle_s,), daemon=True).start()
 
     async def write(self, calls: Sequence[Call]) -> list[Any]:
-        """``LedgerStore.write``, in one transaction with whatever else came meanwhile.
+        """``LedgerStore.write``, in one transaction with other calls that are waiting.
 
-        What failed has a ``LedgerError`` for a result.
+        The result of a failed call is its ``LedgerError``.
         """
         return await self._count(asyncio.wrap_future(self._writer.submit(calls)))
 
     async def read(self, method: str, *args: Any) -> Any:
-        """Run a method of the store that only reads."""
+        """Run a read-only method of the store."""
         reading = asyncio.get_running_loop().run_in_executor(self._readers, getattr(self._store, method), *args)
         return await self._count(reading)
 
@@ -73,16 +71,15 @@ class LedgerActor:
     def _end_when_idle(self, idle_s: float) -> None:
         while self._under_way or time.monotonic() - self._last_call < idle_s:
             time.sleep(min(5.0, idle_s / 4))
-        # A caller that meets the dying actor starts a new one (Ledger._call).
+        # A caller that reaches the dying actor starts a new one (Ledger._call).
         ray.kill(ray.get_runtime_context().current_actor)
 
 
 class Ledger:
-    """A handle on the ledger that survives the owning actor's end. Cheap to send to other processes.
+    """A handle on the ledger. It outlives the actor and is cheap to send to other processes.
 
-    Every method raises ``LedgerError``. Those with an ``a`` before their name are for coroutines: what many of
-    them commit or take at the same time travels together. ``lease_s``: how long a claim outlives its asker,
-    who has to renew it sooner; after a crash nobody else asks for so long.
+    Every method raises ``LedgerError``. Methods with a leading ``a`` are for coroutines; their concurrent calls share a
+    message. ``lease_s``: claims expire after this time unless renewed; after a crash others wait that long.
     """
 
     def __init__(self, uri: str, node_id: str | None = None, idle_s: float = IDLE_S, lease_s: float = LEASE_S) -> None:
@@ -110,7 +107,7 @@ class Ledger:
         return [to_response(row) for row in self.fetch_rows(request_ids)]
 
     def fetch_rows(self, request_ids: Sequence[str]) -> list[Row]:
-        """The same as rows of ``ANSWER_COLUMNS``, for ``to_answers``."""
+        """``fetch`` as rows of ``ANSWER_COLUMNS``, for ``to_response_table``."""
         rows: list[Row] = self._call("read", "fetch_rows", list(request_ids))
         return rows
 
@@ -128,23 +125,19 @@ class Ledger:
 
     async def atake(self, request_ids: Sequence[str], owner: str) -> Taken:
         """``take`` for coroutines."""
-        return to_taken(await self._awrite("take", list(request_ids), owner, self.lease_s))
+        return to_taken(await self.awrite("take", list(request_ids), owner, self.lease_s))
 
     async def acommit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
-        """``commit`` for coroutines: returns when the answers are durable."""
-        await self._awrite("commit", *to_rows(requests, responses))
+        """``commit`` for coroutines; returns when the answers are durable."""
+        await self.awrite("commit", *to_rows(requests, responses))
 
     def read(self, method: str, *args: Any) -> Any:
-        """A method of ``LedgerStore`` that only reads."""
+        """Run a read-only method of ``LedgerStore``."""
         return self._call("read", method, *args)
 
     async def aread(self, method: str, *args: Any) -> Any:
         """``read`` for coroutines."""
         return await self._acall("read", method, *args)
-
-    async def acarry_out(self, *call: Any) -> Any:
-        """One of the calls of ``LedgerStore.write``, for coroutines."""
-        return await self._awrite(*call)
 
     def _write(self, *call: Any) -> Any:
         (result,) = self._call("write", [call])
@@ -152,8 +145,8 @@ class Ledger:
             raise result
         return result
 
-    async def _awrite(self, *call: Any) -> Any:
-        """One of many calls: those that come while a message is under way leave together in the next."""
+    async def awrite(self, *call: Any) -> Any:
+        """A call of ``LedgerStore.write`` for coroutines: calls during a message share the next one."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._gathered.append((call, answer))
         if self._sender is None or self._sender.done():
@@ -174,16 +167,16 @@ class Ledger:
                 continue
             for (_, answer), result in zip(batch, results, strict=True):
                 if answer.done():
-                    continue  # its coroutine was cancelled; what it wrote is durable all the same
+                    continue  # its coroutine was cancelled; its write is durable anyway
                 if isinstance(result, LedgerError):
                     answer.set_exception(result)
                 else:
                     answer.set_result(result)
 
     def _call(self, method: str, *args: Any) -> Any:
-        """Call the actor; a dead one is replaced, and every method is safe to repeat."""
+        """Call the actor. A dead one is replaced and the call repeated, which is safe for every method."""
         for attempt in range(TRIES):
-            # A variable of this call: another thread may drop the handle it finds dead.
+            # A local variable: another thread may drop a dead actor from ``self``.
             actor = self._actor or self._find()
             self._actor = actor
             try:
@@ -205,7 +198,7 @@ class Ledger:
         raise self._given_up(message)
 
     def _lost(self, error: Exception) -> str:
-        """Forget the actor if it has gone; anything else that went wrong is raised."""
+        """Drop the actor if it died; raise any other error."""
         if isinstance(error, ray.exceptions.RayTaskError):
             raise error.cause from error
         if not isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
@@ -217,7 +210,7 @@ class Ledger:
         return message
 
     def _given_up(self, message: str) -> LedgerError:
-        return LedgerError(f"ledger.uri = {redact(self.uri)!r}: its process dies again and again: {message}")
+        return LedgerError(f"ledger.uri = {redact(self.uri)!r}: its process keeps dying: {message}")
 
     def _find(self) -> Any:
         return (
@@ -228,7 +221,7 @@ class Ledger:
                 lifetime="detached",
                 get_if_exists=True,
                 num_cpus=0,
-                # In soft mode another node would open a file of its own if this node went away.
+                # In soft mode another node would open its own file if this node were lost.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_id, soft=False),
             )
             .remote(self.uri, self._idle_s)

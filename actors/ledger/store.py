@@ -1,10 +1,9 @@
-"""What is asked of a ledger while teachers work: take, commit, fetch.
+"""The ledger's operations for teacher processes: take, commit, fetch. Uses no Ray.
 
-This module knows no Ray: ``actors/ledger/handle.py`` puts it behind one named actor, so that any number of nodes
-share one SQLite file. Many calls can share one transaction (``LedgerStore.write``), since what a commit costs
-is the disk's answer, whatever it holds.
+``actors/ledger/handle.py`` puts it behind one named actor, so that all nodes share one SQLite file. Many calls share a
+transaction (``LedgerStore.write``): a commit costs one wait for the disk, regardless of its size.
 
-A claim is a lease: it says "I am asking this" and expires, so a crashed asker blocks nobody for long.
+A claim is a lease: the request is reserved for one process until the lease expires, so a crash blocks it only briefly.
 """
 
 from __future__ import annotations
@@ -18,27 +17,25 @@ import sqlalchemy as sa
 
 from actors.ledger import batches as ledger_batches
 from actors.ledger import tables
-from actors.ledger.database import LedgerDatabase, redact
-from actors.ledger.tables import ANSWER_COLUMNS, COLUMNS, SCHEMA_VERSION, Row, Taken, to_response, to_rows, to_taken
+from actors.ledger.database import LedgerDatabase
+from actors.ledger.tables import ANSWER_COLUMNS, COLUMNS, Row, Taken, to_response, to_rows, to_taken
 from potstill.rows import Request, Response
 
-__all__ = ["LEASE_S", "SCHEMA_VERSION", "Call", "LedgerStore", "Taken", "redact"]
-
 LEASE_S = 60.0
-Call = tuple[Any, ...]  # the name of a call that writes, and what it is given
+Call = tuple[Any, ...]  # name and arguments of a call that writes
 
 _ANSWER = ", ".join(ANSWER_COLUMNS)
 
 
 class LedgerStore:
-    """Reads and writes one ledger. Raises ``LedgerError`` if it can't be opened or is of another schema.
+    """Reads and writes one ledger. Raises ``LedgerError`` if it can't be opened or has another schema.
 
-    ``create=False`` opens only what is there already.
+    ``create=False`` opens only an existing ledger.
     """
 
     def __init__(self, uri: str, create: bool = True) -> None:
         self.database = LedgerDatabase(uri, create)
-        # What $ids stands for in a query: a list of ids is one bound value, whatever its length.
+        # Replaces $ids in a query: a list of ids is one bound value, regardless of its length.
         self._ids = (
             "SELECT value FROM json_each(:ids)" if self.database.is_sqlite else "SELECT unnest(CAST(:ids AS text[]))"
         )
@@ -49,31 +46,31 @@ class LedgerStore:
         )
 
     def take(self, request_ids: Sequence[str], owner: str, lease_s: float = LEASE_S) -> Taken:
-        """Look up requests and claim for ``owner`` those that nobody has answered or is asking."""
+        """Look up requests, and claim for ``owner`` those that are neither answered nor claimed."""
         return to_taken(self.write([("take", request_ids, owner, lease_s)])[0])
 
     def commit(self, requests: Sequence[Request], responses: Sequence[Response]) -> None:
-        """Store good answers and give up the claims on all; an answer that is there already stays.
+        """Store the good answers and release the claims on all. An answer that is already stored stays.
 
-        Failed requests are not stored, so that the next run asks them again.
+        Failed requests are not stored, so the next run asks them again.
         """
         self.write([("commit", *to_rows(requests, responses))])
 
     def renew(self, owner: str, lease_s: float = LEASE_S) -> None:
-        """Extend the leases of ``owner`` and of all below it (``<owner>-...``)."""
+        """Extend the leases of ``owner`` and of all owners below it (``<owner>-...``)."""
         self.write([("renew", owner, lease_s)])
 
     def release(self, owner: str) -> None:
-        """Give up all claims of ``owner`` and of all below it (``<owner>-...``)."""
+        """Release all claims of ``owner`` and of all owners below it (``<owner>-...``)."""
         self.write([("release", owner)])
 
     def write(self, calls: Sequence[Call]) -> list[Any]:
-        """Carry out calls that came at the same time in one transaction: all are durable, or none.
+        """Carry out calls in one transaction: all become durable, or none.
 
         Calls are ``("commit", rows, request_ids)``, ``("take", request_ids, owner[, lease_s])``,
-        ``("renew", owner[, lease_s])``, ``("release", owner)`` and those of ``actors/ledger/batches.py``. Commits go
-        first, so that takes find their answers. What ``take`` gives is for ``to_taken``; of the others only those of
-        batches give anything.
+        ``("renew", owner[, lease_s])``, ``("release", owner)`` and those of ``actors/ledger/batches.py``. Commits run
+        first, so that takes find their answers. Returns one result per call: for ``take`` the argument of ``to_taken``,
+        for batch calls theirs, else ``None``.
         """
         results: list[Any] = [None] * len(calls)
         with self.database.write() as connection:
@@ -92,7 +89,7 @@ class LedgerStore:
         return results
 
     def count_known(self, request_ids: Sequence[str]) -> int:
-        """How many of the requests have an answer."""
+        """The number of requests that have an answer."""
         with self.database.read() as connection:
             return self._run(
                 connection,
@@ -101,21 +98,21 @@ class LedgerStore:
             ).scalar_one()
 
     def fetch(self, request_ids: Sequence[str]) -> list[Response]:
-        """The stored answers of those requests that have one."""
+        """The stored answers to the requests, where there are any."""
         return [to_response(row) for row in self.fetch_rows(request_ids)]
 
     def fetch_rows(self, request_ids: Sequence[str]) -> list[Row]:
-        """The same as rows of ``ANSWER_COLUMNS``, for ``to_response``."""
+        """``fetch`` as rows of ``ANSWER_COLUMNS``, for ``to_response``."""
         with self.database.read() as connection:
             return self._fetch(connection, request_ids)
 
     def open_batches(self, provider: str, model: str) -> list[Row]:
-        """See ``ledger_batches.under_way``."""
+        """See ``batch_book.under_way``."""
         with self.database.read() as connection:
             return ledger_batches.open_batches(connection, provider, model)
 
     def batch_requests(self, key: str) -> list[Row]:
-        """See ``ledger_batches.BatchBook.members``."""
+        """See ``BatchBook.members``."""
         with self.database.read() as connection:
             return ledger_batches.requests_of(connection, key)
 
@@ -176,7 +173,7 @@ class LedgerStore:
         ledger_batches.hold(connection, owner, 0.0)
 
     def _now(self, connection: sa.Connection) -> float:
-        """Seconds since 1970. Machines that share a PostgreSQL go by its clock, since theirs may differ by a lease."""
+        """Seconds since 1970, by PostgreSQL's clock if there is one: its clients' clocks may differ by more than a lease."""
         if self.database.is_sqlite:
             return time.time()
         return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())

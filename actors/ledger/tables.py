@@ -1,7 +1,7 @@
-"""The ledger's tables, and how requests and responses become their rows.
+"""The ledger's tables, and the conversion of requests and responses to rows.
 
-Rows travel between processes as plain tuples in the order of ``COLUMNS``: that is what the database takes, and
-it leaves JSON and dataclasses to the many that ask, not to the one process that owns the ledger.
+Rows cross process borders as the tuples that the database takes, in the order of ``COLUMNS``: the many callers convert
+JSON and dataclasses, not the one process that owns the ledger.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ claims = sa.Table(
     sa.Column("expires_at", sa.Float, nullable=False),
 )
 
-# Batches that run at an endpoint, and what they were asked. A request in one has a claim whose owner is the batch.
+# Batches at an endpoint, and their requests. The owner of the claim on such a request is the batch.
 batches = sa.Table(
     "teacher_batches",
     metadata,
@@ -77,7 +77,7 @@ batch_requests = sa.Table(
 )
 
 COLUMNS = tuple(column.name for column in responses.columns)
-# The columns of a ``Response``, in the order of its fields; ``error`` has none, since failures are not stored.
+# The columns of a ``Response`` in the order of its fields. There is none for ``error``: failures are not stored.
 ANSWER_COLUMNS = ("request_id", *COLUMNS[COLUMNS.index("text") :])
 _OWN_COLUMNS = ("request_id", "stage", "task", "provider", "model")
 _CONTENT = tuple(field.name for field in fields(Request) if field.name not in _OWN_COLUMNS)
@@ -87,13 +87,13 @@ _LOGPROBS = ANSWER_COLUMNS.index("choice_logprobs")
 
 
 def is_below(column: sa.ColumnElement[str], owner: str) -> sa.ColumnElement[bool]:
-    """Whether a name is ``owner`` or one below it (``<owner>-...``)."""
+    """Whether a name is ``owner`` or below it (``<owner>-...``)."""
     return sa.or_(column == owner, column.startswith(f"{owner}-", autoescape=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What the ledger says about a batch of requests: answered before, yours to ask, or being asked by others."""
+    """A look-up of requests: answered before, claimed for the caller (``mine``), or claimed by ``others``."""
 
     known: tuple[Response, ...]
     mine: tuple[str, ...]
@@ -108,7 +108,7 @@ def to_rows(requests: Iterable[Request], answers: Sequence[Response]) -> tuple[l
 
 
 def to_response(row: Row) -> Response:
-    """The response in a row of ``ANSWER_COLUMNS``. Raises ``ValueError`` where its JSON is broken."""
+    """The response in a row of ``ANSWER_COLUMNS``. Raises ``ValueError`` if its JSON is invalid."""
     logprobs = row[_LOGPROBS]
     parsed = () if logprobs == "[]" else tuple(json.loads(logprobs))
     values: Row = (*row[:_LOGPROBS], parsed, *row[_LOGPROBS + 1 :])
@@ -116,41 +116,41 @@ def to_response(row: Row) -> Response:
 
 
 def to_response_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows of ``ANSWER_COLUMNS`` as a table of responses. Raises ``ValueError`` where their JSON is broken."""
+    """Rows of ``ANSWER_COLUMNS`` as a table of responses. Raises ``ValueError`` if their JSON is invalid."""
     if not rows:
         return RESPONSE.empty_table()
     columns = dict(zip(ANSWER_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-    # One array of arrays is read in a tenth of the time that as many small ones take.
+    # Parsing one array of arrays takes a tenth of the time of parsing each.
     columns["choice_logprobs"] = json.loads(f"[{','.join(columns['choice_logprobs'])}]")
     columns["error"] = [None] * len(rows)
     return pa.Table.from_pydict(columns, schema=RESPONSE)
 
 
 def to_taken(found: tuple[list[Row], list[str], list[str]]) -> Taken:
-    """What ``LedgerStore.write`` gives for a ``take``, as its caller sees it."""
+    """``Taken`` from the result of ``LedgerStore.write`` for a ``take``."""
     known, mine, others = found
     return Taken(tuple(map(to_response, known)), tuple(mine), tuple(others))
 
 
 def to_request(row: Row) -> Request:
-    """The request in a row of ``COLUMNS``. Raises ``ValueError``, ``TypeError`` or ``KeyError`` where it is broken."""
+    """The request in a row of ``COLUMNS``. Raises ``ValueError``, ``TypeError`` or ``KeyError`` if it is invalid."""
     record = dict(zip(COLUMNS, row, strict=True))
     return from_record({**json.loads(record["request"]), **{name: record[name] for name in _OWN_COLUMNS[1:]}}, Request)
 
 
 def pack_request(request: Request) -> str:
-    """A request as one text, for ``unpack_request``."""
+    """A request as text, for ``unpack_request``."""
     return json.dumps(_request_row(request), ensure_ascii=False)
 
 
 def unpack_request(text: str) -> Request:
-    """The request of ``pack_request``. Raises ``ValueError``, ``TypeError`` or ``KeyError`` where it is broken."""
+    """The request of ``pack_request``. Raises ``ValueError``, ``TypeError`` or ``KeyError`` if it is invalid."""
     answer = (None,) * (len(COLUMNS) - len(_REQUEST_COLUMNS))
     return to_request((*json.loads(text), *answer))
 
 
 def _request_row(request: Request) -> Row:
-    # By hand: `dataclasses.asdict` copies deeply, which took three quarters of a commit's time.
+    # Not `dataclasses.asdict`: its deep copies took three quarters of a commit's time.
     content = {name: getattr(request, name) for name in _CONTENT}
     content["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
     content["sampling"] = {name: getattr(request.sampling, name) for name in _SAMPLING}

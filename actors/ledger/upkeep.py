@@ -1,7 +1,7 @@
-"""A ledger's upkeep: what was spent, a copy as Parquet and back, pruning, a check of every row.
+"""A ledger's upkeep: spending, export and import as Parquet, pruning, verification.
 
-All of it works beside jobs that write: rows are read by ranges of their key and deleted a few thousand at a
-time, so nobody waits long and memory stays bounded whatever the ledger holds.
+All of it works while jobs write: rows are read by key range and deleted a few thousand at a time, so waits are short
+and memory is bounded.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from actors.ledger.tables import ANSWER_COLUMNS, COLUMNS, Row, to_request, to_re
 from potstill.errors import InputError, Problem
 from potstill.rows import REQUEST, RESPONSE, Request, Response, from_table
 
-CHUNK = 2000  # rows read, or deleted, together
-FAR_S = 86_400.0  # a lease lasts a minute; a claim a day off is a leftover, or a wrong clock's
-SHOWN = 10  # findings of one kind
-_FREED_PAGES = 1000  # given back in one transaction
+CHUNK = 2000  # rows read or deleted together
+FAR_S = 86_400.0  # leases last a minute: a claim a day off is left over, or a clock is wrong
+SHOWN = 10  # findings shown per kind
+_FREED_PAGES = 1000  # per transaction
 
-# One row an answer, its request before it.
+# One row per answer: its request, then the answer.
 EXPORT = pa.schema([*REQUEST, *(column for column in RESPONSE if column.name not in ("request_id", "error"))])
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one model answered for one stage of one task on one day (UTC)."""
+    """Answers of one model for one stage of one task on one day (UTC)."""
 
     model: str
     stage: str
@@ -54,7 +54,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Answers that are, or would be, deleted, what they had cost, and claims that nobody holds any more."""
+    """Answers that are (or would be) deleted, their cost, and expired claims."""
 
     answers: int
     cost_usd: float
@@ -81,7 +81,7 @@ def spent(database: LedgerDatabase) -> list[Spent]:
 
 
 def size_bytes(database: LedgerDatabase) -> int:
-    """What the ledger takes on its disk, SQLite's write-ahead log not counted."""
+    """The ledger's size on disk, without SQLite's write-ahead log."""
     with database.read() as connection:
         if database.is_sqlite:
             pages, size = (connection.exec_driver_sql(f"PRAGMA page_{name}").scalar_one() for name in ("count", "size"))
@@ -90,10 +90,10 @@ def size_bytes(database: LedgerDatabase) -> int:
 
 
 def export(database: LedgerDatabase, path: Path) -> int:
-    """Write all answers with their requests to a Parquet file of the schema ``EXPORT``; how many.
+    """Write all answers with their requests to a Parquet file of schema ``EXPORT``. Returns their number.
 
-    The file appears when it is whole. Raises ``LedgerError`` where a row is broken, ``OSError`` where the file
-    can't be written.
+    The file appears when it is complete. Raises ``LedgerError`` for an invalid row, ``OSError`` if the file can't be
+    written.
     """
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     count = 0
@@ -109,10 +109,10 @@ def export(database: LedgerDatabase, path: Path) -> int:
 
 
 def restore(store: LedgerStore, path: Path) -> tuple[int, int]:
-    """Take in the answers of a file that ``export`` wrote: how many it holds, and how many of them are new here.
+    """Import the answers of a file that ``export`` wrote. Returns how many it holds and how many were new.
 
-    What is known stays as it is. Raises ``InputError`` where the file is none, or a request in it is not the one that
-    its id stands for; what came before is then taken in.
+    Stored answers stay as they are. Raises ``InputError`` if the file is not an export or a request does not match its
+    id; the answers before it stay imported.
     """
     count = new = 0
     where = f"FILE = {str(path)!r}"
@@ -120,14 +120,14 @@ def restore(store: LedgerStore, path: Path) -> tuple[int, int]:
         with pq.ParquetFile(path) as file:
             missing = [name for name in EXPORT.names if name not in file.schema_arrow.names]
             if missing:
-                raise InputError([Problem(where, f"is no export of a ledger: it has no column {missing[0]!r}")])
+                raise InputError([Problem(where, f"is not an export of a ledger: it has no column {missing[0]!r}")])
             for batch in file.iter_batches(CHUNK, columns=EXPORT.names):
                 table = pa.Table.from_batches([batch])
                 requests, responses = from_table(table, Request), from_table(table, Response)
                 ids = table["request_id"].to_pylist()
-                for request, told in zip(requests, ids, strict=True):
-                    if request.request_id != told:
-                        raise InputError([Problem(where, f"answer {told}: its request is not the one of that id")])
+                for request, name in zip(requests, ids, strict=True):
+                    if request.request_id != name:
+                        raise InputError([Problem(where, f"answer {name}: its request does not match its id")])
                 new += len(set(ids)) - store.count_known(ids)
                 store.commit(requests, responses)
                 count += len(ids)
@@ -153,7 +153,7 @@ def count_older(database: LedgerDatabase, before: float) -> Pruned:
 
 
 def prune(database: LedgerDatabase, before: float) -> Pruned:
-    """Delete the answers given before ``before`` (seconds since 1970) and claims that ended long ago."""
+    """Delete answers older than ``before`` (seconds since 1970) and claims that expired long ago."""
     columns = tables.responses.c
     some = sa.select(columns.request_id).where(columns.created_at < before).limit(CHUNK)
     gone = sa.delete(tables.responses).where(columns.request_id.in_(some)).returning(columns.cost_usd)
@@ -171,7 +171,7 @@ def prune(database: LedgerDatabase, before: float) -> Pruned:
 
 
 def reclaim(database: LedgerDatabase) -> None:
-    """Give the space of deleted rows back: SQLite's file shrinks, PostgreSQL uses it for new rows."""
+    """Release the space of deleted rows: SQLite's file shrinks, PostgreSQL reuses it."""
     with database.explained("its space can't be reclaimed"):
         if not database.is_sqlite:
             with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -183,7 +183,7 @@ def reclaim(database: LedgerDatabase) -> None:
             def ask(pragma: str) -> Any:
                 return cursor.execute(f"PRAGMA {pragma}").fetchall()
 
-            if ask("auto_vacuum") != [(2,)]:  # made before ledgers were set up for giving back bit by bit
+            if ask("auto_vacuum") != [(2,)]:  # a ledger from before incremental vacuum was set
                 ask("auto_vacuum=INCREMENTAL")
                 cursor.execute("VACUUM")
             while ask("freelist_count") != [(0,)]:
@@ -192,20 +192,20 @@ def reclaim(database: LedgerDatabase) -> None:
 
 
 def verify(database: LedgerDatabase) -> list[str]:
-    """All that is wrong with a ledger, a line each; nothing is changed.
+    """All faults of a ledger, one line each. Changes nothing.
 
-    SQLite's own check; every stored request is the one its id says; JSON and figures can be read; no claims that
-    ended, or that will end, a day off.
+    Runs SQLite's own check; checks that every request matches its id, that JSON and figures are valid, and that no
+    claim expires more than a day before or after now.
     """
     findings = _damage(database)
     kinds: Counter[str] = Counter()
     for rows in _ranges(database):
         for row in rows:
-            for what in _faults(row):
-                kinds[what] += 1
-                if kinds[what] <= SHOWN:
-                    findings.append(f"answer {row[0]}: {what}")
-    findings += [f"... and {count - SHOWN} more answers: {what}" for what, count in kinds.items() if count > SHOWN]
+            for fault in _faults(row):
+                kinds[fault] += 1
+                if kinds[fault] <= SHOWN:
+                    findings.append(f"answer {row[0]}: {fault}")
+    findings += [f"... and {count - SHOWN} more answers: {fault}" for fault, count in kinds.items() if count > SHOWN]
     return findings + _claim_faults(database)
 
 
@@ -221,18 +221,18 @@ def _faults(row: Row) -> Iterator[str]:
     record = dict(zip(COLUMNS, row, strict=True))
     try:
         if to_request(row).request_id != record["request_id"]:
-            yield "its request is not the one that its id stands for"
+            yield "its request does not match its id"
     except (ValueError, TypeError, KeyError, AttributeError):
         yield "its request can't be read"
     try:
         logprobs = to_response(tuple(record[name] for name in ANSWER_COLUMNS)).choice_logprobs
         if not all(value is None or isinstance(value, int | float) for value in logprobs):
-            yield "its log-probabilities are no numbers"
+            yield "its log-probabilities are not numbers"
     except (ValueError, TypeError):
         yield "its log-probabilities can't be read"
     figures = [record[name] for name in ("prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "created_at")]
     if not all(isinstance(figure, int | float) and math.isfinite(figure) and figure >= 0 for figure in figures):
-        yield "its tokens, cost or times are no possible figures"
+        yield "its tokens, cost or times are not valid figures"
 
 
 def _claim_faults(database: LedgerDatabase) -> list[str]:
@@ -247,11 +247,11 @@ def _claim_faults(database: LedgerDatabase) -> list[str]:
     findings = []
     if past:
         findings.append(
-            f"claims: {past} ended more than a day ago, left by jobs that were killed; `potstill ledger prune` clears them"
+            f"claims: {past} expired more than a day ago, left by killed jobs; `potstill ledger prune` deletes them"
         )
     if ahead:
         findings.append(
-            f"claims: {ahead} end more than a day from now, so nobody else can ask those requests; is a clock wrong?"
+            f"claims: {ahead} expire more than a day from now and block their requests; a clock may be wrong"
         )
     return findings
 
@@ -261,7 +261,7 @@ def _left_over() -> sa.ColumnElement[bool]:
 
 
 def _ranges(database: LedgerDatabase) -> Iterator[list[Row]]:
-    """All rows in the order of their ids, ``CHUNK`` at a time; no transaction stays open between them."""
+    """All rows ordered by id, ``CHUNK`` at a time, each chunk in its own transaction."""
     key = tables.responses.c.request_id
     last = ""
     while True:
@@ -283,5 +283,5 @@ def _table(database: LedgerDatabase, rows: list[Row]) -> pa.Table:
     except (ValueError, TypeError) as error:
         raise database.error(
             f"one of the answers {rows[0][0]} to {rows[-1][0]} can't be read; "
-            "`potstill ledger verify` tells which, and what is wrong"
+            "`potstill ledger verify` says which and why"
         ) from error

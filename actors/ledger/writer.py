@@ -1,8 +1,7 @@
 """Group commit: calls that arrive while one transaction runs share the next.
 
-What a durable commit costs is the disk's answer, whatever it holds. One thread writes; each caller waits for
-the transaction that its call is in, so with one caller it is one transaction a call, and with a hundred it is
-about as many calls a transaction as arrive during one.
+A durable commit costs one wait for the disk, regardless of its size. One thread writes, and each caller waits for the
+transaction of its call: one caller gets a transaction per call, a hundred share one among all that arrive during it.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import sqlalchemy as sa
 
 from potstill.errors import LedgerError
 
-MOST_CALLS = 1000  # in one transaction: other processes wait for its end
+MOST_CALLS = 1000  # per transaction: other processes wait for its end
 
 Batch = tuple[list[Any], "Future[list[Any]]"]
 
 
 class GroupWriter:
-    """Runs calls in a thread of its own, as many together as there are. ``write`` takes calls and gives a result each."""
+    """Runs calls in its own thread, as many together as are waiting. ``write`` returns a result per call."""
 
     def __init__(self, write: Callable[[Sequence[Any]], list[Any]]) -> None:
         self._write = write
@@ -32,13 +31,13 @@ class GroupWriter:
         self._thread.start()
 
     def submit(self, calls: Sequence[Any]) -> Future[list[Any]]:
-        """The result of each call once it is durable, or the ``LedgerError`` that it met."""
+        """The result of each call once it is durable, or its ``LedgerError``."""
         future: Future[list[Any]] = Future()
         self._waiting.put((list(calls), future))
         return future
 
     def close(self) -> None:
-        """Carry out what waits, then end the thread."""
+        """Run the waiting calls, then end the thread."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -61,12 +60,12 @@ class GroupWriter:
         calls = [call for batch, _ in group for call in batch]
         try:
             results = self._write(calls)
-        except Exception as error:  # handed to the callers, whatever it is: none may wait for ever
+        except Exception as error:  # handed to the callers, or they would wait for ever
             if len(calls) == 1 or isinstance(error.__cause__, sa.exc.OperationalError):
-                # A lock that does not open, a full disk, a lost connection: nobody's own fault.
+                # A lock, a full disk, a lost connection: not the fault of one call.
                 results = [_as_ledger_error(error)] * len(calls)
             else:
-                # One call's nonsense is not the others' fault. Nothing of the group was kept.
+                # The transaction was rolled back; find the call that failed.
                 results = [self._alone(call) for call in calls]
         start = 0
         for batch, future in group:
@@ -83,6 +82,6 @@ class GroupWriter:
 def _as_ledger_error(error: Exception) -> LedgerError:
     if isinstance(error, LedgerError):
         return error
-    wrapped = LedgerError(f"the ledger could not carry out a call: {type(error).__name__}: {error}".splitlines()[0])
+    wrapped = LedgerError(f"the ledger could not run a call: {type(error).__name__}: {error}".splitlines()[0])
     wrapped.__cause__ = error
     return wrapped

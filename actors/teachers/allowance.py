@@ -1,7 +1,7 @@
 """Permission to send, inside an asyncio process: ``async with allowance.slot(tokens, usd) as slot``.
 
-Permissions are fetched in bulk and beforehand, what came back is reported in bulk, so a slot costs some
-microseconds and not a call to the limiter. Waiting for one counts in no request's timeout: start the clock inside.
+Permissions are fetched ahead and outcomes reported in bulk, so a slot costs microseconds rather than a call to the
+limiter. Start a request's timeout inside the slot: the wait for it does not count.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from potstill.limits.wallet import Outcome, Wallet
 Exchange = Callable[[HolderReport], Awaitable[Grant]]
 
 SOONEST_S = 0.002
-REPORT_S = 0.1  # news are told so often
-BEAT_S = 1.0  # a sign of life, while requests are on their way
-LOOK_AHEAD = 256  # waiting requests whose costs are looked at
+REPORT_S = 0.1  # between reports of outcomes
+BEAT_S = 1.0  # between heartbeats while requests are in flight
+LOOK_AHEAD = 256  # waiting requests whose costs are reported
 
 
 class Slot:
-    """One permission. ``finish`` says how the request went; left without it, the worst case counts as spent."""
+    """One permission. ``finish`` reports the outcome; without it the worst case counts as spent."""
 
     __slots__ = ("_allowance", "_open", "sent_at", "tokens", "usd")
 
@@ -42,7 +42,7 @@ class Slot:
         return self
 
     def finish(self, outcome: Outcome) -> None:
-        """Account for the request; once."""
+        """Report the outcome. Further calls do nothing."""
         if self._open:
             self._open = False
             self._allowance.finish(outcome, self)
@@ -52,7 +52,7 @@ class Slot:
 
 
 class Allowance:
-    """One for each event loop that sends requests. ``exchange`` takes a report to the limiter and brings the grant."""
+    """One per event loop that sends requests. ``exchange`` sends a report to the limiter and returns its grant."""
 
     def __init__(self, exchange: Exchange, holder: str) -> None:
         self._exchange = exchange
@@ -61,16 +61,16 @@ class Allowance:
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._wake = asyncio.Event()
-        self._ask_at = 0.0  # not before
-        self._low = 0  # permissions left when it is time to ask for more
+        self._ask_at = 0.0  # not before this time
+        self._low = 0  # ask for more at this number of permissions
         self._ripening = False
-        self._quiet = False  # nothing to say before the next sign of life
+        self._quiet = False  # nothing to report before the next heartbeat
         self._end: TeacherError | None = None
         self._task = self._loop.create_task(self._run())
 
     @property
     def in_flight(self) -> int:
-        """Requests on their way from this process."""
+        """Requests of this process that are in flight."""
         return self._wallet.in_flight
 
     @property
@@ -81,12 +81,12 @@ class Allowance:
     def slot(self, tokens: float = 0.0, usd: float = 0.0) -> Slot:
         """Wait for permission to send a request of about ``tokens`` that costs at most ``usd``.
 
-        Entering raises ``TeacherStopped`` once nothing may be sent any more.
+        Entering raises ``TeacherStopped`` once nothing more may be sent.
         """
         return Slot(self, tokens, usd)
 
     def try_take(self, tokens: float, usd: float) -> bool:
-        """A permission without waiting, if nobody waits already. For ``Slot``."""
+        """Take a permission without waiting, unless others already wait. For ``Slot``."""
         if self._waiting or self._end or not self._wallet.take(tokens, usd, self.now()):
             return False
         if self._wallet.requests <= self._low:
@@ -114,7 +114,7 @@ class Allowance:
         """Account for a slot. For ``Slot``."""
         self._wallet.finish(outcome, slot.tokens, slot.usd, slot.sent_at, self.now())
         if outcome.kind == "refused" and self._wallet.held:
-            self._ask_at = 0.0  # the others must hear of it
+            self._ask_at = 0.0  # tell the limiter at once
             self._wake.set()
             return
         if self._quiet:
@@ -124,7 +124,7 @@ class Allowance:
             self._pump()
 
     async def close(self) -> None:
-        """Give everything back. Requests still on their way count as held for ever: finish or cancel them first."""
+        """Return all permissions. Finish or cancel the requests in flight first, or theirs are never returned."""
         self._fail(TeacherStopped("the allowance is closed"))
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -137,7 +137,7 @@ class Allowance:
             self._wake.set()
 
     def _pump(self) -> None:
-        """Hand permissions to those who wait, in turn."""
+        """Hand permissions to the waiting requests, in turn."""
         now = self.now()
         while self._waiting:
             future, tokens, usd = self._waiting[0]
@@ -178,7 +178,7 @@ class Allowance:
         )
 
     async def _run(self) -> None:
-        """Exchange reports for grants for as long as there is anything to say or to want."""
+        """Exchange reports for grants as long as there is something to report or to ask for."""
         while True:
             if not self._waiting and self._wallet.is_empty:
                 await self._wake.wait()
@@ -195,7 +195,7 @@ class Allowance:
             await self._rest(grant)
 
     async def _rest(self, grant: Grant) -> None:
-        """Until the next exchange is due, or wanted."""
+        """Wait until the next exchange is due or asked for."""
         wallet = self._wallet
         self._low = min(wallet.requests, wallet.ahead()) // 2
         pause = min(BEAT_S, max(SOONEST_S, grant.wait_s))
@@ -209,5 +209,5 @@ class Allowance:
             await self._wake.wait()
         finally:
             timer.cancel()
-        # A call whose answer is still to be used up asks too soon for nothing.
+        # Asking again before a grant is used up would be too soon.
         await asyncio.sleep(SOONEST_S if self._ask_at == 0.0 else max(0.0, min(pause, self._ask_at - self.now())))

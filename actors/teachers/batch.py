@@ -1,8 +1,7 @@
-"""The process of the pool for a teacher asked in batches: half the price, answers within a day.
+"""The teacher process that asks in batches: half the price, answers within a day.
 
-It answers the same calls as ``actors/teachers/http.py``; what it waits for is a batch, not a request. What a request
-may cost at worst is reserved before its batch is submitted, so a budget that bears a part lets that part go, and the
-next when its real price is known.
+The worst-case cost of a request is reserved before its batch is submitted. A budget that covers only some requests
+lets those go, and the next ones when the real cost is known.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from actors.backends.openai import OpenAIBackend, Sent, identify
 from actors.ledger.batch_book import BatchBook
 from actors.ledger.handle import Ledger
-from actors.teachers.answers import Answer, keep_leases, to_answer_table
-from actors.teachers.batch_job import UNSURE_S
-from actors.teachers.batch_queue import GATHER_S, BatchProgress, BatchRunner
+from actors.teachers.answers import RESTARTED, Answer, PoolContext, TeacherActor, TeacherKind
+from actors.teachers.batch_job import BatchOptions, poll_s
+from actors.teachers.batch_queue import BatchProgress, BatchQueue
 from actors.teachers.bill import Bill
 from actors.teachers.limiter import LimiterHandle
 from potstill.config.teacher import OpenAITeacher
@@ -29,18 +29,15 @@ from potstill.endpoint.failures import Refusals
 from potstill.errors import TeacherError
 from potstill.limits.pacer import Limits
 from potstill.limits.wallet import Outcome
-from potstill.rows import Request, Response, from_table
+from potstill.rows import Request, Response
 
 BLOCK = 1000  # requests handed over together
-BLOCKS = 250  # on their way at a time
-_UNPACED = 1e9  # requests a minute: a batch has no pace of ours
+BLOCKS = 250  # under way at a time
+_NO_PACE = 1e9  # requests a minute: batches need no pacing
 
 
-class BatchTeacherActor:
-    """Asks the ledger first, then in batches. ``submit=False``: only collects what an earlier run has submitted.
-
-    ``choices``: whether classes will be asked for, so that the trial request is for one.
-    """
+class BatchTeacherActor(TeacherActor):
+    """Puts requests into batches. Also recovers the batches of processes that died."""
 
     def __init__(
         self,
@@ -48,31 +45,26 @@ class BatchTeacherActor:
         ledger: Ledger,
         owner: str,
         limiter: LimiterHandle,
-        submit: bool = True,
-        gather_s: float = GATHER_S,
-        unsure_s: float = UNSURE_S,
-        choices: bool = True,
+        options: BatchOptions | None = None,
     ) -> None:
-        self._config = config
-        self._ledger = ledger
-        self._owner = owner
-        self._submit, self._choices = submit, choices
-        # Of a batch that an earlier run submitted too, whatever this one's mode is.
+        super().__init__(ledger, owner)
+        self._config, self._options = config, options or BatchOptions()
+        self.poll_s = poll_s(config)
+        # The price of batches also in realtime mode, where this process only collects those of an earlier run.
         self._bill = Bill(find_price(config.model, config.base_url, own_price(config), batch=True))
         self._refusals = Refusals()
         self._backend = OpenAIBackend(config)
         identity = identify(config)
         book = BatchBook(ledger, identity.provider, identity.model, config.base_url, owner)
-        self._runner = BatchRunner(config, self._backend, book, ledger.acommit, self._bill.cost, gather_s, unsure_s)
+        self._queue = BatchQueue(config, self._backend, book, self._bill, self._options)
         self._allowance = limiter.allowance(f"{owner}-{uuid.uuid4().hex[:8]}")
         self._end: str | None = None
         self._started: asyncio.Task[None] | None = None
-        keep_leases(ledger, owner)
 
     async def ready(self) -> Abilities:
-        """What the endpoint takes, asked in real time, since prompts and settings go by it.
+        """What the endpoint supports, by a trial request in real time: prompts and settings depend on it.
 
-        Raises ``TeacherError`` where key, model or address is wrong, or the endpoint has no batches.
+        Raises ``TeacherError`` if key, model or address is wrong, or the endpoint has no batches.
         """
         if self._started is None:
             self._started = asyncio.create_task(self._start())
@@ -80,60 +72,45 @@ class BatchTeacherActor:
         return self._backend.abilities
 
     async def _start(self) -> None:
-        if self._submit:
-            await self._backend.probe(self._choices)
-        await self._runner.start(self._submit)
+        if self._options.submit:
+            await self._backend.probe(self._options.choices)
+        await self._queue.start()
 
     async def progress(self) -> BatchProgress:
         """How far the batches are."""
-        return self._runner.progress()
+        return self._queue.progress()
 
     async def close(self) -> None:
-        """Look after nothing any more; batches go on at the endpoint."""
-        await self._runner.close()
+        """Stop polling. Submitted batches continue at the endpoint."""
+        await self._queue.close()
         await self._allowance.close()
         await self._backend.close()
 
-    async def answer_table(self, requests: pa.Table) -> pa.Table:
-        """``answer`` for tables: ``REQUEST`` in, ``ANSWER`` out."""
-        return to_answer_table(await self.answer(from_table(requests, Request)))
-
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the order of ``requests``; committed before they are returned.
+        """See ``TeacherActor.answer``. Also raises ``TeacherError`` if a batch was refused or cancelled.
 
-        Raises ``TeacherError`` where nothing may be sent any more (budget), no request can succeed, or a batch was
-        refused or cancelled; what was answered by then is committed, what is under way is for the next run.
+        Batches under way are left to the next run.
         """
-        await self.ready()  # a process that was restarted has not been
-        answers: dict[str, Answer] = {}
-        pending = {request.request_id: request for request in requests}
-        while pending:
-            taken = await self._ledger.atake(list(pending), self._owner)
-            for response in taken.known:
-                answers[response.request_id] = Answer(response, reused=True)
-                pending.pop(response.request_id)
-            for new in await asyncio.gather(*(self._answer_one(pending[name]) for name in taken.mine)):
-                if new is not None:
-                    answers[new.request_id] = Answer(new, reused=False)
-                    pending.pop(new.request_id)
-            end = self._end or self._runner.end
-            if end is not None:
-                raise TeacherError(end)
-            if pending:
-                # In a batch that was there already, or asked by somebody else.
-                await asyncio.sleep(min(30.0, max(0.5, self._config.batch_poll_s)))
-        return [answers[request.request_id] for request in requests]
+        await self.ready()  # needed after a restart
+        return await super().answer(requests)
+
+    async def _ask_all(self, requests: Sequence[Request]) -> list[Answer]:
+        responses = await asyncio.gather(*map(self._answer_one, requests))
+        end = self._end or self._queue.end
+        if end is not None:
+            raise TeacherError(end)
+        return [Answer(response, reused=False) for response in responses if response is not None]
 
     async def _answer_one(self, request: Request) -> Response | None:
-        """The response to a request; ``None`` if somebody else has taken it over."""
+        """The response to a request; ``None`` if another process has taken it over."""
         response = await self._ask(request)
         if response is not None and response.error is not None:
-            await self._ledger.acommit([request], [response])  # which gives up the claim; good ones are committed
+            await self._ledger.acommit([request], [response])  # gives up the claim; good answers are committed already
         return response
 
     async def _ask(self, request: Request) -> Response | None:
-        """The response after as many batches as it takes and is allowed."""
-        left = self._runner.left.pop(request.request_id, None)
+        """The response after as many batches as the request needs and may have."""
+        left = self._queue.left.pop(request.request_id, None)
         sent, attempt = left if left is not None else (None, 0)
         while self._end is None:
             if sent is not None:
@@ -157,11 +134,11 @@ class BatchTeacherActor:
         return Response(request.request_id, error=self._end)
 
     async def _send(self, request: Request, attempt: int) -> Sent | None:
-        """A place in a batch, paid for at worst before it is submitted."""
+        """One attempt in a batch. Its worst-case cost is reserved before the batch is submitted."""
         usd = self._bill.at_worst(request, self._backend.abilities)
         async with self._allowance.slot(0.0, usd) as slot:
-            sent = await self._runner.put(request, attempt)
-            # A request that failed in its batch says nothing of the endpoint's state: no breaker has to know.
+            sent = await self._queue.put(request, attempt)
+            # "rejected", not "failed": a request that failed in a batch says nothing of the endpoint's state.
             succeeded = sent is not None and sent.response is not None
             spent = 0.0 if sent is None else self._bill.known_cost(sent)
             slot.finish(Outcome("ok" if succeeded else "rejected", usd=spent))
@@ -169,10 +146,29 @@ class BatchTeacherActor:
 
 
 def limits(config: OpenAITeacher) -> Limits:
-    """The budget; the endpoint sets the pace."""
-    return Limits(BLOCK * BLOCKS, _UNPACED, None, config.budget_usd)
+    """The budget only; the endpoint sets the pace."""
+    return Limits(BLOCK * BLOCKS, _NO_PACE, None, config.budget_usd)
 
 
-def resources() -> dict[str, Any]:
-    """What the process asks Ray for: it waits."""
-    return {"num_cpus": 0.1, "max_concurrency": 1000}
+def start_batcher(config: OpenAITeacher, pool: PoolContext, limiter: LimiterHandle, submit: bool) -> Any:
+    """Start the process; with ``submit=False`` one that only collects what earlier runs have submitted."""
+    actor = ray.remote(BatchTeacherActor).options(num_cpus=0.1, max_concurrency=1000, **RESTARTED)
+    options = BatchOptions(submit=submit, choices=pool.choices)
+    return actor.remote(config, pool.ledger, f"{pool.owner}-batches", limiter, options)
+
+
+class BatchKind(TeacherKind):
+    """One process for all batches."""
+
+    def __init__(self, config: OpenAITeacher, pool: PoolContext) -> None:
+        self._config, self._pool = config, pool
+
+    def start(self) -> list[Any]:
+        """Start the limiter and the process."""
+        self.limiter = LimiterHandle.start(limits(self._config), self._pool.owner)
+        self.batcher = start_batcher(self._config, self._pool, self.limiter, submit=True)
+        return [self.batcher]
+
+    def batches(self, requests: pa.Table, processes: int) -> tuple[int, int]:
+        """Many, so that all requests that may wait do so in batch files."""
+        return BLOCK, BLOCKS

@@ -1,7 +1,7 @@
-"""One batch at the endpoint: submitted once whatever happens, looked at, collected.
+"""One batch job at the endpoint: submitted exactly once, polled, collected.
 
-What is done there is noted in the ledger before and after (``actors/ledger/batches.py``), so that a process which
-takes a batch over goes on where the last one stopped.
+Each step is noted in the ledger before and after (``actors/ledger/batches.py``), so that a process that takes a batch
+over continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,25 +20,43 @@ from actors.backends.openai import OpenAIBackend, Sent
 from actors.backends.openai_batches import ApiFailure, BatchApi
 from actors.ledger.batch_book import BatchBook
 from actors.ledger.batches import BatchRecord
+from actors.teachers.bill import Bill
 from potstill.config.teacher import OpenAITeacher
 from potstill.endpoint.batch_files import WINDOW_S, BatchStatus, Result, read_result, to_line
 from potstill.endpoint.chat import Abilities, body
 from potstill.endpoint.failures import Failure, backoff_s
 from potstill.errors import TeacherError
-from potstill.rows import Request, Response
+from potstill.rows import Request
 
-UNSURE_S = 30.0  # after an attempt without an answer: so long a batch may yet turn up
 COMMIT = 500  # answers committed together
-YIELD = 500  # lines made between two looks at everything else
+YIELD = 500  # lines written before other coroutines get a turn
 
-Commit = Callable[[Sequence[Request], Sequence[Response]], Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """``submit``: False only collects what earlier runs have submitted. ``choices``: classes will be asked for.
+
+    A file is closed after ``gather_s`` without another request. After an attempt to create a batch that got no reply,
+    the batch may still appear for ``unsure_s``.
+    """
+
+    submit: bool = True
+    choices: bool = True
+    gather_s: float = 2.0
+    unsure_s: float = 30.0
+
+
+def poll_s(config: OpenAITeacher) -> float:
+    """Seconds between looks into the ledger for what other processes have done."""
+    return min(30.0, max(0.5, config.batch_poll_s))
 
 
 @dataclass(slots=True)
 class Member:
-    """A request in a batch. ``attempt``: how often it was asked before; ``reply`` is ``None`` where nobody here waits.
+    """A request in a batch, asked ``attempt`` times before.
 
-    The reply is what came of it, or ``None`` where somebody else has taken the request over.
+    ``reply`` resolves to its result, or to ``None`` if another process has taken the request over. There is no
+    ``reply`` if no caller waits.
     """
 
     request: Request
@@ -46,14 +64,14 @@ class Member:
     reply: asyncio.Future[Sent | None] | None = None
 
     def answer(self, sent: Sent | None) -> None:
-        """Say what came of it, to whoever waits."""
+        """Resolve ``reply``."""
         if self.reply is not None and not self.reply.done():
             self.reply.set_result(sent)
 
 
 @dataclass(slots=True)
 class Batch:
-    """A batch that is looked after here. ``adopted``: submitted, or begun, by a process that is gone."""
+    """A batch that this process holds. ``adopted``: begun by a process that died."""
 
     record: BatchRecord
     members: dict[str, Member]
@@ -67,26 +85,19 @@ class NotHeldError(Exception):
     """Another process has taken a batch over."""
 
 
-class BatchDesk:
-    """Does at the endpoint what a batch needs, and notes it. ``commit`` makes answers durable."""
+class BatchJobs:
+    """Submits, polls and collects batches at the endpoint, and notes each step in ``book``."""
 
     def __init__(
-        self,
-        config: OpenAITeacher,
-        backend: OpenAIBackend,
-        book: BatchBook,
-        commit: Commit,
-        cost_usd: Callable[[Sent], float],
-        unsure_s: float = UNSURE_S,
+        self, config: OpenAITeacher, backend: OpenAIBackend, book: BatchBook, bill: Bill, unsure_s: float
     ) -> None:
         self.api = BatchApi(backend, config)
-        self._config, self._backend, self._book = config, backend, book
-        self._commit, self._cost_usd = commit, cost_usd
+        self._config, self._backend, self._book, self._bill = config, backend, book, bill
         self._unsure_s = unsure_s
         self._folder = tempfile.TemporaryDirectory(prefix="potstill-batches-")
 
     async def recover(self, batch: Batch) -> bool:
-        """The ``status`` of a batch whose process is gone; False if it never came to be."""
+        """Find the ``status`` of a batch whose process died. False if the batch was never created."""
         if batch.record.batch_id is not None:
             batch.status = await self.look(batch)
         elif batch.record.attempted_at is not None:
@@ -96,7 +107,7 @@ class BatchDesk:
         return batch.status is not None
 
     async def submit(self, batch: Batch) -> None:
-        """Upload and create it. An attempt whose answer got lost is looked for before the next one."""
+        """Upload and create a batch. If the reply to an attempt was lost, look for its batch before trying again."""
         file_id = await self._upload(batch)
         batch.record = replace(batch.record, file_id=file_id)
         await self._note(batch, file_id=file_id)
@@ -130,19 +141,19 @@ class BatchDesk:
             path.unlink()
 
     async def _find(self, batch: Batch) -> BatchStatus | None:
-        """The batch that an attempt without an answer may have made; ``None`` when it can't turn up any more."""
+        """The batch that an attempt without a reply may have created; ``None`` once it can no longer appear."""
         record = batch.record
         until = (record.attempted_at or 0.0) + self._unsure_s
         while True:
             late = time.time() > until
-            since = record.created_at - WINDOW_S  # clocks differ
+            since = record.created_at - WINDOW_S  # clocks may differ
             found = await self.api.find(record.batch_key, record.file_id, since)
             if found is not None or late:
                 return found
             await asyncio.sleep(min(5.0, self._unsure_s / 4))
 
     async def look(self, batch: Batch) -> BatchStatus:
-        """A look at a batch. One that is not known any more counts as dead once it can't be running."""
+        """The status of a batch. One that the endpoint does not know counts as expired once it can't be running."""
         batch_id = batch.record.batch_id
         assert batch_id is not None
         try:
@@ -156,13 +167,13 @@ class BatchDesk:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(given_up_at))
             raise TeacherError(
                 f"teacher.base_url = {self._config.base_url!r}: does not know batch {batch_id}, submitted to "
-                f"{batch.record.base_url} with {batch.record.requests:,} requests; use the address and the key of then; "
-                f"after {when} they are asked anew"
+                f"{batch.record.base_url} with {batch.record.requests:,} requests; use the address and key that it was "
+                f"submitted with; after {when} its requests are asked again"
             ) from failure
         return status
 
     async def collect(self, batch: Batch, status: BatchStatus) -> dict[str, Sent]:
-        """What came of every request, by its id; all good answers are committed."""
+        """The result of every request, by id. All good answers are committed."""
         found: dict[str, Sent] = {}
         for file_id, expected in ((status.output_file_id, status.completed), (status.error_file_id, 0)):
             if file_id is None:
@@ -171,11 +182,11 @@ class BatchDesk:
             try:
                 await self.api.download(file_id, path, expected)
                 for results in _chunks(path):
-                    found |= await self._take_in(batch, [one for one in results if one.custom_id not in found])
+                    found |= await self._read_results(batch, [one for one in results if one.custom_id not in found])
             except ApiFailure as failure:
                 if failure.status != 404:
                     raise
-                # Deleted, or too old: nothing of it can be had any more.
+                # Deleted or expired: its results are lost.
             finally:
                 path.unlink(missing_ok=True)
         for name in batch.members:
@@ -183,18 +194,18 @@ class BatchDesk:
                 found[name] = lost(f"the batch ended ({status.state}) without an answer to it")
         return found
 
-    async def _take_in(self, batch: Batch, results: Sequence[Result]) -> dict[str, Sent]:
-        """Read some results and commit what is good."""
+    async def _read_results(self, batch: Batch, results: Sequence[Result]) -> dict[str, Sent]:
+        """Read some results and commit the good ones."""
         found: dict[str, Sent] = {}
         for result in results:
             member = batch.members.get(result.custom_id)
             if member is not None and result.custom_id not in found:
                 sent = self._read(batch, member, result)
                 if sent.response is not None:
-                    sent = replace(sent, response=replace(sent.response, cost_usd=self._cost_usd(sent)))
+                    sent = replace(sent, response=self._bill.answered(sent))
                 found[result.custom_id] = sent
         good = {name: sent.response for name, sent in found.items() if sent.response is not None}
-        await self._commit([batch.members[name].request for name in good], list(good.values()))
+        await self._book.ledger.acommit([batch.members[name].request for name in good], list(good.values()))
         return found
 
     def _read(self, batch: Batch, member: Member, result: Result) -> Sent:
@@ -204,10 +215,10 @@ class BatchDesk:
         if result.status is None:
             return lost(self._backend.hide(result.message))
         sent = self._backend.refused(member.request, result.status, result.body, batch.abilities)
-        return sent or lost("a setting was refused, which is left out now")
+        return sent or lost("the endpoint refused a setting, which is left out from now on")
 
     async def close(self, batch: Batch, state: Literal["collected", "dead"], keep: Sequence[str]) -> None:
-        """End a batch; claims on ``keep`` come back to this process. Raises ``NotHeldError``."""
+        """End a batch. Claims on ``keep`` return to this process. Raises ``NotHeldError``."""
         if not await self._book.close(batch.record.batch_key, state, keep):
             raise NotHeldError
 
@@ -220,7 +231,7 @@ class BatchDesk:
             raise NotHeldError
 
     def line(self, request: Request, abilities: Abilities) -> bytes:
-        """A request as a line of a file: the body is what would be sent in real time."""
+        """A request as a line of the input file, with the same body as in real time."""
         return to_line(request.request_id, body(request, self._config.model, abilities))
 
     def clean_up(self) -> None:
@@ -229,7 +240,7 @@ class BatchDesk:
 
 
 def lost(message: str) -> Sent:
-    """What a request came to that was not answered, and may be asked again."""
+    """The result of a request that was not answered and may be asked again."""
     return Sent(None, Failure("transient", message), {})
 
 

@@ -1,4 +1,4 @@
-"""What requests to one endpoint cost: at worst before they are sent, really afterwards."""
+"""What requests to one endpoint cost: at worst before they are sent, and really afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from potstill.rows import Request, Response
 
 
 class Bill:
-    """Dollars at a ``price``; without one everything costs nothing."""
+    """Costs in dollars at ``price``; 0 without a price."""
 
     def __init__(self, price: Price | None) -> None:
         self._price = price
@@ -24,15 +24,20 @@ class Bill:
         return worst_case(self._price, prompt_tokens, most_completion_tokens(request, abilities))
 
     def cost(self, sent: Sent) -> float:
-        """What an attempt cost by its tokens, as far as these were told."""
+        """The cost of the tokens that the endpoint reported for an attempt."""
         return cost(self._price, sent.prompt_tokens, sent.completion_tokens) if self._price is not None else 0.0
 
     def known_cost(self, sent: Sent) -> float | None:
-        """The same for a budget: ``None`` where nobody knows, so that the worst counts."""
+        """The cost for a budget: ``None`` if the endpoint reported no tokens, so that the worst case counts."""
         return self.cost(sent) if sent.counted else None
 
+    def answered(self, sent: Sent) -> Response:
+        """The response of a successful attempt, with its cost."""
+        assert sent.response is not None
+        return replace(sent.response, cost_usd=self.cost(sent))
+
     def failed(self, request: Request, sent: Sent, tries: str = "") -> Response:
-        """The response to a request that came to nothing, with what it cost all the same; ``tries`` in words."""
+        """The response to a request that failed, with its cost. ``tries``: how often it was sent, in words."""
         assert sent.failure is not None
         return Response(
             request.request_id,
@@ -41,9 +46,3 @@ class Bill:
             completion_tokens=sent.completion_tokens,
             cost_usd=self.cost(sent),
         )
-
-
-def answered(sent: Sent, bill: Bill) -> Response:
-    """The response of a good attempt, with what it cost."""
-    assert sent.response is not None
-    return replace(sent.response, cost_usd=bill.cost(sent))

@@ -1,9 +1,9 @@
 """One limiter for the whole cluster: a named actor around a ``Pacer``, and the allowances that draw on it.
 
-The money outlives the process: under a budget the accounts are written to a file before a grant leaves, on the
-node of the driver, where the actor is pinned, and a restarted actor goes on from there. Each process that sends requests tells its
-whole account with every report, so an exchange that is repeated after a restart counts nothing twice and forgets
-nothing. What the search has found out (rate, a pause asked for by Retry-After) is in the file too.
+Spending outlives the actor: under a budget the accounts are written to a file before each grant, and a restarted actor
+resumes from it. The file is on the driver's node, where the actor is pinned. Each report contains its sender's whole
+account, so an exchange that is repeated after a restart neither counts twice nor forgets. The file also holds what is
+known of the endpoint (rate, a pause asked for by Retry-After).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from potstill.limits.breaker import BreakerSettings
 from potstill.limits.pacer import Grant, HolderReport, Limits, Pacer, PacerState
 
 MAX_RESTARTS = 20
-WRITE_S = 1.0  # what is no money is written so often
+WRITE_S = 1.0  # between writes if no budget is set
 
 
 class Limiter:
-    """The actor. Calls run one after another."""
+    """The actor. Calls run one at a time."""
 
     def __init__(self, limits: Limits, breaker: BreakerSettings, folder: str, lease_s: float = LEASE_S) -> None:
         self._pacer = Pacer(limits, breaker, lease_s)
@@ -44,7 +44,7 @@ class Limiter:
             self._pacer.recall(json.loads(self._file.read_text()), self._now())
 
     def exchange(self, report: HolderReport) -> Grant:
-        """Take a report in and answer what it wants."""
+        """Record a report and return the grant."""
         now = self._now()
         grant = self._pacer.exchange(report, now)
         if self._has_budget or grant.hold != self._held or now - self._written_at > WRITE_S:
@@ -55,31 +55,31 @@ class Limiter:
         return grant
 
     def state(self) -> PacerState:
-        """What a progress line wants to know."""
+        """The state for a progress line."""
         return self._pacer.state(self._now())
 
     @staticmethod
     def _now() -> float:
-        return time.monotonic()  # since the node's start, so a restarted process has the same
+        return time.monotonic()  # counts from the node's start, so it continues after a restart
 
 
 @dataclass(frozen=True, slots=True)
 class LimiterHandle:
-    """What the driver has of the limiter; cheap to send to the processes that send requests."""
+    """The driver's handle on the limiter; cheap to send to the processes that send requests."""
 
     name: str
     actor: Any
     folder: str
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
-        # By name: Ray prints a warning about every restartable actor that is given another's handle.
+        # By name: Ray warns about every restartable actor that is passed another actor's handle.
         return _find, (self.name, self.folder)
 
     @classmethod
     def start(
         cls, limits: Limits, job: str, breaker: BreakerSettings | None = None, lease_s: float = LEASE_S
     ) -> LimiterHandle:
-        """Start the limiter of ``job`` on this node. It ends with the job, or by ``close``."""
+        """Start the limiter of ``job`` on this node. It ends with the job or with ``close``."""
         folder = tempfile.mkdtemp(prefix="potstill-limiter-")
         node, name = ray.get_runtime_context().get_node_id(), f"limiter-{job}"
         actor = (
@@ -96,21 +96,21 @@ class LimiterHandle:
         return cls(name, actor, folder)
 
     def allowance(self, holder: str) -> Allowance:
-        """An allowance for the running event loop. ``holder``: a name that no other process of the job ever had."""
+        """An allowance for the running event loop. ``holder``: a name that no other process of the job has had."""
         return Allowance(self._exchange, holder)
 
     def _exchange(self, report: HolderReport) -> Awaitable[Grant]:
         return _ask(self.actor, report)
 
     def state(self) -> PacerState:
-        """What a progress line wants to know. Raises ``TeacherError`` if the limiter is gone."""
+        """The state for a progress line. Raises ``TeacherError`` if the limiter is gone."""
         try:
             return ray.get(self.actor.state.remote())
         except ray.exceptions.RayError as error:
             raise TeacherError(_gone(error)) from error
 
     def close(self) -> None:
-        """End the limiter. Allowances are closed first."""
+        """End the limiter. Close the allowances first."""
         ray.kill(self.actor)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,7 +1,7 @@
-"""A stage of many requests goes to the teachers through Ray Data, from files that every node sees.
+"""Hands many requests to the teachers through Ray Data, from files that every node sees.
 
-Few requests are handed out by the driver, which starts at once; for many the driver would have to hold them, or be
-the one whose pace all others wait for.
+The driver hands out a few requests itself, which starts at once. Many it would have to hold, and its pace would be the
+bottleneck.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 
 class RequestFiles:
-    """Tables set aside as Parquet files in ``folder`` (an fsspec path); gone when the ``with`` block ends."""
+    """Tables kept as Parquet files in ``folder`` (an fsspec path) until the ``with`` block ends."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -24,7 +24,7 @@ class RequestFiles:
         self._files = 0
 
     def write(self, table: pa.Table) -> None:
-        """Add a file of these rows."""
+        """Write these rows to a new file."""
         self._fs.makedirs(self._root, exist_ok=True)
         with self._fs.open(f"{self._root}/{self._files:06}.parquet", "wb") as file:
             pq.write_table(table, file, compression="zstd")
@@ -44,7 +44,7 @@ class RequestFiles:
 
 
 class Ask:
-    """What Ray Data maps over batches of requests: hands each to the teacher with the fewest."""
+    """Mapped by Ray Data over batches of requests: hands each to the process with the fewest."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = actors
@@ -62,9 +62,9 @@ class Ask:
 
 
 def ask_through_ray_data(folder: str, actors: Sequence[Any], size: int, batches: int) -> Iterator[pa.Table]:
-    """Answers to the requests in ``folder``, ``size`` requests together and ``batches`` such at a time.
+    """Answers to the requests in ``folder``, asked in batches of ``size``, ``batches`` at a time.
 
-    What waits between the steps is bounded by Ray Data, not by how many requests there are.
+    Ray Data bounds what waits between the steps, regardless of the number of requests.
     """
     import ray.data
 
@@ -76,8 +76,8 @@ def ask_through_ray_data(folder: str, actors: Sequence[Any], size: int, batches:
             fn_constructor_args=(list(actors),),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=0,  # it only waits; beside another job's pool there may be no CPU left for it
-            max_restarts=0,  # it holds nothing; with restarts Ray prints a warning that nobody can act on
+            num_cpus=0,  # it only waits, and another job's pool may use all CPUs
+            max_restarts=0,  # it has no state; with restarts Ray prints a warning
             compute=ray.data.ActorPoolStrategy(
                 size=1, max_tasks_in_flight_per_actor=batches, max_concurrent_calls_per_actor=batches
             ),

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.search_workers import account_of, start_workshop
+from actors.search_workers import account_of, start_search_workers
 from jobs import plan, preflight
 from jobs.distill import STAGES
 from jobs.run.folder import Run, name_run
@@ -105,7 +105,7 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
     ledger = Ledger(job.config.ledger.uri)
     config = _within_budget(job.config, table)
     log_dir = None if job.verbose or "://" in job.run.path else f"{job.run.path}/logs"
-    workshop = start_workshop(placement, config.teacher, ledger, log_dir)
+    workshop = start_search_workers(placement, config.teacher, ledger, log_dir)
     try:
         ray.get(workshop.start.remote())
         validation = make_validation(replace(job, config=config), workshop, ledger)

@@ -1,4 +1,4 @@
-"""Training processes that die before they are ready: tried again so often, and nobody waits for ever. No Ray."""
+"""Training processes that die before they are ready are retried a few times; no caller waits for ever. No Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from potstill.search.placement import Placement
 
 
 class Process:
-    """What the workshop has of a process: one that dies at its first work, or before it is ready."""
+    """Stands in for a process: one that dies at its first call, or before it is ready."""
 
     def __init__(self, comes: bool, works: bool) -> None:
         self.ready = SimpleNamespace(remote=lambda: self._answer(comes))
@@ -29,30 +29,30 @@ class Process:
         return "done"
 
 
-class FakeWorkshop(SearchWorkers):
-    """``processes`` one after another; the last one over and over."""
+class FakeWorkers(SearchWorkers):
+    """Starts ``processes`` one after another, and the last one repeatedly."""
 
     def __init__(self, *processes: Process) -> None:
         nothing: Any = None  # a ledger asks Ray where it is
         super().__init__(Placement(1, 1, 1, 0.8, 0.0), EmbeddedTeacher(), nothing, None)
-        self._processes = list(processes)
+        self._planned = list(processes)
         self.made = 0
 
     def _make(self, number: int) -> Any:
         self.made += 1
-        return self._processes.pop(0) if len(self._processes) > 1 else self._processes[0]
+        return self._planned.pop(0) if len(self._planned) > 1 else self._planned[0]
 
 
-async def embed(workshop: FakeWorkshop, times: int) -> list[Any]:
-    await workshop.start()
-    asked = [asyncio.create_task(workshop.embed([["a text"]])) for _ in range(times)]
+async def embed(workers: FakeWorkers, times: int) -> list[Any]:
+    await workers.start()
+    asked = [asyncio.create_task(workers.embed([["a text"]])) for _ in range(times)]
     return await asyncio.wait_for(asyncio.gather(*asked), timeout=5)
 
 
-def test_whoever_waits_is_told_when_nothing_more_comes() -> None:
-    workshop = FakeWorkshop(Process(True, works=False), Process(False, works=True))
-    answers = asyncio.run(embed(workshop, times=3))
-    assert workshop.made == 1 + 1 + MAX_LOST
+def test_waiting_calls_fail_when_no_process_can_be_started() -> None:
+    workers = FakeWorkers(Process(True, works=False), Process(False, works=True))
+    answers = asyncio.run(embed(workers, times=3))
+    assert workers.made == 1 + 1 + MAX_LOST
     for answer in answers:
         assert isinstance(answer, Failed)
         assert isinstance(answer.error, StageError)
@@ -60,8 +60,8 @@ def test_whoever_waits_is_told_when_nothing_more_comes() -> None:
 
 
 @pytest.mark.parametrize("deaths", [0, 1, MAX_LOST])
-def test_a_process_that_dies_before_it_is_ready_is_tried_again(deaths: int) -> None:
+def test_a_process_that_dies_before_it_is_ready_is_replaced(deaths: int) -> None:
     dead = [Process(False, works=True)] * deaths
-    workshop = FakeWorkshop(Process(True, works=False), *dead, Process(True, works=True))
-    assert asyncio.run(embed(workshop, times=3)) == ["done"] * 3
-    assert workshop.made == 2 + deaths
+    workers = FakeWorkers(Process(True, works=False), *dead, Process(True, works=True))
+    assert asyncio.run(embed(workers, times=3)) == ["done"] * 3
+    assert workers.made == 2 + deaths

@@ -1,4 +1,4 @@
-"""What trials share, on a real Ray: one pool that pays once however many ask at a time, and rungs that one trial computes."""
+"""What trials share, on a real Ray: one pool that pays once for concurrent trials, and rungs that one trial computes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.search_workers import SharedPool, account_of, fetch, start_workshop
+from actors.search_workers import SharedPool, account_of, fetch, start_search_workers
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import InputError, TeacherError
 from potstill.rows import Message, Request, Sampling
@@ -50,9 +50,9 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-def workshop(ray_cluster: Any, endpoint: Endpoint, tmp_path: Path) -> Iterator[tuple[Any, OpenAITeacher, Ledger]]:
+def workers(ray_cluster: Any, endpoint: Endpoint, tmp_path: Path) -> Iterator[tuple[Any, OpenAITeacher, Ledger]]:
     config, ledger = teacher(endpoint.base_url), Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    actor = start_workshop(Placement(4, 1, 1, 0.2, 0.0), config, ledger, str(tmp_path / "logs"))
+    actor = start_search_workers(Placement(4, 1, 1, 0.2, 0.0), config, ledger, str(tmp_path / "logs"))
     assert ray_cluster.get(actor.start.remote()) == 1
     yield actor, config, ledger
     ray_cluster.get(actor.close.remote())
@@ -60,9 +60,9 @@ def workshop(ray_cluster: Any, endpoint: Endpoint, tmp_path: Path) -> Iterator[t
 
 
 def test_what_several_trials_want_at_the_same_time_is_paid_once(
-    workshop: tuple[Any, OpenAITeacher, Ledger], endpoint: Endpoint
+    workers: tuple[Any, OpenAITeacher, Ledger], endpoint: Endpoint
 ) -> None:
-    actor, config, ledger = workshop
+    actor, config, ledger = workers
     wanted = requests(config, 60)
     answered: list[pa.Table] = []
 
@@ -94,8 +94,8 @@ def test_what_several_trials_want_at_the_same_time_is_paid_once(
     assert all(len(found) == 1 for found in texts.values())
 
 
-def test_a_rung_is_one_owners_until_it_is_released(workshop: tuple[Any, Any, Any], ray_cluster: Any) -> None:
-    actor, _, _ = workshop
+def test_a_rung_is_one_owners_until_it_is_released(workers: tuple[Any, Any, Any], ray_cluster: Any) -> None:
+    actor, _, _ = workers
     ray_cluster.get(actor.claim.remote("rung", "one"))
     ray_cluster.get(actor.claim.remote("rung", "one"))  # its own is no obstacle
     second = actor.claim.remote("rung", "two")
@@ -105,8 +105,8 @@ def test_a_rung_is_one_owners_until_it_is_released(workshop: tuple[Any, Any, Any
     ray_cluster.get(second, timeout=10)
 
 
-def test_errors_come_back_as_what_they_are(workshop: tuple[Any, Any, Any], ray_cluster: Any, tmp_path: Path) -> None:
-    actor, config, _ = workshop
+def test_errors_come_back_as_what_they_are(workers: tuple[Any, Any, Any], ray_cluster: Any, tmp_path: Path) -> None:
+    actor, config, _ = workers
     job = {"labels": ("a", "b"), "student": {"model": "/no/such/model"}, "device": "cpu", "threads": 1, "record": False}
     arm = {"name": "x", "digest": "d", "seed": 0, "folder": str(tmp_path / "arm")}
     with pytest.raises(InputError, match="no/such/model"):
@@ -114,7 +114,7 @@ def test_errors_come_back_as_what_they_are(workshop: tuple[Any, Any, Any], ray_c
     # The process is free again.
     (rows,) = fetch(actor.embed.remote([["a text"]]))
     assert rows.shape[0] == 1
-    lost = start_workshop(Placement(1, 0, 1, 0.2, 0.0), teacher("http://127.0.0.1:9/v1"), workshop[2], None)
+    lost = start_search_workers(Placement(1, 0, 1, 0.2, 0.0), teacher("http://127.0.0.1:9/v1"), workers[2], None)
     with pytest.raises(TeacherError):
-        SharedPool(lost, config, workshop[2]).start()
+        SharedPool(lost, config, workers[2]).start()
     ray_cluster.kill(lost)

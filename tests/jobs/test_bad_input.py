@@ -77,7 +77,7 @@ def test_no_key(run: Run, endpoint: Endpoint, value: str | None, monkeypatch: py
         monkeypatch.setenv("MY_KEY", value)
     assert refuse(run, endpoint, openai(endpoint, api_key_env="MY_KEY")) == (
         "teacher.api_key_env = 'MY_KEY': no such environment variable, or it is empty; set it to the endpoint's key, "
-        "or api_key_env to '' for a server that wants none"
+        "or set api_key_env to '' for a server that needs none"
     )
 
 
@@ -153,7 +153,7 @@ def about_ledger(run: Run, endpoint: Endpoint, file: Path) -> str:
 def test_a_ledger_that_is_none(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("just some text that is long enough to be no database header at all")
-    assert about_ledger(run, endpoint, notes).endswith("file is not a database; it is no ledger; name another file")
+    assert about_ledger(run, endpoint, notes).endswith("file is not a database; it is not a ledger; name another file")
     assert notes.read_text().startswith("just some text")
 
 
@@ -168,8 +168,8 @@ def test_a_ledger_of_a_newer_schema(run: Run, endpoint: Endpoint, ledger: Path) 
     with sqlite3.connect(ledger) as connection:
         connection.execute("update meta set value = '99' where key = 'schema_version'")
     said = about_ledger(run, endpoint, ledger)
-    assert said.startswith("is of schema 99, this potstill reads ")
-    assert said.endswith("use the potstill that wrote it, or name another file")
+    assert said.startswith("has schema 99, but this potstill reads schema ")
+    assert said.endswith("use the potstill version that wrote it, or name another file")
 
 
 def test_a_ledger_in_a_folder_that_is_a_file(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_export(ledger, potstill, tmp_path):
     assert pq.read_table(tmp_path / "all.parquet")["text"].to_pylist() == ["text"] * 40
     code, _, err = potstill("ledger", "export", tmp_path / "all.parquet")
     assert (code, err.count("\n")) == (2, 1)
-    assert "is there already; name another file" in err
+    assert "already exists; name another file" in err
     code, _, err = potstill("ledger", "export", tmp_path / "no/such/folder/all.parquet")
     assert (code, err.count("\n")) == (2, 1)
     assert "can't be written: No such file or directory; name a file" in err
@@ -96,11 +96,11 @@ def test_prune(ledger, potstill, monkeypatch):
     assert (code, out.strip()) == (0, said)
     code, out, err = potstill("ledger", "prune", "--older-than", "90d")
     assert code == 2
-    assert "--yes: is needed where nobody can be asked; nothing was deleted" in err
+    assert "--yes: is needed without a terminal; nothing was deleted" in err
     code, out, _ = potstill("ledger", "prune", "--older-than", "90d", "--yes")
     assert code == 0
     assert said in out
-    assert "deleted 30 answers that cost $3.00; the ledger takes" in out
+    assert "deleted 30 answers that cost $3.00; the ledger has" in out
     code, out, _ = potstill("ledger", "prune", "--older-than", "12w", "--yes")
     assert (code, out.strip()) == (0, "0 answers that cost $0.00 are older than 12w")
 
@@ -109,14 +109,14 @@ def test_prune(ledger, potstill, monkeypatch):
 def test_ages_that_are_none(ledger, potstill, age):
     code, _, err = potstill("ledger", "prune", f"--older-than={age}", "--yes")
     assert code == 2
-    assert f"--older-than = {age!r}: is no age; give one such as 90d, 12h or 8w" in err
+    assert f"--older-than = {age!r}: is not an age; give one such as 90d, 12h or 8w" in err
     assert "40 answers" in potstill("ledger", "stats")[1]
 
 
 def test_verify(ledger, potstill):
     code, out, err = potstill("ledger", "verify")
     assert (code, err) == (0, "")
-    assert "40 answers, all as they should be" in out
+    assert "40 answers, no faults" in out
     store = LedgerStore(f"sqlite:///{ledger}")
     with store.database.write() as connection:
         connection.exec_driver_sql(
@@ -126,8 +126,7 @@ def test_verify(ledger, potstill):
     code, out, err = potstill("ledger", "verify")
     assert (code, out) == (1, "")
     assert err == (
-        f"ledger.uri = 'sqlite:///{ledger}': answer {REQUESTS[3].request_id}: "
-        "its request is not the one that its id stands for\n"
+        f"ledger.uri = 'sqlite:///{ledger}': answer {REQUESTS[3].request_id}: its request does not match its id\n"
     )
 
 
@@ -140,7 +139,7 @@ def test_where_there_is_no_ledger_none_is_made(home, potstill, command, tmp_path
     (tmp_path / "notes.txt").write_text("just some text that is long enough to be no database header at all")
     code, _, err = potstill("ledger", *command, "--ledger", tmp_path / "notes.txt")
     assert code == 1
-    assert "file is not a database; it is no ledger; name another file" in err
+    assert "file is not a database; it is not a ledger; name another file" in err
 
 
 @pytest.mark.slow
@@ -188,4 +187,4 @@ def test_what_is_no_export_is_not_taken_in(ledger, potstill, tmp_path):
     assert "it has no column 'model'" in complaint(tmp_path / "less.parquet")
     changed = table.set_column(table.schema.get_field_index("model"), "model", [["another"] * len(table)])
     pq.write_table(changed, tmp_path / "changed.parquet")
-    assert "its request is not the one of that id" in complaint(tmp_path / "changed.parquet")
+    assert "its request does not match its id" in complaint(tmp_path / "changed.parquet")

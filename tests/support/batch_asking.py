@@ -15,6 +15,7 @@ from actors.ledger import tables
 from actors.ledger.store import LedgerStore
 from actors.teachers.answers import Answer
 from actors.teachers.batch import BatchTeacherActor
+from actors.teachers.batch_job import BatchOptions
 from potstill.config.teacher import OpenAITeacher
 from potstill.rows import Request
 from tests.endpoint.client import Endpoint
@@ -22,7 +23,9 @@ from tests.support.near import NearLedger, NearLimiter
 
 
 def start(config: OpenAITeacher, store: LedgerStore, owner: str = "job-a", submit: bool = True) -> BatchTeacherActor:
-    return BatchTeacherActor(config, NearLedger(store), owner, NearLimiter(config), submit, 0.2, 1.0)
+    return BatchTeacherActor(
+        config, NearLedger(store), owner, NearLimiter(config), BatchOptions(submit=submit, gather_s=0.2, unsure_s=1.0)
+    )
 
 
 def ask(

@@ -9,14 +9,16 @@ import sys
 
 from actors.ledger.store import LedgerStore
 from actors.teachers.batch import BatchTeacherActor
+from actors.teachers.batch_job import BatchOptions
 from potstill.config.teacher import OpenAITeacher
 from tests.support.batch_requests import requests
 from tests.support.near import NearLedger, NearLimiter
 
 
 async def drive(uri: str, config: OpenAITeacher, count: int, owner: str) -> None:
-    """Answer so many requests."""
-    actor = BatchTeacherActor(config, NearLedger(LedgerStore(uri)), owner, NearLimiter(config), True, 0.2, 20.0)
+    """Answer ``count`` requests."""
+    options = BatchOptions(gather_s=0.2, unsure_s=20.0)
+    actor = BatchTeacherActor(config, NearLedger(LedgerStore(uri)), owner, NearLimiter(config), options)
     print("STARTED", flush=True)
     answers = await actor.answer(requests(config, count))
     print("ANSWERS", json.dumps([[one.response.error, one.reused] for one in answers]), flush=True)

@@ -29,7 +29,7 @@ class NearLedger:
     async def acommit(self, *rows: Any) -> None:
         await asyncio.to_thread(self.store.commit, *rows)
 
-    async def acarry_out(self, *call: Any) -> Any:
+    async def awrite(self, *call: Any) -> Any:
         return (await asyncio.to_thread(self.store.write, [call]))[0]
 
     async def aread(self, method: str, *args: Any) -> Any:

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from actors.ledger.handle import Ledger
-    from actors.search_workers import start_workshop
+    from actors.search_workers import start_search_workers
     from jobs.run.folder import Run
     from jobs.run.job import prepare
     from jobs.runtime import cluster as clusters
@@ -87,7 +87,7 @@ def main(folder: Path) -> None:
         job = prepare(config, Terminal())
         job = replace(job, run=Run(config.storage, search.name_search(job)))
         ledger = Ledger(config.ledger.uri)
-        workshop = start_workshop(replace(placement, device="cpu"), config.teacher, ledger, str(folder / "logs"))
+        workshop = start_search_workers(replace(placement, device="cpu"), config.teacher, ledger, str(folder / "logs"))
         started = ray.get(workshop.start.remote())
         scene = Scene(
             config,

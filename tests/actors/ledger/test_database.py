@@ -82,7 +82,9 @@ def test_a_file_of_something_else(tmp_path):
     path.write_text("just some text that is long enough to be no database header at all")
     for create in (True, False):
         text = complaint(lambda: LedgerDatabase(f"sqlite:///{path}", create))  # noqa: B023
-        assert text.endswith("can't be opened as a ledger: file is not a database; it is no ledger; name another file")
+        assert text.endswith(
+            "can't be opened as a ledger: file is not a database; it is not a ledger; name another file"
+        )
     assert path.read_text().startswith("just some text")
 
 
@@ -93,7 +95,7 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
     before = path.read_bytes()
     for create in (True, False):
         text = complaint(lambda: LedgerDatabase(f"sqlite:///{path}", create))  # noqa: B023
-        assert "is a database of something else (it has a table 'experiments'), no ledger; name another one" in text
+        assert "is not a ledger but another database (it has a table 'experiments'); name another one" in text
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
 
@@ -111,7 +113,7 @@ def test_in_postgresql_a_ledger_lives_beside_other_tables_but_takes_nobody_elses
 
 
 def test_nothing_there_is_not_made_by_who_only_reads(uri, tmp_path):
-    with pytest.raises(NoLedgerError, match=r"there is no ledger.*; name the one that your jobs write"):
+    with pytest.raises(NoLedgerError, match=r"there is no ledger.*; name the one that your jobs use"):
         LedgerDatabase(uri, create=False)
     assert not (tmp_path / "deep").exists()
     LedgerDatabase(uri).close()
@@ -120,7 +122,7 @@ def test_nothing_there_is_not_made_by_who_only_reads(uri, tmp_path):
 
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
 def test_memory_keeps_nothing(uri):
-    assert complaint(lambda: LedgerDatabase(uri)).endswith("would keep nothing; name one: sqlite:///FILE")
+    assert complaint(lambda: LedgerDatabase(uri)).endswith("nothing would be kept; name one: sqlite:///FILE")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_read_only_disks():
             assert "unable to open database file; give yourself write access to the file and its folder" in text
         text = complaint(lambda: LedgerDatabase(f"sqlite:///{folder}/deep/new.db"))
         assert "Read-only file system" in text
-        assert text.endswith("name a file on a disk that can be written")
+        assert text.endswith("name a file on a writable disk")
 
 
 def test_files_and_folders_of_somebody_else():
@@ -226,7 +228,7 @@ def test_a_ledger_that_is_kept_locked(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path}/ledger.db"
     one, two = LedgerDatabase(uri), LedgerDatabase(uri)
     with one.write():
-        assert "database is locked; another process has kept it locked" in complaint(two.check_writable)
+        assert "database is locked; another process has locked it" in complaint(two.check_writable)
     two.check_writable()
     one.close()
     two.close()

@@ -203,5 +203,7 @@ def test_a_newer_schema_is_refused(uri):
         connection.execute(sa.text("update meta set value = '99'"))
     store.close()
     for create in (True, False):
-        with pytest.raises(LedgerError, match="is of schema 99, this potstill reads 1; use the potstill that wrote it"):
+        with pytest.raises(
+            LedgerError, match="has schema 99, but this potstill reads schema 1; use the potstill version that wrote it"
+        ):
             LedgerStore(uri, create)

@@ -152,15 +152,15 @@ def test_a_sound_ledger_has_no_findings(store, monkeypatch):
     [
         (
             "set request = replace(request, 'You write.', 'You lie.')",
-            "its request is not the one that its id stands for",
+            "its request does not match its id",
         ),
-        ("set model = 'cheaper'", "its request is not the one that its id stands for"),
+        ("set model = 'cheaper'", "its request does not match its id"),
         ("set request = substr(request, 1, 40)", "its request can't be read"),
         ("set request = '[]'", "its request can't be read"),
         ('set request = \'{"messages": [], "new": 1}\'', "its request can't be read"),
         ("set choice_logprobs = '[1,'", "its log-probabilities can't be read"),
-        ("set choice_logprobs = '[\"a\"]'", "its log-probabilities are no numbers"),
-        ("set cost_usd = -1", "its tokens, cost or times are no possible figures"),
+        ("set choice_logprobs = '[\"a\"]'", "its log-probabilities are not numbers"),
+        ("set cost_usd = -1", "its tokens, cost or times are not valid figures"),
     ],
 )
 def test_what_is_wrong_with_an_answer_is_found(store, statement, finding):
@@ -174,15 +174,15 @@ def test_many_findings_of_a_kind_are_counted(store):
     change(store, "update responses set cost_usd = -1")
     findings = upkeep.verify(store.database)
     assert len(findings) == upkeep.SHOWN + 1
-    assert findings[-1] == "... and 25 more answers: its tokens, cost or times are no possible figures"
+    assert findings[-1] == "... and 25 more answers: its tokens, cost or times are not valid figures"
 
 
 def test_claims_of_other_days_are_found(store):
     store.take(["a", "b"], "killed", lease_s=-2 * DAY)
     store.take(["c"], "wrong clock", lease_s=2 * DAY)
     past, ahead = upkeep.verify(store.database)
-    assert past.startswith("claims: 2 ended more than a day ago")
-    assert ahead.startswith("claims: 1 end more than a day from now")
+    assert past.startswith("claims: 2 expired more than a day ago")
+    assert ahead.startswith("claims: 1 expire more than a day from now")
 
 
 @pytest.fixture

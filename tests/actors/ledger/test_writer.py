@@ -82,7 +82,7 @@ def test_one_callers_nonsense_is_not_the_others_fault(disk, writer):
     disk.gate.set()
     assert good.result(30) == ["done good"]
     assert late.result(30) == ["done late"]
-    for future, said in ((bad, "the ledger could not carry out a call: ValueError: nonsense"), (full, FULL)):
+    for future, said in ((bad, "the ledger could not run a call: ValueError: nonsense"), (full, FULL)):
         (error,) = future.result(30)
         assert isinstance(error, LedgerError)
         assert str(error) == said

@@ -13,7 +13,8 @@ import pytest
 
 from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
-from actors.teachers.pool import HTTP_BLOCK, TeacherPool
+from actors.teachers.http import HTTP_BLOCK
+from actors.teachers.pool import TeacherPool
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table, to_table
@@ -149,7 +150,7 @@ def test_one_process_of_the_pool_finds_out_for_all(endpoint: Endpoint, tmp_path:
 def test_a_budget_is_kept_and_what_was_bought_stays(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
     config = teacher(endpoint, budget_usd=0.01, price={"prompt": 10.0, "completion": 20.0})
     wanted = requests(config, 200)
-    with pytest.raises(TeacherError, match=r"budget.*the same command goes on"):
+    with pytest.raises(TeacherError, match=r"budget.*the same command resumes"):
         ask(config, tmp_path / "ledger.db", wanted)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         count, dollars = connection.execute("select count(*), sum(cost_usd) from responses").fetchone()
@@ -233,8 +234,11 @@ def test_a_limit_that_holds_everything_back_is_told(endpoint: Endpoint, tmp_path
     ("changes", "expected"),
     [
         ({"model": "gpt-99"}, r"^teacher\.model = 'gpt-99': .*; name one that it has$"),
-        ({"base_url": "http://127.0.0.1:1/v1"}, r"^teacher\.base_url = .*; start the server, or mend host and port$"),
-        ({"base_url": ""}, r"^teacher\.base_url = .* most endpoints want it to end in /v1$"),
+        (
+            {"base_url": "http://127.0.0.1:1/v1"},
+            r"^teacher\.base_url = .*; start the server, or correct host and port$",
+        ),
+        ({"base_url": ""}, r"^teacher\.base_url = .* for most endpoints it ends in /v1$"),
     ],
     ids=["model", "host", "v1"],
 )
