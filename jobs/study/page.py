@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.report import charts, parts
+from jobs.report import figures, parts
 from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
 from jobs.report.render import render
 from jobs.report.result import PAGE
@@ -21,7 +21,7 @@ from jobs.study.report import Shown
 from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study, read_study
 
 Row = dict[str, Any]
-_MOST = charts.SERIES
+_MOST = len(figures.SERIES)
 
 
 def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[Shown], place: str) -> Page:
@@ -121,12 +121,14 @@ def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> PageS
                         else (min(r["macro_f1"] for r in rows), max(r["macro_f1"] for r in rows))
                     )
                     bars.append(
-                        charts.Bar(name, fmean(r["macro_f1"] for r in rows), low, high, source.name == study.reference)
+                        figures.Estimate(
+                            name, fmean(r["macro_f1"] for r in rows), low, high, source.name == study.reference
+                        )
                     )
         if bars:
             whiskers = "95 % bootstrap interval" if study.repeats == 1 else "the repeats' lowest and highest"
             blocks.append(
-                Chart(f"{task.name}: macro-F1 by source; whiskers: {whiskers}", charts.intervals(bars, "macro-F1"))
+                Chart(f"{task.name}: macro-F1 by source; whiskers: {whiskers}", figures.intervals(bars, "macro-F1"))
             )
     for one in shown:
         blocks.append(Table(one.title, one.columns, one.rows))
@@ -148,13 +150,13 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> PageSection | None
     series = []
     for name in names:
         dots = [
-            charts.Dot(place[task], row["macro_f1"], f"{task}: {row['macro_f1']:+.3f}")
+            figures.Dot(place[task], row["macro_f1"], f"{task}: {row['macro_f1']:+.3f}")
             for task in place
             for row in gaps[task]
             if row["source"] == name
         ][: len(ranked)]
         if dots:
-            series.append(charts.Curve(_title(study, name), sorted(dots, key=lambda dot: dot.x)))
+            series.append(figures.Curve(_title(study, name), sorted(dots, key=lambda dot: dot.x)))
     if not series:
         return None
     unknown = [task.name for task in ranked if task.order_from == "not known"]
@@ -170,7 +172,7 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> PageSection | None
     charts_of = [
         Chart(
             f"Difference to {_title(study, study.reference)}",
-            charts.curves(series[i : i + _MOST], axis, "macro-F1", names=names_at),
+            figures.curves(series[i : i + _MOST], axis, "macro-F1", names=names_at),
         )
         for i in range(0, len(series), _MOST)
     ]
@@ -195,7 +197,7 @@ def diversity(study: Study, rows: Sequence[Row]) -> PageSection | None:
             explained, chart, *tables = section.blocks
             assert isinstance(chart, Chart)
             blocks += [] if blocks else [explained]
-            blocks.append(Chart(f"{task.name}: diversity of each source", chart.svg))
+            blocks.append(Chart(f"{task.name}: diversity of each source", chart.figure))
             blocks += [
                 Table(
                     f"{task.name}: {table.caption[:1].lower()}{table.caption[1:]}",
@@ -221,15 +223,15 @@ def cost(study: Study, cells: Sequence[Row]) -> PageSection | None:
         series = []
         for source in study.sources:
             dots = [
-                charts.Dot(_spent(cell, paid), cell["macro_f1"], f"{source.title}: {cell['macro_f1']:.3f}")
+                figures.Dot(_spent(cell, paid), cell["macro_f1"], f"{source.title}: {cell['macro_f1']:.3f}")
                 for cell in asked
                 if (cell["task"], cell["source"]) == (task.name, source.name)
             ]
             if dots:
-                series.append(charts.Curve(source.title, dots, joined=False))
+                series.append(figures.Curve(source.title, dots, joined=False))
         for i in range(0, len(series), _MOST):
             blocks.append(
-                Chart(f"{task.name}: macro-F1 against cost", charts.curves(series[i : i + _MOST], unit, "macro-F1"))
+                Chart(f"{task.name}: macro-F1 against cost", figures.curves(series[i : i + _MOST], unit, "macro-F1"))
             )
     rows = [
         (
