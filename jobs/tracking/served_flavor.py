@@ -7,7 +7,7 @@ from typing import Any
 
 
 def save_model(path: str, mlflow_model: Any, **kwargs: Any) -> None:
-    """``mlflow.transformers.save_model``, then the python function is handed to ``served_student``.
+    """``mlflow.transformers.save_model``, then ``served_student`` as the python function.
 
     ``mlflow.transformers.load_model`` still finds a plain pipeline. Raises what MLflow raises.
     """

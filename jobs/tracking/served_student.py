@@ -1,10 +1,10 @@
 """How a registered student predicts. This file is copied into every model and runs without potstill.
 
-MLflow's own function for text classification evaluates texts as Python literals when all of a call look
-like ones (``predict(["4711"])`` fails with a type error), asks for a column named ``text``, feeds texts one
-by one and fails on those longer than the model's positions. This one takes a list of texts, one text, an
-array, a series, or a data frame (its ``text`` column, or its only one), and gives a data frame with the
-columns ``label`` (class name) and ``score`` (its probability, 0 to 1), a row a text, in the order given.
+MLflow's own function for text classification parses texts as Python literals if all of a call look like literals
+(``predict(["4711"])`` fails with a type error), requires a column named ``text``, predicts texts one by one and fails on
+texts longer than the model's positions. This one takes a list of texts, one text, an array, a series, or a data frame (its
+``text`` column, or its only one). It returns a data frame with one row per text in the same order and the columns
+``label`` (class name) and ``score`` (its probability, 0 to 1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ServedStudent:
         self.batch_size = batch_size
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        """Class name and probability of every text. Raises ``TypeError`` for what is no text."""
+        """Class name and probability of every text. Raises ``TypeError`` for anything but text."""
         import pandas as pd
 
         texts = _texts(data)
@@ -53,7 +53,7 @@ def _texts(data: Any) -> list[str]:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedStudent:
-    """What ``mlflow.pyfunc.load_model`` calls with the model's folder."""
+    """Called by ``mlflow.pyfunc.load_model`` with the model's folder."""
     import mlflow.transformers
 
     config = model_config or {}

@@ -30,15 +30,15 @@ def complaints(**tracking: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("file:///tmp/mlruns", "refuses file stores"),
-        ("mlruns", "refuses file stores"),
+        ("file:///tmp/mlruns", "does not support file stores"),
+        ("mlruns", "does not support file stores"),
         ("sqlite://", "names no database file"),
         ("sqlite:///:memory:", "names no database file"),
         ("sqlite:////proc/nowhere/mlflow.db", "no permission|can't be"),
-        ("ftp://host/x", "is no MLflow tracking URI"),
+        ("ftp://host/x", "is not an MLflow tracking URI"),
         ("http://", "has no host"),
         ("http://127.0.0.1:9", "connection refused"),
-        ("http://user:hush@no-such-host.invalid:5000", "host name is not known|no answer"),
+        ("http://user:hush@no-such-host.invalid:5000", "host name is unknown|no answer"),
     ],
 )
 def test_preflight_names_what_is_wrong(
