@@ -31,6 +31,13 @@ class Table:
     strong: Sequence[int] = ()
     shades: Sequence[Sequence[float]] | None = None
     folded: bool = False
+    note: str = ""
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
 @dataclass(frozen=True, slots=True)

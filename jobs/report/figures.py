@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +127,7 @@ def changes(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], un
         axes.plot([before, after], [y, y], color=GREEN if after >= before else RED, linewidth=2)
         _at_right(axes, y, f"{after - before:+.2f}")
     size = 5 if dense else 7
-    hollow = {"markerfacecolor": CARD, "markeredgecolor": GREY, "markeredgewidth": 1.5}
+    hollow: dict[str, Any] = {"markerfacecolor": CARD, "markeredgecolor": GREY, "markeredgewidth": 1.5}
     axes.plot([row[1] for row in rows], range(len(rows)), "o", markersize=size, label=_short(names[0]), **hollow)
     axes.plot([row[2] for row in rows], range(len(rows)), "o", markersize=size, label=_short(names[1]), color=BLUE)
     axes.set_xlim(-0.03, 1.03)
@@ -261,8 +261,7 @@ def _at_right(axes: Axes, y: float, text: str) -> None:
 
 def annotate(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float]) -> None:
     """Write ``text`` beside a point, ``offset`` in points."""
-    style = {"textcoords": "offset points", "va": "center", "color": MUTED, "fontsize": _SMALL}
-    axes.annotate(text, place, xytext=offset, **style)
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", va="center", color=MUTED, fontsize=_SMALL)
 
 
 def _legend(axes: Axes, columns: int) -> None:

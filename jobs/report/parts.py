@@ -8,7 +8,6 @@ from typing import Any
 from jobs.report import figures
 from jobs.report.content import Block, Chart, Examples, ExampleText, PageSection, Paragraph, Table
 from potstill import draws
-from potstill.measures.scores import Scores
 from potstill.measures.subjectivity import Agreement, AgreementCurve
 
 SHOWN = 8  # examples in each group
@@ -32,15 +31,6 @@ def confusion(
         [label, *(f"{count:,}" if count else "·" for count in row)] for label, row in zip(labels, counts, strict=True)
     ]
     return Table(caption, ["", *labels], rows, shades=shares, folded=folded)
-
-
-def per_class(scores: Scores, caption: str) -> Table:
-    """Precision, recall and F1 by class."""
-    rows = [
-        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
-        for one in scores.per_class
-    ]
-    return Table(caption, ("class", "precision", "recall", "F1", "test texts"), rows)
 
 
 def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PageSection | None:

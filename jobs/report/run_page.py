@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.report import figures, parts
 from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
-from jobs.report.result import ROWS, RunReport, stage_rows
+from jobs.report.result import CLASS_COLUMNS, ROWS, RunReport, class_rows, stage_rows
 from jobs.run.job import Job
 from jobs.runtime.progress import format_duration, format_usd
 from potstill.errors import InputError, Problem
@@ -121,7 +121,7 @@ def by_class(result: RunReport) -> PageSection:
         "By class",
         [
             Chart("F1 by class, largest gain first", class_changes(result)),
-            parts.per_class(result.scores[DISTILLED], "Distilled student by class"),
+            Table("Distilled student by class", CLASS_COLUMNS, class_rows(result.scores[DISTILLED])),
         ],
     )
 

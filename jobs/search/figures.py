@@ -46,8 +46,10 @@ def parallel_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
     scales = [_Scale(search, name) for name in names]
     for trial, height in sorted(zip(trials, heights, strict=True), key=lambda one: one[1]):
         places = [scale.place(trial.point[name]) for scale, name in zip(scales, names, strict=True)]
-        style = {"linewidth": 2.0, "linestyle": "-" if trial.status == "finished" else "--"}
-        axes.plot(range(last + 1), [*places, height], color=BLUE, alpha=0.25 + 0.75 * height, **style)
+        dash = "-" if trial.status == "finished" else "--"
+        axes.plot(
+            range(last + 1), [*places, height], color=BLUE, alpha=0.25 + 0.75 * height, linewidth=2.0, linestyle=dash
+        )
     axes.vlines(range(last + 1), 0, 1, color=RULE, zorder=0)
     background = {"facecolor": CARD, "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
     for position, scale in enumerate(scales):

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.tracking.registry import CHALLENGER, CHAMPION
 from jobs.tracking.server import (
@@ -64,11 +64,13 @@ class VersionScores:
         """Read a version's tags."""
         tags: Mapping[str, str] = version.tags
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
-        numbers = ("macro_f1", "macro_f1_low", "macro_f1_high", "baseline_macro_f1", "accuracy")
+        scores = ("macro_f1", "macro_f1_low", "macro_f1_high", "baseline_macro_f1", "accuracy")
+        numbers: dict[str, Any] = {name: _number(tags.get(name)) for name in scores}
+        texts: dict[str, Any] = {name: tags.get(name) for name in ("test_digest", "run_digest", "teacher")}
         return cls(
             version=str(version.version),
-            **{name: _number(tags.get(name)) for name in numbers},
-            **{name: tags.get(name) for name in ("test_digest", "run_digest", "teacher")},
+            **numbers,
+            **texts,
             created=created.strftime("%Y-%m-%d %H:%M UTC"),
         )
 

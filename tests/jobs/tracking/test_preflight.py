@@ -102,4 +102,4 @@ def test_preflight_notices_another_kind_of_server() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         found = complaints(uri=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-    assert "no MLflow server" in found[0]
+    assert "not an MLflow server" in found[0]
