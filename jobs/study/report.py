@@ -130,8 +130,8 @@ def _promptmix(study: Study, cells: list[Row], differences: list[Row], teacher: 
             for one in _of(differences, task.name, source.name, its, teacher)
             if one["reference_student"] == baseline and one["reference"] in k_shot
         ]
-        changed = [one["share_changed"] for one in own] if source.name == _A2 else [None]
-        share = "" if None in changed else f"{statistics.fmean(changed):.0%}"
+        changed = [one["share_changed"] for one in own]
+        share = "" if source.name != _A2 or None in changed else f"{statistics.fmean(changed):.0%}"
         macro_f1, accuracy = _scores(own)
         texts = f"{statistics.fmean(one['texts'] for one in own):.0f}"
         rows.append((task.name, title, texts, accuracy, macro_f1, share, _interval(gain)))
