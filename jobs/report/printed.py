@@ -60,7 +60,7 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     say()
     say(f"student   {export}")
     if version is not None:
-        state = "new" if version.created else "registered before"
+        state = "registered now" if version.created else "registered before"
         say(f"registry  {version.alias_uri} (version {version.version}, {state})")
     say(f"run       {job.run.path}")
     say(f"report    {job.run.path}/{PAGE}")
