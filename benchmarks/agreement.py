@@ -34,7 +34,9 @@ from potstill.config import parse
 from potstill.labels import evidence
 from potstill.measures import subjectivity
 from potstill.measures.annotations import read_annotations
-from potstill.rows import Request
+from potstill.prompts.contents import ChoosePrompt, ClassCard
+from potstill.prompts.render import make_request
+from potstill.rows import Request, Sampling
 from potstill.study import assessment
 
 TASK = "md_agreement"
@@ -58,19 +60,49 @@ def annotators(rows: list[dict[str, Any]]) -> subjectivity.Agreement | None:
 
 
 def estimates(job: Job, pool: TeacherPool, part: str, texts: list[str]) -> dict[str, np.ndarray]:
-    """The three estimates of every text, (texts,) each."""
-    identity, renderer = job.teacher.identity, job.teacher.renderer
+    """Three estimates of how far people agree on each text, (texts,) each; declared before any was tried.
+
+    ``votes``: share of the votes for the most common class; ``confidence``: largest probability of the votes' mean
+    distribution; ``opinion``: the teacher's own probability that people would agree.
+    """
     offered = [job.task.labels] * len(texts)
-    requests: list[Request] = list(
-        assessment.plan(job.task, job.data.seeds, texts, offered, identity, renderer, job.config.seed)
-    )
-    opinions = list(assessment.plan_opinions(job.task, texts, identity, renderer))
+    questions = assessment.VoteQuestions(job.task, job.data.seeds, job.teacher, job.config.seed)
+    requests: list[Request] = list(questions.about_texts(texts, offered))
+    opinions = plan_opinions(job, texts)
     answered, _ = ask(job, pool, part, requests, len(requests), Meter(lambda values, step: None))
-    votes = evidence.read_votes(job.task, answered, len(texts))
+    probs = assessment.calibrated(evidence.read_votes(job.task, answered, len(texts)))
     said, _ = ask(job, pool, f"{part}-opinion", opinions, len(opinions), Meter(lambda values, step: None))
     raw = np.array([logprobs for (logprobs,) in said.rows("choice_logprobs")], dtype=float)
-    agree = raw[:, 0] - raw[:, 1]
-    return dict(assessment.estimators(assessment.calibrated(votes), 1.0 / (1.0 + np.exp(-agree))))
+    choices = probs.argmax(2)
+    counts = np.stack([(choices == c).sum(1) for c in range(probs.shape[2])], axis=1)
+    return {
+        "votes": subjectivity.instance_agreement(counts),
+        "confidence": probs.mean(1).max(1),
+        "opinion": 1.0 / (1.0 + np.exp(raw[:, 1] - raw[:, 0])),
+    }
+
+
+def plan_opinions(job: Job, texts: list[str]) -> list[Request]:
+    """One request per text: would people agree on its class?"""
+    task = job.task
+    names = ", ".join(task.prompt_name(label) for label in task.labels)
+    cards = (
+        ClassCard("agree", f"Everybody would put it into the same one of these classes: {names}."),
+        ClassCard("disagree", f"People would differ on which of these classes it belongs to: {names}."),
+    )
+    question = f"{task.description} Would people agree on the class of the {task.text_kind}?"
+    return [
+        make_request(
+            ChoosePrompt(question, task.text_kind, task.source, cards, (), text),
+            job.teacher,
+            Sampling(temperature=0.0, max_tokens=16),
+            stage="assess",
+            task=task.name,
+            strategy="opinion",
+            choices=("agree", "disagree"),
+        )
+        for text in texts
+    ]
 
 
 def correlate(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -193,22 +193,22 @@ def _ask(job: Job, pool: TeacherPool, texts: SampledTexts) -> Assessment:
 def _plan(
     job: Job, texts: SampledTexts, vectors: np.ndarray, of_seeds: np.ndarray, of_classes: np.ndarray
 ) -> tuple[Any, list[Request]]:
-    task, seeds, identity, renderer = job.task, job.data.seeds, job.teacher.identity, job.teacher.renderer
+    task, seeds = job.task, job.data.seeds
     centres = class_prototypes(of_seeds, relabelling.seed_columns(task, seeds), of_classes)
     most = len(job.labels) if len(job.labels) <= MOST_CLASSES else job.config.relabel.neighbours
     offered = relabelling.offer(task, vectors, centres, most)
     of_seed = relabelling.offer(task, of_seeds, centres, most)
-    requests = assessment.plan(task, seeds, texts.texts, offered, identity, renderer, job.config.seed)
-    return requests, assessment.plan_seed_check(task, seeds, of_seed, identity, renderer, job.config.seed)
+    questions = assessment.VoteQuestions(task, seeds, job.teacher, job.config.seed)
+    return questions.about_texts(texts.texts, offered), questions.about_seeds(of_seed)
 
 
 def _confirm(job: Job, texts: SampledTexts | None, most: int, yes: bool) -> None:
     """Say what will be asked; ask first where it may cost more than ``teacher.ask_above_usd``."""
     stages = [] if texts else plan.plan(_writing(job, most), ["generate"])
     count = len(texts.texts) if texts else most
-    identity, renderer, task, seeds = job.teacher.identity, job.teacher.renderer, job.task, job.data.seeds
-    labels = job.labels[:MOST_CLASSES]
-    each = list(assessment.plan(task, seeds, [seeds[0].text], [labels], identity, renderer, job.config.seed))
+    seeds, labels = job.data.seeds, job.labels[:MOST_CLASSES]
+    questions = assessment.VoteQuestions(job.task, seeds, job.teacher, job.config.seed)
+    each = list(questions.about_texts([seeds[0].text], [labels]))
     stages.append(plan.plan_stage(PART, each, plan.teacher_terms(job.config.teacher), times=count + len(seeds)))
     plan.print_stages(job, stages)
     plan.ask_first(job, stages, yes)

@@ -27,11 +27,11 @@ from potstill.task import Task, TaskData, find, read
 
 
 def show(config: Config, run: Run | None, annotations: str | None = None, open_it: bool = True) -> None:
-    """Print the report of a run, and open its page; without one, of the run that the config names.
+    """Print the report of ``run`` (default: the run of the config) and open its page.
 
-    ``annotations``: a file of people's votes on the test texts (``potstill.measures.annotations``), for which the page is
-    written anew. That takes reading the task's data, and so does a config in the place of a run. Raises ``InputError`` where
-    the run has no report, or the votes can't be used.
+    ``annotations``: a file of votes on the test texts (``potstill.measures.annotations``) for which the page is written
+    again. This reads the task's data, and so does a config without a run. Raises ``InputError`` if the run has no report
+    or the votes are invalid.
     """
     if run is not None and config.search is not None:
         search_report.show(prepare(config, Terminal(), run=run), TrialTable.load(run))
@@ -40,7 +40,7 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
     try:
         result = RunReport.from_json(job.run.read_json("report"))
     except InputError:
-        message = "has no report yet; `potstill distill CONFIG` goes on with it"
+        message = "has no report yet; `potstill distill CONFIG` continues it"
         raise InputError([Problem(f"run {job.run.path}", message)]) from None
     votes = None
     if annotations is not None:
@@ -58,7 +58,7 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
 
 
 def find_study(reference: str) -> Run | None:
-    """The folder of the study that a path or a name means; ``None`` if it means none."""
+    """The folder of the study with that path or name; ``None`` if there is none."""
     for place in (reference.rstrip("/"), f"{home()}/runs/{reference}"):
         filesystem, root = url_to_fs(place)
         if filesystem.isfile(f"{root}/study.json"):
@@ -67,7 +67,7 @@ def find_study(reference: str) -> Run | None:
 
 
 def show_study(run: Run, open_it: bool = True) -> None:
-    """Print the tables of a study, write its page, and open that."""
+    """Print the tables of a study, write its page and open it."""
     terminal = Terminal()
     study_page.write(run)
     study_report.print_tables(terminal, *read_study(run.path))
@@ -79,16 +79,18 @@ def show_study(run: Run, open_it: bool = True) -> None:
 
 
 def open_page(path: str) -> None:
-    """Show a page in the browser of whoever sits before a terminal; in a log file or over SSH there is nobody."""
-    sits_here = sys.stdout.isatty() and (sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
-    if "://" not in path and sits_here:
+    """Open a page in the browser, but not from a log file or over SSH."""
+    interactive = sys.stdout.isatty() and (
+        sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
+    )
+    if "://" not in path and interactive:
         import webbrowser
 
         webbrowser.open(Path(path).absolute().as_uri())
 
 
 def _of_run(config: Config, run: Run) -> Job:
-    """The job of a run as far as its report needs it. The data may be gone, or the hub where it is down; so may the
-    task's file, with the working folder of a submitted job, but the run has a copy."""
+    """The job of a run without its data, which may be gone. The task comes from the run's copy, since its file may be gone
+    too, with the working folder of a submitted job."""
     task = Task.model_validate(run.read_json("task")) if run.has_file("task.json") else read(find(config.task.preset))
     return Job(config, task, TaskData((), (), (), ()), run, Terminal(), NullTracker())

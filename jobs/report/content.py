@@ -1,20 +1,18 @@
-"""What a page consists of, before it is HTML: sections of paragraphs, tables, charts and examples.
-
-Everything is text; only charts are markup, made by ``jobs.report.charts``, which escapes what it is given.
-"""
+"""The content of a page before it is HTML: sections of paragraphs, tables, charts and examples. All of it is plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from markupsafe import Markup
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Some sentences; ``muted``: a remark."""
+    """A few sentences; ``muted``: a side note."""
 
     kind: ClassVar[str] = "paragraph"
     text: str
@@ -23,8 +21,8 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of words under ``columns``; the first column names its row. ``strong``: numbers of rows that stand out.
-    ``shades``: for every row a share of 1 for each of its cells but the first, which colours them (``None``: plain)."""
+    """Rows of text under ``columns``; the first column names the row. ``strong``: indices of highlighted rows.
+    ``shades``: for each cell after the first a share of 1 that colours it; ``folded``: shown when opened."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -33,20 +31,27 @@ class Table:
     strong: Sequence[int] = ()
     shades: Sequence[Sequence[float]] | None = None
     folded: bool = False
+    note: str = ""
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing with its caption."""
+    """A figure without a title, and its caption."""
 
     kind: ClassVar[str] = "chart"
     caption: str
-    svg: Markup
+    figure: Figure
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleText:
-    """A text and its story: what it was written for, what the teacher took it for, what it is used with, in words."""
+    """A text with its label, the class it was written for (``old_label``), and more ``facts`` about it."""
 
     text: str
     label: str
@@ -56,7 +61,7 @@ class ExampleText:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Texts of one source or fate under a heading that opens; ``count``: how many there are in all."""
+    """A sample of texts under a heading that folds; ``count``: the number of all."""
 
     kind: ClassVar[str] = "examples"
     heading: str
@@ -70,7 +75,7 @@ Block = Paragraph | Table | Chart | Examples
 
 @dataclass(frozen=True, slots=True)
 class PageSection:
-    """A part of the page with a place of its own (``anchor``)."""
+    """A part of the page that links can point to (``anchor``)."""
 
     anchor: str
     heading: str
@@ -79,8 +84,8 @@ class PageSection:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report: ``answer`` first, ``good``: whether that is good news (``None``: can't be told), then some ``facts``
-    (name, value) and the sections."""
+    """A report: the ``answer``, then ``facts`` (name, value), then the sections. ``good``: whether the answer is good news;
+    ``None`` if it is neither."""
 
     title: str
     kicker: str

@@ -1,32 +1,31 @@
-"""Sections that pages of runs and of studies share: confusions, diversity, agreement, examples."""
+"""Sections that the pages of runs and of studies share: confusions, diversity, agreement, examples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.report import charts
+from jobs.report import figures
 from jobs.report.content import Block, Chart, Examples, ExampleText, PageSection, Paragraph, Table
 from potstill import draws
-from potstill.measures.scores import Scores
 from potstill.measures.subjectivity import Agreement, AgreementCurve
 
-SHOWN = 8  # examples of a group
-_CELLS = 14  # classes up to which a confusion matrix is a table of numbers
+SHOWN = 8  # examples in each group
+_CELLS = 14  # classes; a larger confusion matrix is a chart
 _CURVE_NOTE = (
-    "A point is the score on the test texts whose annotators agree at least that much; the dashed line is the least-squares "
-    "line through the points. Points share texts, so their line looks surer than it is; the correlation over single texts "
-    "(agreement against right or wrong) does not."
+    "Each point is the score on the test texts with at least that much agreement; the dashed line is the least-squares fit. "
+    "Points share texts, so the fit looks more certain than it is. The correlation over single texts (agreement against "
+    "right or wrong) does not have this flaw."
 )
 
 
 def confusion(
     name: str, counts: Sequence[Sequence[int]], labels: Sequence[str], folded: bool = False
 ) -> Table | Chart | Paragraph:
-    """``counts[i][j]``: texts of class i taken for class j. A table of numbers, or a picture for many classes."""
-    caption = f"{name}: rows are the true class, columns what it was taken for; shaded by the share of the row"
+    """A table, or a chart for many classes. ``counts[i][j]``: texts of class i predicted as class j."""
+    caption = f"{name}: rows are true classes, columns predicted classes; shaded by share of the row"
     if len(labels) > _CELLS:
-        return Chart(caption, charts.heat(counts, labels))
+        return Chart(caption, figures.confusion(counts, labels))
     shares = [[count / (sum(row) or 1) for count in row] for row in counts]
     rows = [
         [label, *(f"{count:,}" if count else "·" for count in row)] for label, row in zip(labels, counts, strict=True)
@@ -34,74 +33,48 @@ def confusion(
     return Table(caption, ["", *labels], rows, shades=shares, folded=folded)
 
 
-def per_class(scores: Scores, caption: str) -> Table:
-    """Precision, recall and F1 by class."""
-    rows = [
-        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
-        for one in scores.per_class
-    ]
-    return Table(caption, ("class", "precision", "recall", "F1", "test texts"), rows)
-
-
 def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PageSection | None:
-    """``sources``: for each its rows ``{label, texts, remote_clique, chamfer}``, label ``None`` for all together."""
-    whole = {
-        titles.get(name, name): row
-        for name, rows in sources.items()
-        for row in rows
-        if row["label"] is None and row["remote_clique"] is not None
-    }
+    """``sources``: for each, rows ``{label, texts, remote_clique, chamfer}``; label ``None`` for all classes together."""
+    named = [(titles.get(name, name), row) for name, rows in sources.items() for row in rows]
+    whole = [(name, row) for name, row in named if row["label"] is None and row["remote_clique"] is not None]
     if not whole:
         return None
-    groups = [(name, (row["remote_clique"], row["chamfer"])) for name, row in whole.items()]
-    overall = [
-        (name, f"{row['texts']:,}", _three(row["remote_clique"]), _three(row["chamfer"])) for name, row in whole.items()
-    ]
-    by_class = [
-        (
-            f"{titles.get(name, name)}: {row['label']}",
-            f"{row['texts']:,}",
-            _three(row["remote_clique"]),
-            _three(row["chamfer"]),
-        )
-        for name, rows in sources.items()
-        for row in rows
-        if row["label"] is not None
-    ]
+    groups = [(name, (row["remote_clique"], row["chamfer"])) for name, row in whole]
+    by_class = [(f"{name}: {row['label']}", row) for name, row in named if row["label"] is not None]
     columns = ("texts of", "texts", "Remote Clique", "Chamfer")
     blocks: list[Block] = [
         Paragraph(
             "Cosine distances between sentence embeddings: Remote Clique is the mean distance to all other texts of the set, "
             "Chamfer the mean distance to the nearest one. Higher is more diverse. Chamfer falls as a set grows, so compare "
-            "sets of like size."
+            "sets of similar size."
         ),
         Chart(
             "Diversity of each set, all classes together",
-            charts.bars(groups, ("Remote Clique", "Chamfer"), "cosine distance"),
+            figures.bars(groups, ("Remote Clique", "Chamfer"), "cosine distance"),
         ),
-        Table("Diversity of each set", columns, overall),
+        Table("Diversity of each set", columns, [_spread(*one) for one in whole]),
     ]
     if by_class:
-        blocks.append(Table("Diversity by class", columns, by_class, folded=True))
+        blocks.append(Table("Diversity by class", columns, [_spread(*one) for one in by_class], folded=True))
     return PageSection("diversity", "Diversity", blocks)
 
 
 def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) -> PageSection | None:
-    """What annotators say of the test texts, and each classifier's accuracy on those that they agree on."""
+    """The annotators' agreement on the test texts, and each classifier's accuracy by agreement."""
     drawn = {name: curve for name, curve in curves.items() if curve.points}
     if measured is None or not drawn:
         return None
-    alpha = "not defined, since all votes are for one class" if measured.alpha is None else str(measured.alpha)
+    alpha = "undefined: all votes are for one class" if measured.alpha is None else str(measured.alpha)
     facts = [
-        ("texts with two votes or more", f"{measured.items:,}"),
+        ("texts with at least two votes", f"{measured.items:,}"),
         ("annotators", f"{measured.annotators:,}"),
         ("mean agreement (95 % interval)", str(measured.mean)),
         ("Krippendorff's alpha (95 % interval)", alpha),
     ]
     series = [
-        charts.Curve(
+        figures.Curve(
             name,
-            [charts.Dot(p.gamma, p.accuracy, f"{name}: {p.accuracy:.3f} on {p.texts} texts") for p in curve.points],
+            [figures.Dot(p.gamma, p.accuracy, f"{name}: {p.accuracy:.3f} on {p.texts} texts") for p in curve.points],
             None if curve.of_accuracy is None else (curve.of_accuracy.intercept, curve.of_accuracy.slope),
             joined=False,
         )
@@ -117,19 +90,19 @@ def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) 
         "agreement",
         "Accuracy and agreement",
         [
-            Table("What the annotators say of the test texts", ("", ""), facts),
+            Table("Annotator agreement on the test texts", ("", ""), facts),
             Chart(
-                "Accuracy on texts with at least so much agreement",
-                charts.curves(series, "agreement of at least", "accuracy"),
+                "Accuracy on texts with at least this much agreement",
+                figures.curves(series, "agreement of at least", "accuracy"),
             ),
-            Table("How accuracy goes with agreement", ("student", "slope", "R²", "Spearman's rho over texts"), rows),
+            Table("Accuracy against agreement", ("student", "slope", "R²", "Spearman's rho over texts"), rows),
             Paragraph(_CURVE_NOTE, muted=True),
         ],
     )
 
 
 def examples(groups: Iterable[tuple[str, Sequence[Mapping[str, Any]]]], seed: int = 0) -> PageSection | None:
-    """Some texts of every group (heading, rows with the columns of the example table), drawn by ``seed``."""
+    """A sample of each group: (heading, rows of the example table)."""
     blocks: list[Block] = []
     for heading, rows in groups:
         if rows:
@@ -144,7 +117,7 @@ def _example(row: Mapping[str, Any]) -> ExampleText:
         mixed = f" with {row['mix_label']}" if row.get("mix_label") else ""
         facts.append(f"alpha {row['alpha']:.2f}{mixed}")
     if row.get("teacher_label"):
-        facts.append(f"teacher says {row['teacher_label']}")
+        facts.append(f"teacher: {row['teacher_label']}")
     if row.get("confidence") is not None:
         facts.append(f"confidence {row['confidence']:.2f}")
     if row.get("dropped_because"):
@@ -152,5 +125,6 @@ def _example(row: Mapping[str, Any]) -> ExampleText:
     return ExampleText(row["text"], row["label"], row.get("target_label"), facts)
 
 
-def _three(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _spread(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    values = (row["remote_clique"], row["chamfer"])
+    return (name, f"{row['texts']:,}", *("-" if value is None else f"{value:.3f}" for value in values))

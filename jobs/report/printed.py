@@ -1,16 +1,15 @@
-"""What came out of a run, for the terminal, for Markdown and for MLflow; ``jobs/page`` makes a page of it.
+"""The results of a run for the terminal, for Markdown and for MLflow, and its page written to its folder.
 
 potstill report RUN
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jobs.report import run_page
+from jobs.report.content import markdown_table
 from jobs.report.render import render
 from jobs.report.result import (
-    _CLASS_COLUMNS,
+    CLASS_COLUMNS,
     PAGE,
     RunReport,
     class_rows,
@@ -30,14 +29,14 @@ from potstill.measures.annotations import Votes
 
 
 def write_page(job: Job, result: RunReport, votes: Votes | None = None) -> str:
-    """Write the run's ``report.html``; its text. Raises ``InputError`` where no vote is about a test text."""
+    """Write the run's ``report.html`` and return its text. Raises ``InputError`` if no vote is about a test text."""
     text = render(run_page.build(job, result, votes))
     job.run.write_text(PAGE, text)
     return text
 
 
 def print_report(job: Job, result: RunReport) -> None:
-    """The closing table: every student's scores, and what distilling gained."""
+    """Print every student's scores and the gain from distilling."""
     job.terminal.say()
     job.terminal.table(f"{job.task.name}: {tested(result)} test texts", score_columns(result), score_rows(result))
     job.terminal.say()
@@ -45,18 +44,18 @@ def print_report(job: Job, result: RunReport) -> None:
 
 
 def print_stages(job: Job) -> None:
-    """What generation and relabelling did, from the run's own records."""
+    """Print what generation and relabelling did."""
     job.terminal.table(f"run {job.run.name}", ["", ""], stage_rows(job))
 
 
 def print_classes(job: Job, result: RunReport) -> None:
-    """Scores by class of the distilled student."""
+    """Print the distilled student's scores by class."""
     job.terminal.say()
-    job.terminal.table("distilled, by class", list(_CLASS_COLUMNS), class_rows(result))
+    job.terminal.table("distilled, by class", CLASS_COLUMNS, class_rows(result.scores["distilled"]))
 
 
 def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
-    """Where things are, and what to try next."""
+    """Print where the results are, and the next commands."""
     say = job.terminal.say
     say()
     say(f"student   {export}")
@@ -68,9 +67,9 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     say(f"MLflow    {job.tracker.where}")
     used = [job.run.read_json(stage)["usage"] for stage in ("generate", "relabel")]
     new, dollars = (sum(one[name] for one in used) for name in ("new_requests", "new_cost_usd"))
-    say(f"teacher   new requests: {new}{f', {format_usd(dollars)}' if dollars else ''}; in all {paid(job)}")
+    say(f"teacher   new requests: {new}{f', {format_usd(dollars)}' if dollars else ''}; total {paid(job)}")
     say()
-    # A name alone is looked for in the default storage.
+    # In the default storage the name is enough.
     run = job.run.name if job.config.storage == str(home() / "runs") else job.run.path
     promote = ""
     if version is not None:
@@ -85,22 +84,13 @@ def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
 
 def as_markdown(job: Job, result: RunReport) -> str:
     """The report as Markdown, for MLflow."""
-
-    def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        lines = [columns, ["---"] * len(columns), *rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
-
-    return (
-        "\n\n".join(
-            [
-                f"# {job.task.name}: run {result.run}",
-                f"{tested(result)} test texts. {verdict(result)}.",
-                table(score_columns(result), score_rows(result)),
-                "## Texts and labels",
-                table(["", ""], stage_rows(job)),
-                "## Distilled, by class",
-                table(_CLASS_COLUMNS, class_rows(result)),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        f"# {job.task.name}: run {result.run}",
+        f"{tested(result)} test texts. {verdict(result)}.",
+        markdown_table(score_columns(result), score_rows(result)),
+        "## Texts and labels",
+        markdown_table(["", ""], stage_rows(job)),
+        "## Distilled, by class",
+        markdown_table(CLASS_COLUMNS, class_rows(result.scores["distilled"])),
+    ]
+    return "\n\n".join(parts) + "\n"

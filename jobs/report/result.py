@@ -1,4 +1,4 @@
-"""What came out of a run: scores of every student, and the rows and sentences that tables and pages show of them."""
+"""The results of a run: every student's scores, and the table rows and sentences about them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from potstill.student import second_opinion
 from potstill.student.arms import repeats_of
 
 PAGE = "report.html"
-
-
-SHOWN_CHANGES = 5  # the commonest changes of label
-
+SHOWN_CHANGES = 5  # most frequent label changes
 
 ROWS = {
     "seeds_only": "seeds only, fine-tuned",
@@ -29,8 +26,8 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Scores by student; ``difference`` is distilled minus ``baseline``, the stronger of the seeds-only two, both of
-    the first training seed."""
+    """Scores by student. ``difference``: distilled minus ``baseline``, the stronger of the two seeds-only students; both
+    with the first training seed."""
 
     run: str
     scores: Mapping[str, Scores]
@@ -38,12 +35,12 @@ class RunReport:
     difference: Difference
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON data; ``from_json`` reads it back."""
+        """JSON data for ``from_json``."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunReport:
-        """A report that a run's ``report.json`` holds."""
+        """The report in a run's ``report.json``."""
         difference = data["difference"]
         return cls(
             data["run"],
@@ -66,18 +63,18 @@ def _scores(data: Mapping[str, Any]) -> Scores:
 
 
 def tested(result: RunReport) -> int:
-    """On how many texts the students were scored."""
+    """The number of test texts."""
     return result.scores["distilled"].texts
 
 
 def score_columns(result: RunReport) -> list[str]:
-    """The headings of ``score_rows``."""
+    """Column names of ``score_rows``."""
     seeds = max(len(repeats_of(name, result.scores)) for name in result.scores)
     return ["student", "macro-F1", "accuracy", *([f"macro-F1 over {seeds} training seeds"] if seeds > 1 else [])]
 
 
 def score_rows(result: RunReport) -> list[tuple[str, ...]]:
-    """One row a student: name, macro-F1 with its 95 % interval, accuracy; with repeats, the mean and deviation of theirs."""
+    """One row per student: name, macro-F1 with its 95 % interval, accuracy; with repeats also mean and deviation."""
     repeated = len(score_columns(result)) > 3
     rows = []
     for name, label in ROWS.items():
@@ -93,7 +90,7 @@ def over_repeats(result: RunReport, name: str) -> tuple[float, float]:
 
 
 def gain_over_repeats(result: RunReport) -> tuple[float, float]:
-    """Mean and sample standard deviation of the gain in macro-F1 over the baseline of the same training seed."""
+    """Mean and sample standard deviation of the gain over the baseline with the same training seed, in macro-F1."""
     ours, theirs = (
         [result.scores[one].macro_f1.value for one in repeats_of(name, result.scores)]
         for name in ("distilled", result.baseline)
@@ -112,25 +109,24 @@ def _repeated(result: RunReport, name: str) -> str:
 
 
 def verdict(result: RunReport) -> str:
-    """The difference to the stronger baseline in words."""
+    """A sentence on the difference to the stronger baseline."""
     gain = result.difference.macro_f1
-    sure = "more" if gain.low > 0 else "less" if gain.high < 0 else None
     words = (
         f"distilled is {abs(gain.value):.3f} macro-F1 {'above' if gain.value >= 0 else 'below'} the stronger baseline"
     )
     interval = f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}]"
-    certainty = "" if sure else "; the interval holds 0, so it may be chance"
+    certainty = "" if gain.low > 0 or gain.high < 0 else ", no significant difference"
     pairs = f"McNemar's exact test of accuracy: p = {result.difference.p_value:.3f}"
     first = f"{words} ({ROWS[result.baseline]}); {interval}{certainty} ({pairs})"
     seeds = len(repeats_of("distilled", result.scores))
     if seeds <= 1:
         return first
     mean, deviation = gain_over_repeats(result)
-    return f"over {seeds} training seeds distilling gains {mean:+.3f} ± {deviation:.3f} macro-F1; of the first, {first}"
+    return f"over {seeds} training seeds distilling gains {mean:+.3f} ± {deviation:.3f} macro-F1; with the first seed, {first}"
 
 
 def stage_rows(job: Job) -> list[tuple[str, str]]:
-    """Texts written, dropped and why, the teacher on the seeds, labels changed and from what to what."""
+    """Texts written, dropped (with reasons) and kept, the teacher's accuracy on the seeds, label changes."""
     made, checked = job.run.read_json("generate"), job.run.read_json("relabel")["report"]
     rows = [
         ("teacher", paid(job)),
@@ -140,43 +136,45 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
         ("texts kept", ", ".join(f"{label} {count}" for label, count in checked["kept_per_class"])),
     ]
     if checked["seed_accuracy"] is not None:
-        rows.append(("teacher right on seeds", f"{checked['seed_accuracy']:.0%} (chance {checked['seed_chance']:.0%})"))
-        rows.append(("guard", f"{checked['guard']} (from a confidence of {checked['min_confidence']:.2f})"))
+        rows.append(
+            ("teacher accuracy on seeds", f"{checked['seed_accuracy']:.0%} (chance {checked['seed_chance']:.0%})")
+        )
+        rows.append(("guard", f"{checked['guard']} (minimum confidence {checked['min_confidence']:.2f})"))
         rows.append(("teacher contradicts target", f"{checked['share_contradicted']:.0%} of the texts"))
     rows.append(
         (
             "labels changed",
-            f"{checked['share_changed']:.0%} of the texts, {checked['share_applied']:.0%} of the changes wanted",
+            f"{checked['share_changed']:.0%} of the texts, {checked['share_applied']:.0%} of the proposed changes",
         )
     )
     rows += [(f"  {source} -> {target}", str(count)) for source, target, count in checked["changes"][:SHOWN_CHANGES]]
-    if checked.get("description_agreement") is not None:  # runs of older versions have none
-        agreement = f"agree with the others at kappa {checked['description_agreement']:.2f}"
+    if checked.get("description_agreement") is not None:  # absent in runs of older versions
+        agreement = f"kappa with the other labels {checked['description_agreement']:.2f}"
         rows.append(("class descriptions", f"weight {checked['description_weight']:.2f} ({agreement})"))
     distilled = job.run.read_json("finetune")["distilled"]
     words = second_opinion.in_words(distilled.get("anchor_weight", distilled.get("say")))  # older runs: "say"
     if job.config.student.early_stopping:
-        rows.append(("early stopping", "by real validation texts: the students have seen more labels than the seeds'"))
+        rows.append(("early stopping", "on real validation texts: the students used more labels than the seeds"))
     if words:
         rows.append(("second opinion", words.removeprefix("second opinion of the ")))
     return rows
 
 
 def paid(job: Job) -> str:
-    """What the teacher's answers took, whichever run of this job asked for them."""
+    """Requests, tokens and cost of the teacher's answers, over all runs of this job."""
     used = [job.run.read_json(stage)["usage"] for stage in ("generate", "relabel")]
     requests = sum(one["requests"] for one in used)
     tokens = sum(one["prompt_tokens"] + one["completion_tokens"] for one in used)
-    dollars = sum(one.get("cost_usd", one["new_cost_usd"]) for one in used)  # runs of older versions have none
+    dollars = sum(one.get("cost_usd", one["new_cost_usd"]) for one in used)  # absent in older runs
     return f"{requests:,} requests, {tokens:,} tokens" + (f", {format_usd(dollars)}" if dollars else "")
 
 
-_CLASS_COLUMNS = ("class", "precision", "recall", "F1", "test texts")
+CLASS_COLUMNS = ("class", "precision", "recall", "F1", "test texts")
 
 
-def class_rows(result: RunReport) -> list[tuple[str, ...]]:
-    """One row a class of the distilled student: name, precision, recall, F1, test texts."""
+def class_rows(scores: Scores) -> list[tuple[str, ...]]:
+    """One row per class, with ``CLASS_COLUMNS``."""
     return [
-        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support))
-        for one in result.scores["distilled"].per_class
+        (one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
+        for one in scores.per_class
     ]

@@ -1,21 +1,24 @@
-"""The page of one distillation: did it help, by how much, why, and what do the texts look like?"""
+"""The page of one distillation: whether it helped, by how much, why, and what the texts look like."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.report import charts, figures, parts
+from jobs.report import figures, parts
 from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
-from jobs.report.result import ROWS, RunReport, stage_rows
+from jobs.report.result import CLASS_COLUMNS, ROWS, RunReport, class_rows, stage_rows
 from jobs.run.job import Job
 from jobs.runtime.progress import format_duration, format_usd
 from potstill.errors import InputError, Problem
 from potstill.measures import subjectivity
 from potstill.measures.annotations import Votes
 from potstill.rows import Example, Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DISTILLED = "distilled"
 DIVERSITY_TITLES = {
@@ -26,7 +29,10 @@ DIVERSITY_TITLES = {
 
 
 def build(job: Job, result: RunReport, votes: Votes | None = None) -> Page:
-    """The page of a finished run. ``votes``: of people on the test texts, items by example id or by the text itself."""
+    """The page of a finished run. ``votes``: of annotators on the test texts, by example id or by the text itself.
+
+    Raises ``InputError`` if no vote is about a test text.
+    """
     gain = result.difference.macro_f1
     distilled = result.scores[DISTILLED].macro_f1.value
     lead, detail = answer(result)
@@ -61,27 +67,29 @@ def build(job: Job, result: RunReport, votes: Votes | None = None) -> Page:
 
 
 def answer(result: RunReport) -> tuple[str, str]:
-    """The gain in words, and what it rests on."""
+    """The gain in a sentence, and its statistics."""
     gain = result.difference.macro_f1
     size = f"{abs(gain.value):.3f} macro-F1"
     baseline = ROWS[result.baseline]
     if gain.low > 0:
         lead = f"Distilling helped: {size} above the labelled examples alone."
     elif gain.high < 0:
-        lead = f"Distilling did harm: {size} below the labelled examples alone."
+        lead = f"Distilling hurt: {size} below the labelled examples alone."
     else:
         side = "above" if gain.value >= 0 else "below"
-        lead = f"It can't be told whether distilling helped: {size} {side} the labelled examples alone, which may be chance."
+        lead = f"No significant difference: {size} {side} the labelled examples alone."
     return lead, (
-        f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}], against the stronger of the baselines "
-        f"({baseline}); McNemar's p on accuracy {result.difference.p_value:.2g}."
+        f"95 % interval of the difference to the stronger baseline ({baseline}): [{gain.low:+.3f}, {gain.high:+.3f}]; "
+        f"McNemar's test on accuracy: p = {result.difference.p_value:.2g}."
     )
 
 
 def scores(result: RunReport) -> PageSection:
-    """Every student's scores."""
+    """The scores of all students."""
     shown = [(label, result.scores[name], name == DISTILLED) for name, label in ROWS.items() if name in result.scores]
-    bars = [charts.Bar(label, s.macro_f1.value, s.macro_f1.low, s.macro_f1.high, strong) for label, s, strong in shown]
+    estimates = [
+        figures.Estimate(label, s.macro_f1.value, s.macro_f1.low, s.macro_f1.high, strong) for label, s, strong in shown
+    ]
     rows = [
         (label, str(s.macro_f1), str(s.accuracy), f"{s.expected_calibration_error:.3f}", f"{s.mean_confidence:.3f}")
         for label, s, _ in shown
@@ -90,7 +98,7 @@ def scores(result: RunReport) -> PageSection:
         "scores",
         "Scores",
         [
-            Chart("Macro-F1 on the test split with 95 % bootstrap intervals", charts.intervals(bars, "macro-F1")),
+            Chart("Macro-F1 on the test split with 95 % bootstrap intervals", figures.intervals(estimates, "macro-F1")),
             Table(
                 "All students on the same test texts",
                 ("student", "macro-F1", "accuracy", "calibration error", "mean confidence"),
@@ -98,8 +106,8 @@ def scores(result: RunReport) -> PageSection:
                 strong=[i for i, (_, _, strong) in enumerate(shown) if strong],
             ),
             Paragraph(
-                "The baselines see the labelled examples alone. Which of them is the stronger was decided on this test split, "
-                "in their favour.",
+                "The baselines learn from the labelled examples alone. The stronger one is chosen on this test split, in the "
+                "baselines' favour.",
                 muted=True,
             ),
         ],
@@ -107,25 +115,27 @@ def scores(result: RunReport) -> PageSection:
 
 
 def by_class(result: RunReport) -> PageSection:
-    """F1 of every class, before and after."""
-    before, after = result.scores[result.baseline], result.scores[DISTILLED]
-    rows = [(b.label, b.f1, a.f1) for b, a in zip(before.per_class, after.per_class, strict=True)]
-    rows.sort(key=lambda row: row[1] - row[2])
+    """F1 of every class, baseline and distilled."""
     return PageSection(
         "classes",
         "By class",
         [
-            Chart(
-                "F1 by class, the largest gain first",
-                charts.changes(rows, (ROWS[result.baseline], "distilled"), "F1"),
-            ),
-            parts.per_class(after, "Distilled student by class"),
+            Chart("F1 by class, largest gain first", class_changes(result)),
+            Table("Distilled student by class", CLASS_COLUMNS, class_rows(result.scores[DISTILLED])),
         ],
     )
 
 
+def class_changes(result: RunReport, title: str = "") -> Figure:
+    """A chart of every class's F1, from the baseline's to the distilled student's, largest gain first."""
+    before, after = result.scores[result.baseline], result.scores[DISTILLED]
+    rows = [(b.label, b.f1, a.f1) for b, a in zip(before.per_class, after.per_class, strict=True)]
+    rows.sort(key=lambda row: row[1] - row[2])
+    return figures.changes(rows, (ROWS[result.baseline], "distilled"), "F1", title)
+
+
 def confusions(job: Job, result: RunReport) -> PageSection:
-    """What was taken for what."""
+    """The confusion matrices of the distilled student and the baseline."""
     baseline = ROWS[result.baseline]
     blocks: list[Block] = [
         parts.confusion("Distilled", result.scores[DISTILLED].confusion, job.labels),
@@ -135,23 +145,22 @@ def confusions(job: Job, result: RunReport) -> PageSection:
 
 
 def texts(job: Job) -> PageSection:
-    """What generation and relabelling did."""
+    """Counts of generation and relabelling."""
     blocks: list[Block] = [Table("From the teacher's replies to the student's texts", ("", ""), stage_rows(job))]
-    asked = [one for one in job.run.read(Example, "relabelled") if one.confidence is not None]
-    bins = figures.alpha_bins([one.alpha for one in asked], [one.label != one.target_label for one in asked])
-    if bins:
-        groups = [
-            (f"{b.low:.2f}" if b.low == b.high else f"{b.low:.2f} to {b.high:.2f}", (b.share,)) for b in bins if b.texts
-        ]
-        caption = (
-            "Share of texts that got another class than they were written for, by alpha (1: purely the class asked for)"
-        )
-        blocks.append(Chart(caption, charts.bars(groups, ("relabelled",), "share relabelled")))
+    if bins := relabelled_by_alpha(job.run.read(Example, "relabelled")):
+        caption = "Share of texts that relabelling gave another class, by alpha (1: purely the target class)"
+        blocks.append(Chart(caption, figures.relabelling(bins)))
     return PageSection("texts", "Texts and labels", blocks)
 
 
+def relabelled_by_alpha(examples: Sequence[Example]) -> list[figures.AlphaBin]:
+    """Shares of relabelled texts by mixup ratio, of the texts that the teacher was asked about."""
+    asked = [one for one in examples if one.confidence is not None]
+    return figures.alpha_bins([one.alpha for one in asked], [one.label != one.target_label for one in asked])
+
+
 def agreement(job: Job, result: RunReport, votes: Votes | None) -> PageSection | None:
-    """Accuracy on what people agree on, for every student whose predictions are there."""
+    """Each student's accuracy by annotator agreement. Raises ``InputError`` if no vote is about a test text."""
     if votes is None:
         return None
     shares = dict(zip(votes.items, subjectivity.instance_agreement(votes.counts), strict=True))
@@ -162,7 +171,7 @@ def agreement(job: Job, result: RunReport, votes: Votes | None) -> PageSection |
         if key in shares
     }
     if not of_tests:
-        message = "its items are no test texts of this run; name them by their text, or by the example_id in prediction/*.parquet"
+        message = "holds no test text of this run; items are texts or example_ids of prediction/*.parquet"
         raise InputError([Problem("annotations", message)])
     curves = {
         ROWS[name]: subjectivity.accuracy_curve(of_tests, job.run.read(Prediction, name), job.labels)
@@ -193,20 +202,20 @@ def cost(job: Job) -> PageSection:
         for name, one in students.items()
         if one.get("seconds") is not None
     ]
-    columns = ("stage", "requests", "of them new", "prompt tokens", "reply tokens", "spent in this run", "time")
-    blocks: list[Block] = [Table("What the teacher was asked", columns, rows)]
+    columns = ("stage", "requests", "new", "prompt tokens", "reply tokens", "spent in this run", "time")
+    blocks: list[Block] = [Table("Teacher requests", columns, rows)]
     if training:
         blocks.append(Table("Training", ("student", "time"), training))
     return PageSection("cost", "Cost", blocks)
 
 
 def fates(examples: Sequence[Example]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Texts by what became of them: kept as written for, kept with another class, dropped for a reason."""
+    """Texts in groups: kept with another class, kept with their class, dropped, by reason."""
     rows: list[Mapping[str, Any]] = [asdict(one) for one in examples]
     kept = [row for row in rows if row["kept"]]
     groups = [
-        ("Kept with another class than they were written for", [r for r in kept if r["label"] != r["target_label"]]),
-        ("Kept with the class they were written for", [r for r in kept if r["label"] == r["target_label"]]),
+        ("Kept, relabelled", [r for r in kept if r["label"] != r["target_label"]]),
+        ("Kept with their target class", [r for r in kept if r["label"] == r["target_label"]]),
     ]
     reasons = dict.fromkeys(row["dropped_because"] for row in rows if not row["kept"])
     return groups + [
@@ -216,7 +225,7 @@ def fates(examples: Sequence[Example]) -> list[tuple[str, list[Mapping[str, Any]
 
 
 def read_json(job: Job, name: str) -> Any:
-    """``<name>.json`` of the run, or nothing where an older version did not write it."""
+    """``<name>.json`` of the run; empty if an older version did not write it."""
     try:
         return job.run.read_json(name)
     except InputError:

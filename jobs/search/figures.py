@@ -1,4 +1,4 @@
-"""The plots of a search: parallel coordinates, importance of each field, scores against costs."""
+"""The charts of a search: parallel coordinates, field importance, scores against costs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from jobs.report.figures import BLUE, GREEN, GREY, GRID, INK, MUTED, new_figure, put_title
+from jobs.report.figures import BLUE, CARD, GREEN, GREY, INK, RULE, annotate, bars, new_figure
 from jobs.search.table import Trial
 from jobs.search.tuning import distribution
 from potstill.config.search import BETTER_HIGH, SearchConfig
@@ -23,77 +21,51 @@ LEAST_FOR_IMPORTANCE = 4
 NAMES = {
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
-    "cost_usd": "dollars a trial, alone",
-    "tokens": "tokens a trial, alone",
+    "cost_usd": "dollars per trial without sharing",
+    "tokens": "tokens per trial without sharing",
     "training_s": "seconds of training",
 }
 
 
 def leading(objective: Sequence[str]) -> str:
-    """The score of validation texts that comes first."""
+    """The first objective that is a score on validation texts."""
     return next(metric for metric in objective if metric in BETTER_HIGH)
 
 
 def parallel_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
-    """A line a trial over one axis a field, the score at the right; the best are darkest, stopped ones dashed."""
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-
+    """One line per trial over one axis per field, the score at the right. Higher scores are darker, stopped trials dashed."""
     metric = leading(search.objective)
     names = list(search.space)
-    scores = np.array([trial.scores[metric] for trial in trials])
-    low, high = (float(scores.min()), float(scores.max())) if len(trials) else (0.0, 1.0)
-    norm = Normalize(low - 0.25 * (high - low or 1.0), high or 1.0)
-    figure, axes = new_figure(2.0 * len(names) + 3.0, 4.6)
-    scales = [_Scale([trial.point[name] for trial in trials], search, name) for name in names]
-    for i in np.argsort(scores):
-        trial = trials[i]
-        heights = [scale.place(trial.point[name]) for scale, name in zip(scales, names, strict=True)]
-        heights.append((scores[i] - low) / (high - low) if high > low else 0.5)
-        axes.plot(
-            range(len(names) + 1),
-            heights,
-            color=colormaps["Blues"](norm(scores[i])),
-            linewidth=2.0,
-            linestyle="-" if trial.status == "finished" else "--",
-            alpha=0.9,
-        )
-    for position, (scale, name) in enumerate(zip(scales, names, strict=True)):
-        axes.vlines(position, 0, 1, color=GRID, zorder=0)
-        for height, text in scale.ticks():
-            axes.annotate(
-                text,
-                (position, height),
-                xytext=(-5, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=8,
-                color=INK,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            )
-        axes.annotate(name.replace(".", ".\n", 1), (position, -0.07), ha="center", va="top", fontsize=8, color=INK)
-    axes.vlines(len(names), 0, 1, color=GRID, zorder=0)
-    for height, value in ((0.0, low), (1.0, high)):
-        axes.annotate(
-            f"{value:.3f}", (len(names), height), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
-        )
-    axes.annotate(NAMES[metric], (len(names), -0.07), ha="center", va="top", fontsize=9, color=INK, fontweight="bold")
-    axes.set_xlim(-0.5, len(names) + 0.5)
-    axes.set_ylim(-0.22, 1.05)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    last = len(names)
+    scores = [trial.scores[metric] for trial in trials]
+    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
+    heights = [(score - low) / (high - low) if high > low else 0.5 for score in scores]
     done = sum(trial.status == "finished" for trial in trials)
-    put_title(
-        axes, "What was tried, and what it gave", f"{done} finished trials, {len(trials) - done} stopped early (dashed)"
-    )
+    title = f"Trials: {done} finished, {len(trials) - done} stopped early (dashed)"
+    figure, axes = new_figure(2.0 * last + 3.0, 4.6, title)
+    scales = [_Scale(search, name) for name in names]
+    for trial, height in sorted(zip(trials, heights, strict=True), key=lambda one: one[1]):
+        places = [scale.place(trial.point[name]) for scale, name in zip(scales, names, strict=True)]
+        dash = "-" if trial.status == "finished" else "--"
+        axes.plot(
+            range(last + 1), [*places, height], color=BLUE, alpha=0.25 + 0.75 * height, linewidth=2.0, linestyle=dash
+        )
+    axes.vlines(range(last + 1), 0, 1, color=RULE, zorder=0)
+    background = {"facecolor": CARD, "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+    for position, scale in enumerate(scales):
+        for height, text in scale.ticks():
+            axes.text(position - 0.04, height, text, ha="right", va="center", fontsize=8, color=INK, bbox=background)
+    for height, value in ((0.0, low), (1.0, high)):
+        axes.text(last + 0.04, height, f"{value:.3f}", va="center", fontsize=9, color=INK)
+    axes.set_xticks(range(last + 1), [*(name.replace(".", ".\n", 1) for name in names), NAMES[metric]], color=INK)
+    axes.set(xlim=(-0.5, last + 0.5), ylim=(-0.05, 1.05), yticks=[])
     return figure
 
 
 class _Scale:
-    """Where the values of one field lie on its axis, from 0 to 1."""
+    """Places of one field's values on its axis, from 0 to 1."""
 
-    def __init__(self, values: Sequence[Any], search: SearchConfig, name: str) -> None:
+    def __init__(self, search: SearchConfig, name: str) -> None:
         one = search.space[name]
         self._log = one.loguniform is not None
         listed = one.values()
@@ -115,10 +87,9 @@ class _Scale:
 
 
 def importances(trials: Sequence[Trial], search: SearchConfig) -> dict[str, float]:
-    """How much of the differences between finished trials each field explains (fANOVA: Hutter et al., ICML 2014), by
-    Optuna; shares that sum to 1.
+    """The share of the variance between finished trials that each field explains (fANOVA, Hutter et al., ICML 2014); sums to 1.
 
-    Empty where there are too few trials, or no differences.
+    Computed by Optuna. Empty if there are too few trials or their scores are equal.
     """
     import optuna
 
@@ -141,53 +112,32 @@ def importances(trials: Sequence[Trial], search: SearchConfig) -> dict[str, floa
         try:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-        except (ValueError, RuntimeError):  # says so where a field never changed
+        except (ValueError, RuntimeError):  # raised if a field never changed
             return {}
 
 
 def importance_figure(shares: dict[str, float], trials: int) -> Figure:
-    """Bars: how much of the score's differences each field explains."""
-    names = sorted(shares, key=lambda name: shares[name])
-    figure, axes = new_figure(7.0, 0.45 * len(names) + 1.6)
-    axes.barh(range(len(names)), [100 * shares[name] for name in names], color=BLUE, height=0.6)
-    for row, name in enumerate(names):
-        axes.text(100 * shares[name] + 1, row, f"{shares[name]:.0%}", va="center", fontsize=9, color=MUTED)
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set_xlim(0, max(105 * max(shares.values()), 10))
-    axes.set_xlabel("share of the differences, %", color=MUTED)
-    axes.tick_params(length=0)
-    put_title(axes, "Which field matters", f"fANOVA over {trials} finished trials; few trials say little")
-    return figure
+    """Bars: the share of the score's variance that each field explains."""
+    rows = [(name, [shares[name]]) for name in sorted(shares, key=lambda name: -shares[name])]
+    return bars(
+        rows, ["share"], "share of the variance explained", f"Field importance (fANOVA, {trials} finished trials)"
+    )
 
 
 def pareto_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
-    """Score against cost: the second objective, or tokens where there is none. Trials that no other beats are joined."""
+    """Score against the second objective, or against tokens. The Pareto front is green and joined."""
     metric = leading(search.objective)
-    others = [one for one in search.objective if one != metric]
-    other = others[0] if others else "tokens"
+    other = next((one for one in search.objective if one != metric), "tokens")
     finished = [trial for trial in trials if trial.status == "finished"]
-    figure, axes = new_figure(6.5, 4.4)
+    points = [(trial.scores[other], trial.scores[metric]) for trial in finished]
     front = search_ranking.front([trial.scores for trial in finished], (metric, other))
-    for i, trial in enumerate(finished):
-        ahead = i in front
-        axes.scatter(
-            trial.scores[other], trial.scores[metric], s=55 if ahead else 30, color=GREEN if ahead else GREY, zorder=3
-        )
-        axes.annotate(
-            str(trial.number),
-            (trial.scores[other], trial.scores[metric]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=MUTED,
-        )
-    line = sorted((finished[i].scores[other], finished[i].scores[metric]) for i in front)
-    if len(line) > 1:
-        axes.step(*zip(*line, strict=True), where="post", color=GREEN, linewidth=1.2, alpha=0.7, zorder=2)
-    axes.set_xlabel(NAMES[other], color=MUTED)
-    axes.set_ylabel(f"{NAMES[metric]} on validation texts", color=MUTED)
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    put_title(axes, "Score against cost", f"{len(front)} of {len(finished)} finished trials are beaten by none (green)")
+    title = f"Score against cost: {len(front)} of {len(finished)} finished trials on the Pareto front (green)"
+    figure, axes = new_figure(8.0, 4.4, title)
+    for i, point in enumerate(points):
+        axes.scatter(*point, s=55 if i in front else 30, color=GREEN if i in front else GREY, zorder=3)
+        annotate(axes, str(finished[i].number), point, (5, 6))
+    if len(front) > 1:
+        axes.step(*zip(*sorted(points[i] for i in front), strict=True), where="post", color=GREEN, linewidth=1.2)
+    axes.set(xlabel=NAMES[other], ylabel=f"{NAMES[metric]} on validation texts")
+    axes.grid(color=RULE)
     return figure

@@ -11,6 +11,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from jobs.report.content import markdown_table
 from jobs.report.result import RunReport
 from jobs.run.job import Job
 from jobs.search import figures as search_figures
@@ -138,11 +139,9 @@ def as_markdown(job: Job, table: TrialTable, report: SearchReport) -> str:
     """The report as Markdown, for MLflow."""
     search = search_points.search_of(job.config)
     columns, rows = trial_rows(table.trials, search)
-    lines = [columns, ["---"] * len(columns), *rows]
-    trials = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
     return (
         f"# {job.task.name}: search {job.run.name}\n\nTrials are scored on {report.scored_on}. {agreement(report)}.\n\n"
-        f"{saving(report)}\n\n## Trials\n\n{trials}\n\nThe winner's own run: {report.run}.\n"
+        f"{saving(report)}\n\n## Trials\n\n{markdown_table(columns, rows)}\n\nThe winner's own run: {report.run}.\n"
     )
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jobs.report import figures
+from jobs.report import figures, run_page
 from jobs.report.printed import as_markdown, print_places, print_report, write_page
 from jobs.report.result import RunReport, gain_over_repeats, over_repeats
 from jobs.run.job import Job
@@ -134,20 +134,10 @@ def _log(job: Job, result: RunReport, predictions: Mapping[str, list[Prediction]
     )
     tracker.table("examples", to_table(examples, Example))
     tracker.table("predictions", to_table(predictions[DISTILLED], Prediction))
-    tracker.figure("confusion", figures.confusion_figure(distilled.confusion, job.labels))
-    tracker.figure(
-        "f1_by_class",
-        figures.class_scores_figure(
-            job.labels,
-            [one.f1 for one in baseline.per_class],
-            [one.f1 for one in distilled.per_class],
-            result.baseline.replace("_", " "),
-        ),
-    )
-    asked = [example for example in examples if example.confidence is not None]
-    bins = figures.alpha_bins([e.alpha for e in asked], [e.label != e.target_label for e in asked])
-    if bins:
-        tracker.figure("relabelled_by_alpha", figures.relabelling_figure(bins))
+    tracker.figure("confusion", figures.confusion(distilled.confusion, job.labels, "Confusion on the test texts"))
+    tracker.figure("f1_by_class", run_page.class_changes(result, "F1 by class"))
+    if bins := run_page.relabelled_by_alpha(examples):
+        tracker.figure("relabelled_by_alpha", figures.relabelling(bins, "Relabelled texts by mixup ratio"))
     tracker.text("report.md", as_markdown(job, result))
     tracker.text("report.html", write_page(job, result))
 

@@ -1,4 +1,4 @@
-"""The page of a study: does synthetic data work for these tasks, from which source, and what does that hang on?"""
+"""The page of a study: whether synthetic data works for its tasks, from which source, and what that depends on."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.report import charts, parts
+from jobs.report import figures, parts
 from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
 from jobs.report.render import render
 from jobs.report.result import PAGE
 from jobs.run.folder import Run
 from jobs.runtime.progress import format_duration, format_usd
 from jobs.study import report as study_report
-from jobs.study.report import Shown
 from potstill.study.tables import REGRESSION, TEACHER_ALONE, Study, read_study
 
 Row = dict[str, Any]
-_MOST = charts.SERIES
+_MOST = len(figures.SERIES)
 
 
-def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[Shown], place: str) -> Page:
-    """The page of a study, also of an unfinished one. ``shown``: its tables in words."""
+def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[Table], place: str) -> Page:
+    """The page of a finished or unfinished study. ``shown``: its tables for people."""
     cells: list[Row] = tables["cells"].to_pylist()
     gaps = gaps_to_reference(study, tables["differences"].to_pylist())
     lead, detail = answer(study, gaps)
@@ -58,7 +57,7 @@ def build(study: Study, tables: dict[str, pa.Table], shown: Sequence[Shown], pla
 
 
 def write(run: Run) -> str:
-    """Write ``report.html`` into the folder of a study, as far as the study has come; its text."""
+    """Write ``report.html`` into a study's folder with the cells done so far, and return its text."""
     study, tables = read_study(run.path)
     text = render(build(study, tables, study_report.shown(study, tables), run.path))
     run.write_text(PAGE, text)
@@ -77,19 +76,19 @@ def gaps_to_reference(study: Study, differences: Sequence[Row]) -> dict[str, lis
 
 
 def answer(study: Study, gaps: dict[str, list[Row]]) -> tuple[str, str]:
-    """How many tasks synthetic data is good enough for, in words."""
+    """A sentence on how many tasks synthetic data is good enough for, and its statistics."""
     best = {task: rows[0] for task, rows in gaps.items() if rows}
     if not best:
         return (
-            "There is nothing to compare with yet.",
-            f"No source has been held against {_title(study, study.reference)}.",
+            "No comparison yet.",
+            f"No source was compared with {_title(study, study.reference)} yet.",
         )
     level = [task for task, row in best.items() if row["macro_f1_high"] >= 0]
     worst = min(row["macro_f1"] for row in best.values())
     nearest = max(row["macro_f1"] for row in best.values())
     what = _title(study, study.reference)
     lead = (
-        f"On {len(level)} of {len(best)} tasks the best other source can't be told from {what}"
+        f"On {len(level)} of {len(best)} tasks the best other source does not differ significantly from {what}"
         if level
         else f"{what[:1].upper() + what[1:]} wins on all {len(best)} tasks"
     )
@@ -103,7 +102,7 @@ def answer(study: Study, gaps: dict[str, list[Row]]) -> tuple[str, str]:
     )
 
 
-def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> PageSection:
+def results(study: Study, cells: Sequence[Row], shown: Sequence[Table]) -> PageSection:
     """All tables, and a chart of every task."""
     blocks: list[Block] = []
     for task in study.tasks:
@@ -121,19 +120,18 @@ def results(study: Study, cells: Sequence[Row], shown: Sequence[Shown]) -> PageS
                         else (min(r["macro_f1"] for r in rows), max(r["macro_f1"] for r in rows))
                     )
                     bars.append(
-                        charts.Bar(name, fmean(r["macro_f1"] for r in rows), low, high, source.name == study.reference)
+                        figures.Estimate(
+                            name, fmean(r["macro_f1"] for r in rows), low, high, source.name == study.reference
+                        )
                     )
         if bars:
             whiskers = "95 % bootstrap interval" if study.repeats == 1 else "the repeats' lowest and highest"
             blocks.append(
-                Chart(f"{task.name}: macro-F1 by source; whiskers: {whiskers}", charts.intervals(bars, "macro-F1"))
+                Chart(f"{task.name}: macro-F1 by source; whiskers: {whiskers}", figures.intervals(bars, "macro-F1"))
             )
-    for one in shown:
-        blocks.append(Table(one.title, one.columns, one.rows))
-        if one.note:
-            blocks.append(Paragraph(one.note, muted=True))
+    blocks += shown
     meanings = [(source.title, source.meaning) for source in study.sources]
-    blocks.append(Table("What the sources are", ("", ""), meanings, folded=True))
+    blocks.append(Table("Sources", ("", ""), meanings, folded=True))
     return PageSection("results", "Results", blocks)
 
 
@@ -148,20 +146,20 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> PageSection | None
     series = []
     for name in names:
         dots = [
-            charts.Dot(place[task], row["macro_f1"], f"{task}: {row['macro_f1']:+.3f}")
+            figures.Dot(place[task], row["macro_f1"], f"{task}: {row['macro_f1']:+.3f}")
             for task in place
             for row in gaps[task]
             if row["source"] == name
         ][: len(ranked)]
         if dots:
-            series.append(charts.Curve(_title(study, name), sorted(dots, key=lambda dot: dot.x)))
+            series.append(figures.Curve(_title(study, name), sorted(dots, key=lambda dot: dot.x)))
     if not series:
         return None
     unknown = [task.name for task in ranked if task.order_from == "not known"]
     if len(unknown) == len(ranked):
         axis, said = (
             "tasks",
-            "Nobody has said which of these tasks is the more subjective one; they stand as in the config.",
+            "The tasks' subjectivity is not known; they are in the order of the config.",
         )
     else:
         axis = "from least to most subjective"
@@ -170,7 +168,7 @@ def subjectivity(study: Study, gaps: dict[str, list[Row]]) -> PageSection | None
     charts_of = [
         Chart(
             f"Difference to {_title(study, study.reference)}",
-            charts.curves(series[i : i + _MOST], axis, "macro-F1", names=names_at),
+            figures.curves(series[i : i + _MOST], axis, "macro-F1", names=names_at),
         )
         for i in range(0, len(series), _MOST)
     ]
@@ -195,7 +193,7 @@ def diversity(study: Study, rows: Sequence[Row]) -> PageSection | None:
             explained, chart, *tables = section.blocks
             assert isinstance(chart, Chart)
             blocks += [] if blocks else [explained]
-            blocks.append(Chart(f"{task.name}: diversity of each source", chart.svg))
+            blocks.append(Chart(f"{task.name}: diversity of each source", chart.figure))
             blocks += [
                 Table(
                     f"{task.name}: {table.caption[:1].lower()}{table.caption[1:]}",
@@ -210,7 +208,7 @@ def diversity(study: Study, rows: Sequence[Row]) -> PageSection | None:
 
 
 def cost(study: Study, cells: Sequence[Row]) -> PageSection | None:
-    """What each source took of the teacher, and what it gave."""
+    """Each source's cost and its score."""
     asked = [cell for cell in cells if cell["requests"]]
     if not asked:
         return None
@@ -221,15 +219,15 @@ def cost(study: Study, cells: Sequence[Row]) -> PageSection | None:
         series = []
         for source in study.sources:
             dots = [
-                charts.Dot(_spent(cell, paid), cell["macro_f1"], f"{source.title}: {cell['macro_f1']:.3f}")
+                figures.Dot(_spent(cell, paid), cell["macro_f1"], f"{source.title}: {cell['macro_f1']:.3f}")
                 for cell in asked
                 if (cell["task"], cell["source"]) == (task.name, source.name)
             ]
             if dots:
-                series.append(charts.Curve(source.title, dots, joined=False))
+                series.append(figures.Curve(source.title, dots, joined=False))
         for i in range(0, len(series), _MOST):
             blocks.append(
-                Chart(f"{task.name}: macro-F1 against cost", charts.curves(series[i : i + _MOST], unit, "macro-F1"))
+                Chart(f"{task.name}: macro-F1 against cost", figures.curves(series[i : i + _MOST], unit, "macro-F1"))
             )
     rows = [
         (
@@ -243,15 +241,13 @@ def cost(study: Study, cells: Sequence[Row]) -> PageSection | None:
         for source in study.sources
         if (own := [c for c in asked if (c["task"], c["source"]) == (task.name, source.name)])
     ]
-    blocks.append(
-        Table("What each source asked of the teacher", ("source", "requests", "tokens", "cost", "macro-F1"), rows)
-    )
-    blocks.append(Paragraph("Sources that share requests each count them; the ledger pays for them once.", muted=True))
+    blocks.append(Table("Teacher requests by source", ("source", "requests", "tokens", "cost", "macro-F1"), rows))
+    blocks.append(Paragraph("Shared requests count for each source; the ledger pays for them once.", muted=True))
     return PageSection("cost", "Cost and accuracy", blocks)
 
 
 def confusions(study: Study, cells: Sequence[Row], counts: Sequence[Row]) -> PageSection | None:
-    """The first repeat's confusions: of every task the best student on other than the reference's texts."""
+    """For each task the confusion matrix of the best cell that is not the reference, in the first repeat."""
     blocks: list[Block] = []
     for task in study.tasks:
         own = [

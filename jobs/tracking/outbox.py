@@ -1,12 +1,11 @@
-"""What is logged to MLflow, as entries; and the folder that keeps them while MLflow can't be reached.
+"""Entries to log to MLflow, and the outbox that keeps them on disk while MLflow can't be reached.
 
-    python -m jobs.tracking.tracker RUN_DIR        # send what an earlier run could not
+    python -m jobs.tracking.tracker RUN_DIR        # send the entries of earlier runs
 
-An entry is small (artifacts are files beside it) and names its run by a handle of our own, so a run that
-MLflow has not heard of yet can be written about. Entries keep their order and their times. A session
-folder holds ``entries.jsonl``, ``artifacts/`` and ``session.json`` (URI, experiment, handle -> run id, how many
-entries are sent); it is made at the first failure and gone when all is sent. What was sent but not yet
-counted when a process died is sent again, which MLflow takes as the same values once more.
+An entry is small (artifacts are files beside it) and names its run by our own handle, so it can be written before MLflow
+knows the run. Entries keep their order and their times. A session folder holds ``entries.jsonl``, ``artifacts/`` and
+``session.json`` (URI, experiment, handle -> run id, number of entries sent). It is made at the first failure and deleted
+when all is sent. Entries sent but not yet counted when a process dies are sent again; MLflow stores the same values twice.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ HANDLE_TAG = "potstill.handle"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing to log: ``kind``, the handle of its run, and what the kind needs as JSON values."""
+    """One thing to log: its kind, the handle of its run, and the JSON values that the kind needs."""
 
     kind: Kind
     run: str
@@ -45,15 +44,15 @@ class Entry:
 
 @dataclass(slots=True)
 class Session:
-    """One job's conversation with MLflow: where to, and which of its runs MLflow knows by which id."""
+    """One job's connection to MLflow. ``runs``: MLflow's run ids by handle."""
 
     uri: str
     experiment_id: str
     runs: dict[str, str] = field(default_factory=dict)
 
 
-def spool_folder(run_dir: str | Path) -> Path:
-    """Where a run's entries wait: in its folder, or in one of POTSTILL_HOME where that is remote."""
+def outbox_folder(run_dir: str | Path) -> Path:
+    """Where a run's entries wait: in its folder, or under POTSTILL_HOME if that is remote."""
     text = str(run_dir).removeprefix("file://")
     return (
         home() / "tracking-spool" / digest(text, size=8)
@@ -63,7 +62,7 @@ def spool_folder(run_dir: str | Path) -> Path:
 
 
 class Sender:
-    """Sends entries to MLflow, one call each. Raises ``TrackingError`` (outage) or ``RefusedError``."""
+    """Sends entries to MLflow, one call each."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -79,7 +78,10 @@ class Sender:
         return self._client
 
     def send(self, entry: Entry, again: bool = False) -> None:
-        """Log ``entry``. ``again``: it was tried before, and may have arrived although no answer did."""
+        """Log ``entry``. Raises ``TrackingError`` (outage) or ``RefusedError``.
+
+        ``again``: it was tried before and may have arrived without an answer.
+        """
         with short_requests(), mlflow_errors():
             if entry.kind == "start":
                 self._start(entry, again)
@@ -140,7 +142,7 @@ class Sender:
 
 
 class Outbox:
-    """The queue of entries still to be sent, in memory and in a session folder. Owned by one process at a time."""
+    """The queue of entries to send, in memory and in a session folder. One process at a time owns it."""
 
     def __init__(self, folder: Path, session: Session) -> None:
         self.folder = folder
@@ -154,28 +156,28 @@ class Outbox:
 
     @classmethod
     def new(cls, run_dir: str | Path, session: Session) -> Outbox:
-        """An empty queue for a session that begins; nothing is written yet."""
-        return cls(spool_folder(run_dir) / uuid.uuid4().hex[:12], session)
+        """An empty queue for a new session. Writes nothing yet."""
+        return cls(outbox_folder(run_dir) / uuid.uuid4().hex[:12], session)
 
     @classmethod
     def load(cls, folder: Path) -> Outbox | None:
-        """The queue that a session left behind; ``None`` if its process still lives or nothing readable is there."""
+        """The queue that an earlier session left; ``None`` if its process is alive or its files are unreadable."""
         try:
             state = json.loads((folder / "session.json").read_text())
             lines = (folder / "entries.jsonl").read_text().splitlines()
         except (OSError, ValueError):
             return None
         sent = state.pop("sent")
-        spool = cls(folder, Session(**state))
-        if not spool._own():
+        outbox = cls(folder, Session(**state))
+        if not outbox._own():
             return None
-        # The last line may be cut off where the disk was full or the process was killed.
-        spool._waiting.extend(entry for line in lines[sent:] if (entry := _parse(line)) is not None)
-        spool._sent = sent
-        return spool
+        # The last line may be cut off if the disk was full or the process was killed.
+        outbox._waiting.extend(entry for line in lines[sent:] if (entry := _parse(line)) is not None)
+        outbox._sent = sent
+        return outbox
 
     def append(self, entry: Entry) -> None:
-        """Keep ``entry``; an artifact's file is moved here. Raises ``OSError`` where the disk refuses."""
+        """Keep ``entry``; an artifact's file is moved here. Raises ``OSError`` if it can't be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._own()
         if entry.kind == "artifact":
@@ -190,7 +192,7 @@ class Outbox:
             self._save()
 
     def drain(self, send: Callable[[Entry], None]) -> Iterator[tuple[Entry, RefusedError]]:
-        """Send what waits, in order; yields what MLflow refused. Raises ``TrackingError`` where it can't be reached."""
+        """Send the queue in order; yields the entries that MLflow refused. Raises ``TrackingError`` on an outage."""
         try:
             while self._waiting:
                 entry = self._waiting[0]
@@ -209,7 +211,7 @@ class Outbox:
                 self._discard()
 
     def release(self) -> None:
-        """Let another process send what waits."""
+        """Let another process send the queue."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -226,7 +228,7 @@ class Outbox:
         return True
 
     def _save(self) -> None:
-        # A password in the URI stays out of the file; the next run of the job brings the URI with it.
+        # No password in the file: the next run of the job brings the full URI.
         state = {**asdict(self.session), "uri": redact(self.session.uri), "sent": self._sent}
         draft = self.folder / "session.json.new"
         draft.write_text(json.dumps(state))
@@ -236,7 +238,7 @@ class Outbox:
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._sent = 0
-        with suppress(OSError):  # other sessions wait there
+        with suppress(OSError):  # other sessions are still there
             self.folder.parent.rmdir()
 
 
@@ -249,7 +251,7 @@ def _parse(line: str) -> Entry | None:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What became of the entries that earlier runs left: counts, and a line for each that can never be sent."""
+    """Counts of the entries that earlier runs left, and a line for each refused one."""
 
     sent: int = 0
     waiting: int = 0
@@ -257,34 +259,34 @@ class Replay:
 
 
 def replay(run_dir: str | Path, uri: str | None = None) -> Replay:
-    """Send what earlier runs in ``run_dir`` could not log; runs get their own times and places.
+    """Send the entries that earlier runs in ``run_dir`` could not log, with their own times.
 
-    ``uri`` is needed where the tracking URI holds a password, which is not written down; entries for another
-    server stay. Never raises for an outage: what can't be sent stays, and is counted as ``waiting``.
+    ``uri`` is needed if the tracking URI holds a password, which is not stored. Entries for another server, and all
+    entries during an outage, stay and count as ``waiting``.
     """
     sent = waiting = unreachable = 0
     refused: list[str] = []
-    folder = spool_folder(run_dir)
+    folder = outbox_folder(run_dir)
     for session_folder in sorted(folder.iterdir()) if folder.is_dir() else []:
-        spool = Outbox.load(session_folder)
-        if spool is None:
+        outbox = Outbox.load(session_folder)
+        if outbox is None:
             continue
-        before = len(spool)
+        before = len(outbox)
         if uri is not None:
-            # Its experiment and runs are numbers of its own server, and mean something else on another.
-            if redact(absolute_uri(uri)) != redact(spool.session.uri):
+            # Experiment and run ids are only valid on their own server.
+            if redact(absolute_uri(uri)) != redact(outbox.session.uri):
                 waiting += before
-                spool.release()
+                outbox.release()
                 continue
-            spool.session.uri = absolute_uri(uri)
+            outbox.session.uri = absolute_uri(uri)
         session_refused: list[str] = []
-        if not unreachable:  # a server that could not be reached a moment ago would cost another time-out
-            with suppress(TrackingError):  # what could not be sent is counted below
-                for entry, error in spool.drain(partial(Sender(spool.session).send, again=True)):
+        if not unreachable:  # no second time-out for a server that just failed
+            with suppress(TrackingError):  # unsent entries are counted below
+                for entry, error in outbox.drain(partial(Sender(outbox.session).send, again=True)):
                     session_refused.append(describe(entry, error))
-        spool.release()
-        sent += before - len(spool) - len(session_refused)
-        unreachable += len(spool)
+        outbox.release()
+        sent += before - len(outbox) - len(session_refused)
+        unreachable += len(outbox)
         refused.extend(session_refused)
     return Replay(sent, waiting + unreachable, tuple(refused))
 

@@ -1,9 +1,9 @@
 """potstill promote NAME [--version N] [--force] [--rollback]: move alias ``champion`` in the model registry.
 
-Both versions' scores are shown side by side. A challenger with a lower macro-F1 than the champion on the
-same test texts is refused, and so is one that was tested on others, since the numbers then say nothing, and a first one that is
-worse than the baseline of its own seeds; ``--force`` promotes it all the same. Every promotion remembers the champion before it (a tag of the
-registered model), so ``--rollback`` undoes the last one, and again the one before.
+Shows both versions' scores side by side. Refuses a challenger whose macro-F1 on the same test texts is lower than the
+champion's, one that was tested on other texts (the scores are not comparable), and a first champion worse than its own
+seeds-only baseline; ``--force`` promotes it anyway. A tag of the registered model keeps the former champions, so each
+``--rollback`` undoes one more promotion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.tracking.registry import CHALLENGER, CHAMPION
 from jobs.tracking.server import (
@@ -41,12 +41,12 @@ _HISTORY_LENGTH = 50
 
 
 class PromotionRefusedError(PotstillError):
-    """The challenger is worse than the champion, or can't be compared with it; ``--force`` overrules."""
+    """The challenger is worse than the champion or not comparable; ``--force`` overrides."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionScores:
-    """What a version's tags say of it. Fractions of 1; ``None`` where a tag is missing or unreadable."""
+    """A version's scores from its tags, fractions of 1; ``None`` if a tag is missing or unreadable."""
 
     version: str
     macro_f1: float | None
@@ -64,33 +64,25 @@ class VersionScores:
         """Read a version's tags."""
         tags: Mapping[str, str] = version.tags
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        scores = ("macro_f1", "macro_f1_low", "macro_f1_high", "baseline_macro_f1", "accuracy")
+        numbers: dict[str, Any] = {name: _number(tags.get(name)) for name in scores}
+        texts: dict[str, Any] = {name: tags.get(name) for name in ("test_digest", "run_digest", "teacher")}
         return cls(
             version=str(version.version),
-            macro_f1=_number(tags.get("macro_f1")),
-            macro_f1_low=_number(tags.get("macro_f1_low")),
-            macro_f1_high=_number(tags.get("macro_f1_high")),
-            baseline_macro_f1=_number(tags.get("baseline_macro_f1")),
-            accuracy=_number(tags.get("accuracy")),
-            test_digest=tags.get("test_digest"),
-            run_digest=tags.get("run_digest"),
-            teacher=tags.get("teacher"),
+            **numbers,
+            **texts,
             created=created.strftime("%Y-%m-%d %H:%M UTC"),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class PromoteResult:
-    """What ``promote`` did. ``champion`` is the version that holds the alias now (``None``: nobody does)."""
+    """The outcome of ``promote``. ``champion``: the version with the alias now, ``None`` if there is none."""
 
     name: str
     champion: str | None
     previous: str | None
     message: str
-
-    @property
-    def changed(self) -> bool:
-        """Whether the alias moved."""
-        return self.champion != self.previous
 
 
 def promote(
@@ -104,13 +96,13 @@ def promote(
 ) -> PromoteResult:
     """Make ``version`` (default: the challenger) of ``name`` the champion, or undo the last promotion.
 
-    ``tracking_uri`` defaults to the config's default. The table of scores is printed on ``console`` before
-    the decision. Raises ``InputError`` for a model, version or history that isn't there or a server that
-    can't be reached, ``PromotionRefusedError`` for a challenger that is worse or can't be compared.
+    ``tracking_uri`` defaults to the config's default. Prints the table of scores on ``console`` before the decision.
+    Raises ``InputError`` for a missing model, version or history and for an unreachable server,
+    ``PromotionRefusedError`` for a challenger that is worse or not comparable.
     """
     tracking = TrackingConfig.model_validate({"uri": absolute_uri(tracking_uri)} if tracking_uri else {})
     if rollback and version is not None:
-        raise InputError([Problem("--rollback", "takes no --version: it goes back to the champion before")])
+        raise InputError([Problem("--rollback", "takes no --version: it restores the champion before")])
     if tracking.uri == OFF:
         raise InputError([Problem("tracking.uri = 'none'", "there is no model registry without tracking")])
     found = problems(tracking)
@@ -139,7 +131,7 @@ def show(
     rollback: bool = False,
     tracking_uri: str | None = None,
 ) -> PromoteResult:
-    """The command: ``promote`` with its table and its outcome printed."""
+    """The command: ``promote``, then print the outcome."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -151,7 +143,7 @@ def show(
 def comparison(
     champion: VersionScores | None, candidate: VersionScores | None, candidate_role: str = CHALLENGER
 ) -> Table:
-    """The two versions side by side as a table for the terminal."""
+    """The two versions side by side, for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -164,7 +156,7 @@ def comparison(
         table.add_column("difference", justify="right")
     for label, shown, value in (
         ("macro-F1", _macro_f1, lambda scores: scores.macro_f1),
-        ("its seeds alone", lambda scores: _percent(scores.baseline_macro_f1), lambda scores: scores.baseline_macro_f1),
+        ("seeds only", lambda scores: _percent(scores.baseline_macro_f1), lambda scores: scores.baseline_macro_f1),
         ("accuracy", lambda scores: _percent(scores.accuracy), lambda scores: scores.accuracy),
         ("test texts", lambda scores: scores.test_digest or "-", None),
         ("run digest", lambda scores: scores.run_digest or "-", None),
@@ -185,7 +177,7 @@ def objection(champion: VersionScores | None, challenger: VersionScores) -> str 
         if own is None or baseline is None or own >= baseline:
             return None
         numbers = f"macro-F1 {_percent(own)} against {_percent(baseline)}"
-        return f"version {challenger.version} is worse than what its seeds alone give: {numbers}"
+        return f"version {challenger.version} is worse than its seeds-only baseline: {numbers}"
     if challenger.macro_f1 is None or champion.macro_f1 is None:
         missing = challenger if challenger.macro_f1 is None else champion
         return f"version {missing.version} has no macro_f1 tag, so the two can't be compared"
@@ -218,8 +210,8 @@ def _promote(
         return PromoteResult(name, new, new, f"version {new} of {name} is the champion already")
     reason = objection(before, after)
     if reason and not force:
-        raise PromotionRefusedError(f"{name} not promoted: {reason}; --force promotes it all the same")
-    # First the memory, then the move: a crash between them leaves an entry that rollback knows to skip.
+        raise PromotionRefusedError(f"{name} not promoted: {reason}; --force promotes it anyway")
+    # History first: a crash in between leaves an entry that rollback skips.
     _remember(registry, name, [*_history(model), before.version if before else None])
     registry.set_registered_model_alias(name, CHAMPION, new)
     instead = f" instead of version {before.version}" if before else ""
@@ -239,7 +231,7 @@ def _roll_back(
     while history:
         target = history.pop()
         if target == now or (target is not None and target not in existing):
-            continue  # a promotion that was cut off half-way, or a version deleted since
+            continue  # an interrupted promotion, or a version deleted since
         if console:
             console.print(
                 comparison(
@@ -250,7 +242,7 @@ def _roll_back(
             )
         if target is None:
             registry.delete_registered_model_alias(name, CHAMPION)
-            message = f"{name} has no champion again: version {now} was its first"
+            message = f"{name} has no champion now: version {now} was the first"
         else:
             registry.set_registered_model_alias(name, CHAMPION, target)
             message = f"version {target} of {name} is the champion again" + (
@@ -258,7 +250,7 @@ def _roll_back(
             )
         _remember(registry, name, history)
         return PromoteResult(name, target, now, message)
-    raise InputError([Problem(f"model {name!r}", "no promotion is left to roll back")])
+    raise InputError([Problem(f"model {name!r}", "there is no promotion left to roll back")])
 
 
 def _model(registry: MlflowClient, name: str, uri: str) -> RegisteredModel:
@@ -294,7 +286,7 @@ def _challenger(registry: MlflowClient, model: RegisteredModel) -> ModelVersion:
             [
                 Problem(
                     f"model {model.name!r}",
-                    f"has no challenger; name one with --version; it has {_listing(registry, model)}",
+                    f"has no challenger; choose one with --version; it has {_listing(registry, model)}",
                 )
             ]
         )

@@ -1,6 +1,6 @@
-"""What a job, a stage or a trial can write into its MLflow run.
+"""Methods by which a job, a stage or a trial writes to its MLflow run.
 
-A ``Recorder`` only makes entries (``jobs/tracking/outbox.py``) and hands them on; ``jobs/tracking/tracker.py`` sends or keeps them.
+A ``Recorder`` only makes entries (``outbox.py``); ``tracker.py`` sends or keeps them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MAX_TAG_CHARACTERS = 5000
 
 
 class Recorder:
-    """One MLflow run (the job's, a stage's or a trial's) and what can be written into it.
+    """Writes one MLflow run: the job's, a stage's or a trial's.
 
-    Every method returns at once or within one short request, and none raises for MLflow's sake.
+    Every method returns at once or after one short request; none raises if MLflow fails.
     """
 
     def __init__(self, put: Callable[[Entry], None], handle: str) -> None:
@@ -37,17 +37,17 @@ class Recorder:
         self._handle = handle
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Settings. A nested mapping becomes ``a.b`` names; a value that is too long is cut, marked with its digest."""
+        """Log settings. Nested mappings become ``a.b`` names; a value that is too long is cut and marked with its digest."""
         pairs = [[safe_key(key), param_value(value)] for key, value in flatten(values).items()]
         for part in chunks(pairs, 100):
             self._put("params", params=part)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers, in one request: scores, tokens, ``cost_usd``, ``requests_new``, ``requests_reused``, seconds."""
+        """Log numbers in one request: scores, tokens, ``cost_usd``, ``requests_new``, ``requests_reused``, seconds."""
         self.curves({key: [value] for key, value in values.items()}, steps=[step])
 
     def curves(self, values: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None) -> None:
-        """Numbers over steps (such as the loss), a thousand points a request; ``steps`` counts from 0 if not given."""
+        """Log numbers over steps (such as the loss), 1000 points per request. ``steps``: default 0, 1, 2, ..."""
         now = now_ms()
         points = [
             [safe_key(key), float(value), now, int(step)]
@@ -58,12 +58,12 @@ class Recorder:
             self._put("metrics", metrics=part)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Labels of the run, to search by."""
+        """Set tags of the run, to search by."""
         for part in chunks([[safe_key(key), str(value)[:MAX_TAG_CHARACTERS]] for key, value in values.items()], 100):
             self._put("tags", tags=part)
 
     def table(self, name: str, table: pa.Table, preview_rows: int = 20) -> None:
-        """``tables/<name>.parquet``, and its first rows as ``tables/<name>.preview.json``, which MLflow draws."""
+        """``tables/<name>.parquet``, and its first rows as ``tables/<name>.preview.json``, which MLflow shows."""
         import pyarrow.parquet as pq
 
         self._file(f"{name}.parquet", "tables", lambda path: pq.write_table(table, path))
@@ -74,11 +74,11 @@ class Recorder:
         self._file(f"{name}.png", "figures", lambda path: figure.savefig(path, dpi=120))
 
     def text(self, name: str, text: str) -> None:
-        """``<name>`` (with its ending, such as ``report.md``) at the top of the run's artifacts."""
+        """``<name>`` (such as ``report.md``) at the top of the run's artifacts."""
         self._file(name, None, lambda path: path.write_text(text))
 
     def dataset(self, name: str, table: pa.Table, digest: str, context: str, source: str = "") -> None:
-        """A table as an input of the run. ``context``: what for (``training``, ``test``); ``source``: where it lies."""
+        """Log a table as an input of the run. ``context``: its use (``training``, ``test``); ``source``: its path."""
         self._put(
             "dataset",
             name=name[:500],
@@ -101,7 +101,7 @@ class Recorder:
         child.finish("FINISHED")
 
     def begin_stage(self, name: str, tags: Mapping[str, str] | None = None) -> Recorder:
-        """A child run that is left open until ``finish``, for what begins and ends in no order, such as trials."""
+        """A child run that stays open until ``finish``, for overlapping work such as trials."""
         child = Recorder(self._put_entry, uuid.uuid4().hex)
         self._put_entry(child.start_entry(name, {"potstill.stage": name, **(tags or {})}, parent=self._handle))
         return child
@@ -131,10 +131,10 @@ class Recorder:
 
 
 def status_of(error: BaseException) -> Status:
-    """How a run ends that ``error`` left."""
+    """The final status of a run that raised ``error``."""
     return "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
 
 
 def now_ms() -> int:
-    """Milliseconds since 1970, as MLflow counts."""
+    """Milliseconds since 1970."""
     return int(time.time() * 1000)

@@ -1,8 +1,8 @@
-"""Where MLflow is and whether it answers: URIs made absolute, preflight, one place for its errors.
+"""The MLflow server: absolute URIs, preflight checks, request time-outs and error classes.
 
-``problems`` answers in about 5 s at worst. MLflow's own defaults (120 s a request, 7 retries with
-back-off) would let a job hang for many minutes on a server that is down, so every call that a job
-makes runs inside ``short_requests``: one try, 10 s; what fails is kept and sent later (``jobs/tracking/outbox.py``).
+``problems`` takes about 5 s at worst. With MLflow's defaults (120 s per request, 7 retries with back-off) a job would hang
+for many minutes on a server that is down, so every call of a job runs inside ``short_requests``: one try of 10 s. What
+fails is kept and sent later (``jobs/tracking/outbox.py``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 OFF = "none"
 REQUEST_TIMEOUT_S = 10
 PREFLIGHT_TIMEOUT_S = 5.0
-# A file answers in 0.3 s, but on a machine that is busy with something else it may take many times that.
+# A file takes 0.3 s, on a busy machine many times that.
 LOCAL_TIMEOUT_S = 30.0
 ALLOWED = "allowed: sqlite:////path/mlflow.db, http(s)://host:port, postgresql://..., mysql://..., databricks, or none"
 
@@ -40,16 +40,16 @@ _ARTIFACT_PACKAGES = {
     "wasbs": "azure.storage.blob",
     "abfss": "azure.storage.filedatalake",
 }
-# Statuses of a request that would fail again just the same; everything else may pass, so it is an outage.
+# HTTP statuses of requests that would fail again; all others count as an outage.
 _REFUSALS = {400, 404, 409, 422}
 
 
 class TrackingError(PotstillError):
-    """MLflow could not be reached or did not answer; what was to be logged is not lost with it."""
+    """MLflow could not be reached or did not answer. Its entries are kept."""
 
 
 class RefusedError(PotstillError):
-    """MLflow answered, and will never take what it was given."""
+    """MLflow refused a request and would refuse it again."""
 
 
 def absolute_uri(uri: str) -> str:
@@ -57,8 +57,8 @@ def absolute_uri(uri: str) -> str:
     return paths.absolute_uri(uri, Path.cwd())
 
 
-# Passwords may hold @, / and ?, quoted or not: what is masked ends at the last @ before the query, where there is one. Of
-# HTTP addresses the path is left alone, and what looks like a port.
+# Passwords may contain @, / and ?, quoted or not: the mask ends at the last @ before the query, if there is one. Paths of
+# HTTP addresses and anything like a port stay.
 _UP_TO_AT = r"(?:(?:(?!\?\w+=)[^\s'\"])+|[^\s'\"]+)@"
 _IN_HTTP = re.compile(r"(https?://[^/@:\s]*):(?!\d+(?:[/?#\s]|$))(?:[^/\s'\"?]+@|" + _UP_TO_AT + ")")
 _IN_DATABASE = re.compile(r"((?<!http)(?<!https)://[^/@:\s]*):" + _UP_TO_AT)
@@ -66,14 +66,14 @@ _IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|pwd)=)[^&#\s'\"]+", re.IGNOR
 
 
 def redact(text: str, mask: str = "***") -> str:
-    """``text`` with passwords inside URIs replaced by ``mask``; empty: left out."""
+    """``text`` with passwords inside URIs replaced by ``mask``; removed if it is empty."""
     for pattern in (_IN_HTTP, _IN_DATABASE):
         text = pattern.sub(rf"\1:{mask}@" if mask else r"\1@", text)
     return _IN_QUERY.sub(rf"\g<1>{mask}", text)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The gist of an exception: its last cause's first words, on one line, without passwords."""
+    """An exception's message on one line, cut and without passwords."""
     text = " ".join(redact(str(error) or type(error).__name__).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -81,7 +81,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 _MEANINGS = (
     (
         r"Name or service not known|Failed to resolve|nodename nor servname|Temporary failure in name resolution",
-        "its host name is not known",
+        "its host name is unknown",
     ),
     (r"Connection refused", "connection refused, nothing listens there"),
     (r"Connection aborted|Connection reset|RemoteDisconnected|Broken pipe", "the connection broke"),
@@ -89,19 +89,19 @@ _MEANINGS = (
     (r"timed out|[Tt]imeout", "no answer in time"),
     (
         r"\b401\b|Unauthorized|UNAUTHENTICATED",
-        "it wants a log-in (MLFLOW_TRACKING_USERNAME and _UP_TO_AT, or MLFLOW_TRACKING_TOKEN)",
+        "it requires a log-in (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)",
     ),
     (r"\b403\b|PERMISSION_DENIED", "it refuses this user, or this host name (mlflow server --allowed-hosts)"),
     (
         r"out-of-date database schema|mlflow db upgrade",
-        "its schema is another MLflow version's (back it up, then run `mlflow db upgrade`)",
+        "its schema belongs to another MLflow version (back it up, then run `mlflow db upgrade`)",
     ),
-    (r"error code 404", "what answers is no MLflow server"),
+    (r"error code 404", "it is not an MLflow server"),
 )
 
 
 def meaning(error: BaseException) -> str:
-    """Why a server can't be used, in a few words where the error is a common one."""
+    """Why a server can't be used: in a few words if the error is a common one."""
     if isinstance(error, ImportError):
         return f"its driver is not installed ({one_line(error)})"
     for pattern, words in _MEANINGS:
@@ -112,14 +112,14 @@ def meaning(error: BaseException) -> str:
 
 @contextmanager
 def short_requests(timeout_s: int = REQUEST_TIMEOUT_S) -> Iterator[None]:
-    """One try of ``timeout_s`` seconds for every MLflow request inside; the user's own settings win.
+    """One try of ``timeout_s`` seconds for every MLflow request inside, unless the user set other limits.
 
-    The environment is put back afterwards: processes started later must not inherit the short limits.
+    The environment is restored afterwards, so that later processes don't inherit the short limits.
     """
     wanted = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # else two lines a stage
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # otherwise two lines per stage
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
@@ -132,11 +132,10 @@ def short_requests(timeout_s: int = REQUEST_TIMEOUT_S) -> Iterator[None]:
 
 @contextmanager
 def mlflow_errors() -> Iterator[None]:
-    """Turns whatever MLflow raises into ``RefusedError`` (would fail again) or ``TrackingError`` (an outage).
+    """Turn all exceptions of MLflow into ``RefusedError`` (would fail again) or ``TrackingError`` (an outage).
 
-    MLflow lets errors of its database driver, HTTP client and artifact clients through unwrapped, and
-    which of them are installed isn't known here; so this border takes every ``Exception``, and none goes
-    on unclassified.
+    MLflow does not wrap errors of its database driver, HTTP client and artifact clients, and any of them may be
+    installed; so every ``Exception`` is caught and classified here.
     """
     from mlflow.exceptions import MlflowException
 
@@ -145,12 +144,12 @@ def mlflow_errors() -> Iterator[None]:
     except PotstillError:
         raise
     except MlflowException as error:
-        # An answer that is none of MLflow's (a proxy without its server says 404) is an outage as well.
+        # An answer not from MLflow (a proxy without its server sends 404) is an outage as well.
         if error.get_http_status_code() in _REFUSALS and "failed with error code" not in str(error):
             raise RefusedError(one_line(error)) from error
         raise TrackingError(meaning(error)) from error
     except (ImportError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
-        # An artifact store that this machine can't write to, which waiting would not mend.
+        # This machine can't write to the artifact store; waiting would not help.
         raise RefusedError(meaning(error)) from error
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, OSError):  # some of requests' errors are both
@@ -161,7 +160,7 @@ def mlflow_errors() -> Iterator[None]:
 
 
 def client(uri: str) -> MlflowClient:
-    """A client for ``uri``. The first one for a new SQLite file writes its schema (about 3 s)."""
+    """A client for ``uri``. The first client of a new SQLite file creates its schema (about 3 s)."""
     from mlflow import MlflowClient
 
     uri = absolute_uri(uri)
@@ -169,9 +168,9 @@ def client(uri: str) -> MlflowClient:
 
 
 def open_experiment(mlflow_client: MlflowClient, tracking: TrackingConfig, name: str) -> str:
-    """The id of experiment ``name``, made if it isn't there. Raises ``InputError`` if it was deleted.
+    """The id of experiment ``name``, created if missing. Raises ``InputError`` if it was deleted.
 
-    MLflow would put a database's artifacts under the working directory, so their place is explicit.
+    The artifact location is explicit: MLflow's default for a database is the working directory.
     """
     from mlflow.exceptions import MlflowException
 
@@ -180,7 +179,7 @@ def open_experiment(mlflow_client: MlflowClient, tracking: TrackingConfig, name:
         try:
             return str(mlflow_client.create_experiment(name, artifact_location=artifact_location(tracking)))
         except MlflowException:
-            # Another job may have made it meanwhile; if not, the error is a real one.
+            # Another job may have created it meanwhile.
             experiment = mlflow_client.get_experiment_by_name(name)
             if experiment is None:
                 raise
@@ -190,7 +189,7 @@ def open_experiment(mlflow_client: MlflowClient, tracking: TrackingConfig, name:
 
 
 def artifact_location(tracking: TrackingConfig) -> str | None:
-    """Where a new experiment keeps its artifacts; ``None`` leaves it to the server."""
+    """Where a new experiment stores its artifacts; ``None``: the server decides."""
     if tracking.artifacts:
         return (
             tracking.artifacts
@@ -202,10 +201,7 @@ def artifact_location(tracking: TrackingConfig) -> str | None:
 
 
 def problems(tracking: TrackingConfig, experiment: str | None = None) -> list[Problem]:
-    """What would keep a job from logging, one line each; empty when all is well.
-
-    Takes up to ``PREFLIGHT_TIMEOUT_S`` plus the import of MLflow (2.5 s). Nothing is created.
-    """
+    """Problems that would prevent logging. Creates nothing; takes up to ``PREFLIGHT_TIMEOUT_S`` plus 2.5 s to import MLflow."""
     where = f"tracking.uri = {redact(tracking.uri)!r}"
     if tracking.uri == OFF:
         return []
@@ -224,9 +220,9 @@ def problems(tracking: TrackingConfig, experiment: str | None = None) -> list[Pr
     elif scheme in {"databricks", "databricks-uc", "uc"}:
         message = _answer(lambda: _ask(tracking.uri), where_to_look="the workspace")
     elif scheme == "file" or ":" not in tracking.uri:
-        message = f"MLflow 3 refuses file stores; give a database, such as sqlite:///{home()}/mlflow.db"
+        message = f"MLflow 3 does not support file stores; use a database, such as sqlite:///{home()}/mlflow.db"
     else:
-        message = f"is no MLflow tracking URI; {ALLOWED}"
+        message = f"is not an MLflow tracking URI; {ALLOWED}"
     if message:
         return [Problem(where, message), *found]
     name = experiment or tracking.experiment
@@ -256,7 +252,7 @@ def _name_problems(tracking: TrackingConfig) -> list[Problem]:
     name = tracking.register_as
     if name is not None and (not name.strip() or re.search(r"[/:]", name)):
         return [
-            Problem(f"tracking.register_as = {name!r}", "a registered model's name must not be empty or hold / or :")
+            Problem(f"tracking.register_as = {name!r}", "a registered model's name must not be empty or contain / or :")
         ]
     return []
 
@@ -284,7 +280,7 @@ def _is_installed(package: str) -> bool:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why ``folder`` can't be made or written to; ``None`` if it can."""
+    """Why ``folder`` can't be created or written; ``None`` if it can."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -307,7 +303,7 @@ def _sqlite_problem(uri: str) -> str | None:
     if complaint:
         return complaint
     if path.is_dir():
-        return "is a folder; name a file in it, such as mlflow.db"
+        return "is a folder; give a file in it, such as mlflow.db"
     if not path.exists():
         return None
     if not os.access(path, os.R_OK | os.W_OK):
@@ -320,9 +316,9 @@ def _sqlite_problem(uri: str) -> str | None:
 
 
 def _foreign_database(path: Path) -> str | None:
-    """Notices another program's file before MLflow adds some fifty tables to it.
+    """Detect another program's file before MLflow adds about fifty tables to it.
 
-    Opened to be written: what a killed job left half done has to be rolled back before it can be read.
+    Opened for writing: an unfinished transaction of a killed job must be rolled back before reading.
     """
     import sqlite3
 
@@ -354,11 +350,11 @@ def _connect_database(uri: str) -> None:
 
 
 def _answer(call: Callable[[], Any], where_to_look: str, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> str | None:
-    """Why ``call`` failed or gave no answer in time; ``None`` if it succeeded.
+    """Why ``call`` failed or timed out; ``None`` if it succeeded.
 
-    It runs in a thread that is left behind when late, since looking up a host name can't be timed out.
+    It runs in a thread that is abandoned on a time-out, since a host name look-up has none.
     """
-    from mlflow import MlflowClient  # noqa: F401  (2.5 s that are not the server's)
+    from mlflow import MlflowClient  # noqa: F401  (its 2.5 s must not count)
 
     outcome: list[str | None] = []
 
@@ -380,7 +376,7 @@ def _answer(call: Callable[[], Any], where_to_look: str, timeout_s: float = PREF
 
 
 def optional(call: Callable[[], T]) -> T | None:
-    """What ``call`` gives, or ``None`` where MLflow says that it doesn't exist."""
+    """The result of ``call``; ``None`` if MLflow says that it doesn't exist."""
     try:
         with mlflow_errors():
             return call()

@@ -1,15 +1,14 @@
-"""Tracking: a job's run in MLflow with a child run a stage, through one object that never stops the job.
+"""Tracking: a job's run in MLflow, with a child run per stage. Tracking never stops the job.
 
     with open_tracker(config, command="distill", task_name="trec6", run_dir=run_dir) as tracker:
         with tracker.stage("generate") as stage:
             stage.metrics({"requests_new": 120, "prompt_tokens": 40_213, "cost_usd": 0.02})
             stage.table("example", table)
 
-Jobs have no ``if tracking:``; with ``tracking.uri: none`` they get a ``NullTracker`` with the same methods.
-A server that is down *before* the job is an error (``problems``). One that goes down *during* it is not:
-what can't be logged waits in the run's folder and is sent when the server is back, at the latest by the
-next run or by ``python -m jobs.tracking.tracker RUN_DIR``. The price: a call waits up to 10 s when the server first
-falls silent, then none does before the next try (5 s later, then 10, 20, ... up to 300).
+With ``tracking.uri: none`` a job gets a ``NullTracker`` with the same methods. A server that is down *before* the job is
+an error (``problems``). If it goes down *during* the job, entries wait in the run's folder and are sent when the server is
+back, at the latest by the next run or by ``python -m jobs.tracking.tracker RUN_DIR``. The cost: the first call after the
+server stops answering waits up to 10 s; later calls wait only when the server is tried again (after 5, 10, 20, ... 300 s).
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 
 
 class Tracker(Recorder):
-    """The job's run. Used as a context manager: leaving it ends the run with the right status."""
+    """The job's run. A context manager: leaving it ends the run with the right status."""
 
     def __init__(self, session: Session, run_dir: str | Path, warn: Callable[[str], None]) -> None:
         super().__init__(self._take, uuid.uuid4().hex)
@@ -63,7 +62,7 @@ class Tracker(Recorder):
         self._run_dir = run_dir
         self._warn = warn
         self._sender = Sender(session)
-        self._spool = Outbox.new(run_dir, session)
+        self._outbox = Outbox.new(run_dir, session)
         self._refused: list[str] = []
         self._lost = 0
         self._pause_s = FIRST_PAUSE_S
@@ -73,31 +72,30 @@ class Tracker(Recorder):
 
     @property
     def uri(self) -> str | None:
-        """The tracking URI, absolute; ``None`` when nothing is tracked."""
+        """The absolute tracking URI; ``None`` without tracking."""
         return self._session.uri
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the job's run; ``None`` when nothing is tracked."""
+        """MLflow's id of the job's run; ``None`` without tracking."""
         return self._session.runs.get(self._handle)
 
     @property
     def where(self) -> str:
-        """Where a person finds the run: its page, or the command that opens the store."""
+        """The run's page, or the command that opens the store."""
         uri = redact(self._session.uri)
         if uri.startswith(("http://", "https://")):
             return f"{uri.rstrip('/')}/#/experiments/{self._session.experiment_id}/runs/{self.run_id}"
         return f"mlflow ui --backend-store-uri {uri}"
 
     def begin(self, entry: Entry) -> None:
-        """Start the job's run itself. Raises ``TrackingError`` or ``RefusedError``: nothing is kept for later yet."""
+        """Start the job's run. Raises ``TrackingError`` or ``RefusedError``; nothing is kept for later."""
         self._sender.send(entry)
 
     def register(self, register: Callable[..., StudentVersion], **student: Any) -> StudentVersion | None:
-        """``register(tracking_uri=, run_id=, **student)``, where ``register`` runs ``jobs.tracking.registry.register_student``.
+        """Call ``register(tracking_uri=, run_id=, **student)``, which runs ``register_student`` where transformers is available.
 
-        It should do so in a Ray task, since that needs transformers. An outage gives ``None`` and a warning: the
-        next run of the same job registers the student, as its run digest has no version yet.
+        ``None`` and a warning on an outage; the next run of the same job then registers the student.
         """
         try:
             return register(tracking_uri=self.uri, run_id=self.run_id, **student)
@@ -106,14 +104,14 @@ class Tracker(Recorder):
             return None
 
     def close(self, status: Status = "FINISHED", error: BaseException | None = None) -> str | None:
-        """End the job's run. Warns of, and returns, what was not logged and how to log it. May be called twice."""
+        """End the job's run. Warns about entries not logged and returns that warning. May be called twice."""
         with self._lock:
             if self._closed:
                 return None
             self._next_try = 0.0
             self._end(status, error)
             self._closed = True
-            self._spool.release()
+            self._outbox.release()
             message = self._account()
         if message:
             self._warn(message)
@@ -129,14 +127,14 @@ class Tracker(Recorder):
 
     def _account(self) -> str | None:
         parts = []
-        if self._spool:
+        if self._outbox:
             parts.append(
                 f"MLflow at {redact(self._session.uri)} could not be reached: "
-                f"{len(self._spool)} entries are kept in {self._spool.folder}; "
+                f"{len(self._outbox)} entries are kept in {self._outbox.folder}; "
                 f"the next run of this job sends them, or: python -m jobs.tracking.tracker {self._run_dir}"
             )
         if self._lost:
-            parts.append(f"{self._lost} entries are lost: neither MLflow nor the run's folder took them")
+            parts.append(f"{self._lost} entries are lost: neither MLflow nor the run's folder could store them")
         if self._refused:
             more = f" (and {len(self._refused) - 1} more)" if len(self._refused) > 1 else ""
             parts.append(f"MLflow refused {self._refused[0]}{more}")
@@ -145,10 +143,10 @@ class Tracker(Recorder):
     def _take(self, entry: Entry) -> None:
         with self._lock:
             if entry.kind == "end" and entry.values["status"] == "KILLED":
-                # A job that was interrupted is to end within seconds, however silent the server.
+                # An interrupted job ends within seconds even if the server does not answer.
                 self._hurried = True
             try:
-                if self._spool and (time.monotonic() < self._next_try or self._hurried):
+                if self._outbox and (time.monotonic() < self._next_try or self._hurried):
                     self._keep(entry)
                     return
                 self._catch_up()
@@ -161,43 +159,43 @@ class Tracker(Recorder):
                 self._keep(entry)
 
     def _catch_up(self) -> None:
-        if not self._spool:
+        if not self._outbox:
             return
-        waiting = len(self._spool)
-        for entry, error in self._spool.drain(lambda entry: self._sender.send(entry, again=True)):
+        waiting = len(self._outbox)
+        for entry, error in self._outbox.drain(lambda entry: self._sender.send(entry, again=True)):
             self._refused.append(describe(entry, error))
         self._pause_s = FIRST_PAUSE_S
-        self._warn(f"MLflow answers again; {waiting} entries that waited are logged")
+        self._warn(f"MLflow answers again; {waiting} waiting entries are logged")
 
     def _go_down(self, error: TrackingError) -> None:
-        if not self._spool:
-            self._warn(f"MLflow can't be reached ({one_line(error)}); the job goes on, its log waits in its folder")
+        if not self._outbox:
+            self._warn(f"MLflow can't be reached ({one_line(error)}); the job continues, its log waits in its folder")
         self._next_try = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _keep(self, entry: Entry) -> None:
         try:
-            self._spool.append(entry)
+            self._outbox.append(entry)
         except OSError as error:
             if not self._lost:
-                self._warn(f"what MLflow did not take can't be kept in {self._spool.folder} either: {one_line(error)}")
+                self._warn(f"entries for MLflow can't be kept in {self._outbox.folder} either: {one_line(error)}")
             self._lost += 1
 
 
 class NullTracker(Tracker):
-    """Takes everything and keeps nothing, for ``tracking.uri: none``."""
+    """Does nothing, for ``tracking.uri: none``."""
 
     def __init__(self) -> None:
         super().__init__(Session("", ""), ".", lambda message: None)
 
     @property
     def uri(self) -> str | None:
-        """Nothing is tracked."""
+        """No URI."""
         return None
 
     @property
     def where(self) -> str:
-        """Nothing to find."""
+        """No place."""
         return "not tracked (tracking.uri: none)"
 
     def register(self, register: Callable[..., StudentVersion], **student: Any) -> StudentVersion | None:
@@ -206,15 +204,15 @@ class NullTracker(Tracker):
 
     @contextmanager
     def stage(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Recorder]:
-        """Nothing, all the way down."""
+        """This tracker again."""
         yield self
 
     def begin_stage(self, name: str, tags: Mapping[str, str] | None = None) -> Recorder:
-        """Nothing, all the way down."""
+        """This tracker again."""
         return self
 
     def finish(self, status: Status, error: BaseException | None = None) -> None:
-        """Nothing has begun."""
+        """Nothing to end."""
 
     def _put(self, kind: Kind, **values: Any) -> None:
         pass
@@ -235,10 +233,9 @@ def open_tracker(
 ) -> Tracker:
     """Start a job's run: experiment, parent run, config (or ``content``, of a study) as params and as ``config.yaml``.
 
-    ``run_digest`` (default: the config's) says which result the run is of. First sends what earlier runs in
-    ``run_dir`` left. ``warn`` shows a line to the user (default: standard error). Call it before anything is
-    paid for: an unreachable server raises ``InputError`` here. Costs 2.5 s for the import of MLflow, 3 s once
-    for a new SQLite file, 0.3 s else.
+    ``run_digest`` (default: the config's) names the result. Sends the entries that earlier runs in ``run_dir`` left.
+    ``warn`` shows a line to the user (default: standard error). Raises ``InputError`` for an unreachable server, so call
+    it before paid work. Takes 2.5 s to import MLflow, 3 s once for a new SQLite file, 0.3 s otherwise.
     """
     import yaml
 
@@ -262,9 +259,9 @@ def open_tracker(
         raise InputError([Problem(where, f"can't be used: {error}")]) from error
     left = replay(run_dir, uri)
     if left.sent:
-        warn(f"{left.sent} entries of an earlier run that MLflow had missed are logged")
+        warn(f"logged {left.sent} entries of an earlier run")
     if left.waiting:
-        warn(f"{left.waiting} entries of an earlier run wait in {run_dir} for their own MLflow server")
+        warn(f"{left.waiting} entries of an earlier run wait in {run_dir} for another MLflow server")
     if left.refused:
         warn(f"MLflow refused {len(left.refused)} entries of an earlier run, the first: {left.refused[0]}")
     content = dict(content) if content is not None else config.model_dump(mode="json")
@@ -292,7 +289,7 @@ def _parent_run(run_digest: str, command: str, task_name: str) -> tuple[str, dic
 
 def _git_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # an installed or submitted copy; a repository further up is somebody else's
+    if not (root / ".git").exists():  # an installed or submitted copy; a repository further up is not ours
         return None
     command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD"]
     try:
@@ -303,7 +300,7 @@ def _git_commit() -> str | None:
 
 
 def _quieten() -> None:
-    """MLflow's migrations and retries talk to the terminal; the job says what matters itself."""
+    """Silence MLflow's migrations and retries on the terminal."""
     import logging
 
     import mlflow  # noqa: F401  (its import sets the level)

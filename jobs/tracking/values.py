@@ -1,4 +1,4 @@
-"""What MLflow takes as names and values: pure functions that make anything fit its rules and limits."""
+"""Pure functions that fit names and values to MLflow's rules and limits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MAX_CELL_CHARACTERS = 500
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """``items`` in parts of at most ``size``: MLflow bounds what one request may hold."""
+    """``items`` in parts of at most ``size``: MLflow limits the size of a request."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def safe_key(key: str) -> str:
-    """A name that MLflow takes: what it forbids becomes ``_``. Class names stand in metric names, and hold anything."""
+    """A name that MLflow accepts: forbidden characters become ``_``. Metric names contain class names, which can be anything."""
     cleaned = re.sub(r"[^\w\-./: ]", "_", key)
     cleaned = re.sub(r"/(?:\.{0,2}/)+", "/", cleaned).strip("/ ")
     cleaned = re.sub(r"(^|/)\.{1,2}(?=/|$)", r"\1_", cleaned) or "_"
@@ -41,7 +41,7 @@ def safe_key(key: str) -> str:
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one with dotted names; lists stay whole."""
+    """A nested mapping as one with dotted names; lists stay whole."""
     flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -54,7 +54,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
 def param_value(value: object) -> str:
     """``value`` as text: JSON for lists, no passwords, at most 6000 characters.
 
-    A longer one is cut and ends in its length and digest, so that two different values never look alike.
+    A longer one is cut and ends in its length and digest, so that different values stay different.
     """
     text = redact(
         json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, tuple, dict)) else str(value)
@@ -66,7 +66,7 @@ def param_value(value: object) -> str:
 
 
 def arrow_schema(table: pa.Table) -> str:
-    """A table's columns in the JSON that MLflow shows beside a data set."""
+    """A table's columns as MLflow's JSON schema of a data set."""
     names = {"string": "string", "large_string": "string", "double": "double", "int64": "long", "bool": "boolean"}
     columns = [
         {"name": field.name, "type": names.get(str(field.type), "object"), "required": not field.nullable}
@@ -76,7 +76,7 @@ def arrow_schema(table: pa.Table) -> str:
 
 
 def write_preview(table: pa.Table, path: Path) -> None:
-    """Rows as ``{"columns": [...], "data": [[...]]}``, which MLflow's UI draws as a table; long cells are cut."""
+    """Rows as ``{"columns": [...], "data": [[...]]}``, which MLflow's UI shows as a table; long cells are cut."""
     data = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
     path.write_text(json.dumps({"columns": table.column_names, "data": data}, ensure_ascii=False, indent=1))
 

@@ -1,13 +1,15 @@
-"""The figures hold what they were given, at two classes and at seventy-seven."""
+"""The figures hold what they were given, at two classes and at seventy-seven, as PNG and as SVG."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs.report.figures import AlphaBin, alpha_bins, class_scores_figure, confusion_figure, relabelling_figure
+from jobs.report.figures import AlphaBin, Curve, Dot, alpha_bins, changes, confusion, curves, relabelling
+from jobs.report.svg import as_svg
 
 MANY = [f"{'card_payment_fee_charged' if i % 2 else 'wrong_exchange_rate_for_cash_withdrawal'}_{i}" for i in range(77)]
 
@@ -36,8 +38,8 @@ def test_figures_are_drawn_at_any_number_of_classes(labels: list[str], tmp_path:
     rng = np.random.default_rng(0)
     size = len(labels)
     figures = [
-        confusion_figure(rng.integers(0, 9, (size, size)), labels),
-        class_scores_figure(labels, rng.random(size).tolist(), rng.random(size).tolist()),
+        confusion(rng.integers(0, 9, (size, size)), labels, "Confusion"),
+        changes([(label, rng.random(), rng.random()) for label in labels], ("seeds only", "distilled"), "F1"),
     ]
     for figure in figures:
         figure.savefig(tmp_path / "figure.png", dpi=60)
@@ -50,19 +52,33 @@ def test_figures_are_drawn_at_any_number_of_classes(labels: list[str], tmp_path:
 
 
 def test_cells_hold_the_counts_and_colours_the_shares() -> None:
-    axes = confusion_figure([[3, 1], [0, 0]], ["a", "b"]).axes[0]
-    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
-    assert sorted(text.get_text() for text in axes.texts) == ["1", "3", "4 texts, 75.0 % correct"]
+    axes = confusion([[3, 1], [0, 0]], ["a", "b"]).axes[0]
+    assert [patch.get_alpha() for patch in axes.patches] == [0.75 * 0.75, 0.75 * 0.25]
+    assert [text.get_text() for text in axes.texts] == ["3", "1"]
 
 
 def test_bars_are_labelled_with_counts(tmp_path: Path) -> None:
-    figure = relabelling_figure([AlphaBin(0.5, 0.75, 4, 1), AlphaBin(0.75, 1.0, 0, 0)])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1/4", "0/0", "1 of 4 texts relabelled"]
-    relabelling_figure([]).savefig(tmp_path / "empty.png")
+    figure = relabelling([AlphaBin(0.5, 0.75, 4, 1), AlphaBin(0.75, 1.0, 0, 0)])
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["0.50 to 0.75 (1 of 4)", "0.75 to 1.00 (0 of 0)"]
+    relabelling([]).savefig(tmp_path / "empty.png")
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_counts_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="2 labels"):
-        confusion_figure([[1, 2, 3]], ["a", "b"])
-    with pytest.raises(ValueError, match="2 labels"):
-        class_scores_figure(["a", "b"], [0.5], [0.5])
+        confusion([[1, 2, 3]], ["a", "b"])
+
+
+def test_svg_is_text_in_the_pages_colours_and_the_same_every_time() -> None:
+    def draw() -> str:
+        return as_svg(curves([Curve("<b>& $1", [Dot(0.0, 1.0, "tip <i>"), Dot(1.0, 2.0)])] * 2, "x", "y"), "a <title>")
+
+    svg = draw()
+    assert svg == draw()
+    assert svg.startswith('<svg viewBox="0 0 ')
+    assert "<title>a &lt;title&gt;</title>" in svg
+    assert "<title>tip &lt;i&gt;</title>" in svg
+    assert ">&lt;b&gt;&amp; $1</text>" in svg
+    assert "var(--s0)" in svg
+    assert not re.search(r"#[0-9a-f]{6}|\bid=|<style|<image|<metadata|https?:|url\(|font-family", svg)
+    assert set(re.findall(r"<(\w+)", svg)) == {"svg", "g", "path", "text", "title"}

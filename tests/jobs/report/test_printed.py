@@ -83,7 +83,7 @@ def test_many_students_are_not_loaded_at_once(job, monkeypatch):
 def test_a_report_needs_no_data(job, monkeypatch, capsys):
     """Nor do the numbers of test texts of today stand beside the scores of then."""
     monkeypatch.setattr(loading, "load", lambda config: pytest.fail("the data was read"))
-    with pytest.raises(InputError, match="has no report yet; `potstill distill CONFIG` goes on with it"):
+    with pytest.raises(InputError, match="has no report yet; `potstill distill CONFIG` continues it"):
         show(job.config, job.run)
     rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(12)]
     scores = score(rows, job.labels, resamples=100)
@@ -105,8 +105,8 @@ def test_the_verdict_says_when_it_may_be_chance():
 
     assert "0.020 macro-F1 above" in words(gain=0.02)
     assert "p = 0.500" in words(gain=0.02)
-    assert "may be chance" in words(gain=0.02)
-    assert "may be chance" not in words(gain=0.1, low=0.05)
+    assert "no significant difference" in words(gain=0.02)
+    assert "no significant difference" not in words(gain=0.1, low=0.05)
     assert "0.100 macro-F1 below" in words(gain=-0.1, high=-0.05)
 
 

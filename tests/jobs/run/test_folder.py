@@ -24,7 +24,7 @@ from jobs.runtime.terminal import Terminal
 from jobs.stages import relabel
 from jobs.stages.ask import Usage
 from jobs.stages.evaluate import digest_examples
-from jobs.tracking.outbox import spool_folder
+from jobs.tracking.outbox import outbox_folder
 from jobs.tracking.registry import StudentVersion
 from jobs.tracking.tracker import NullTracker
 from potstill.config import parse
@@ -115,7 +115,7 @@ def test_a_runs_path_means_the_same_everywhere(storage: str) -> None:
     found = Run.find(run.path, "/nowhere")
     assert found is not None
     assert found[0].read_json("report") == {"a": 1}
-    assert spool_folder(run.path).parent.name == "tracking-spool"  # not below a folder of the protocol-less name
+    assert outbox_folder(run.path).parent.name == "tracking-spool"  # not below a folder of the protocol-less name
 
 
 def test_a_local_runs_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

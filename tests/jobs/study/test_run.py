@@ -255,7 +255,7 @@ def test_two_teachers_share_what_needs_none(config, world):
     study(config)
     counted = Counter(cell["teacher"] for cell in _rows(config, "cells"))
     assert counted == {None: 3, "one": 4, "two": 4}
-    titles = [table.title for table in study_report.shown(*read_study(_folder(config).run.path))]
+    titles = [table.caption for table in study_report.shown(*read_study(_folder(config).run.path))]
     assert "Teachers" in titles
 
 

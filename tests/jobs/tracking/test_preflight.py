@@ -30,15 +30,15 @@ def complaints(**tracking: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("file:///tmp/mlruns", "refuses file stores"),
-        ("mlruns", "refuses file stores"),
+        ("file:///tmp/mlruns", "does not support file stores"),
+        ("mlruns", "does not support file stores"),
         ("sqlite://", "names no database file"),
         ("sqlite:///:memory:", "names no database file"),
         ("sqlite:////proc/nowhere/mlflow.db", "no permission|can't be"),
-        ("ftp://host/x", "is no MLflow tracking URI"),
+        ("ftp://host/x", "is not an MLflow tracking URI"),
         ("http://", "has no host"),
         ("http://127.0.0.1:9", "connection refused"),
-        ("http://user:hush@no-such-host.invalid:5000", "host name is not known|no answer"),
+        ("http://user:hush@no-such-host.invalid:5000", "host name is unknown|no answer"),
     ],
 )
 def test_preflight_names_what_is_wrong(
@@ -102,4 +102,4 @@ def test_preflight_notices_another_kind_of_server() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         found = complaints(uri=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-    assert "no MLflow server" in found[0]
+    assert "not an MLflow server" in found[0]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.runtime.progress import Meter
-from jobs.tracking.outbox import spool_folder
+from jobs.tracking.outbox import outbox_folder
 from jobs.tracking.server import TrackingError
 from jobs.tracking.tracker import NullTracker, Tracker, open_tracker, problems
 from potstill.config import Config, TrackingConfig, parse
@@ -109,7 +109,7 @@ def test_a_job_is_a_run_and_its_stages_are_child_runs(config: Config, start: Cal
 
     history = client(config).get_metric_history(child_of(config, tracker, "finetune").info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(0, 3.0), (10, 2.0), (20, 1.0)]
-    assert not spool_folder(os.environ["POTSTILL_HOME"] + "/run").exists()
+    assert not outbox_folder(os.environ["POTSTILL_HOME"] + "/run").exists()
 
 
 def test_progress_is_a_curve_over_the_seconds_of_its_stage(config: Config, start: Callable[..., Tracker]) -> None:
@@ -290,7 +290,7 @@ def test_a_server_that_dies_in_mid_run_costs_nothing_but_a_warning(
         assert "answers again" in warnings[-1]
         assert patient.close() is None
         assert client(remote).get_run(patient.run_id).data.metrics == {"kept": 1, "texts": 2}
-        assert not spool_folder(run_dir).exists()
+        assert not outbox_folder(run_dir).exists()
     assert capsys.readouterr().out == ""
 
 

@@ -13,7 +13,7 @@ from potstill.labels.evidence import read_votes
 from potstill.study import assessment
 from potstill.study.advice import advise, by_hand, learning_curve
 from potstill.study.forecast import FEWEST, FEWEST_FOR_TWO, Forecast, Studied, forecast, leave_one_out
-from tests.support.made_up import IDENTITY, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
 
 TEXTS = [
     f"there is a {word} here, {time}" for time in ("now", "soon", "often") for words in WORDS.values() for word in words
@@ -23,7 +23,7 @@ TEXTS = [
 def votes_of(reliability: float = 3.0):
     task = make_task()
     offered = [task.labels] * len(TEXTS)
-    requests = list(assessment.plan(task, make_seeds(), TEXTS, offered, IDENTITY, "list", 0))
+    requests = list(assessment.VoteQuestions(task, make_seeds(), TEACHER, 0).about_texts(TEXTS, offered))
     found = answered(requests, answer_votes(requests, reliability))
     return requests, read_votes(task, found, len(TEXTS))
 
@@ -51,7 +51,7 @@ def test_every_text_is_asked_about_in_four_different_ways():
 
 def test_a_seed_is_not_shown_when_it_is_asked_about():
     task, seeds = make_task(), make_seeds()
-    checks = assessment.plan_seed_check(task, seeds, [task.labels] * len(seeds), IDENTITY, "list", 0)
+    checks = assessment.VoteQuestions(task, seeds, TEACHER, 0).about_seeds([task.labels] * len(seeds))
     for i, request in enumerate(checks):
         seed = seeds[i // assessment.VOTES]
         assert request.messages[0].content.count(seed.text) == 1
@@ -90,21 +90,6 @@ def test_texts_without_all_their_votes_are_left_out():
     assert assessment.accuracy(probs, [0, 0, 0]) == pytest.approx(2 / 3)
     probs[:] = np.nan
     assert assessment.diagnose(probs) is None
-
-
-def test_the_declared_estimators():
-    probs = np.array([[[0.9, 0.1]] * 4, [[0.9, 0.1], [0.2, 0.8]] * 2])
-    found = assessment.estimators(probs, np.array([0.3, 0.4]))
-    assert list(found) == ["votes", "confidence", "opinion"]
-    assert found["votes"].tolist() == [1.0, 0.5]
-    assert found["confidence"] == pytest.approx([0.9, 0.55])
-
-
-def test_whether_people_would_agree_is_asked_without_examples():
-    (request,) = assessment.plan_opinions(make_task(), ["a cat"], IDENTITY, "list")
-    assert request.choices == ("agree", "disagree")
-    assert "a cat" in request.messages[0].content
-    assert not request.exemplar_ids
 
 
 def studied(count, slope=-1.0, noise=0.0):
