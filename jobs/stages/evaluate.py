@@ -114,7 +114,6 @@ def _headline(result: RunReport) -> dict[str, float]:
 
 def _log(job: Job, result: RunReport, predictions: Mapping[str, list[Prediction]]) -> None:
     tracker, distilled = job.tracker, result.scores[DISTILLED]
-    baseline = result.scores[result.baseline]
     tracker.metrics({**_headline(result), "gain_macro_f1": result.difference.macro_f1.value})
     if job.config.student.repeats > 1:
         mean, deviation = over_repeats(result, DISTILLED)
