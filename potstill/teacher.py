@@ -1,4 +1,4 @@
-"""What prompts and requests must know of a teacher, and the interface that every backend implements."""
+"""A teacher's identity, and the interface that every backend implements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from potstill.rows import Request, Response
 
 @dataclass(frozen=True, slots=True)
 class TeacherIdentity:
-    """The part of a teacher that enters every request's content hash."""
+    """The part of a teacher that enters each request's content hash."""
 
     provider: str
     model: str
@@ -20,15 +20,15 @@ class TeacherIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A teacher and the ``renderer`` that puts prompts into words for it (``potstill.prompts.render``)."""
+    """A teacher and the ``renderer`` of its prompts (``potstill.prompts.render``)."""
 
     identity: TeacherIdentity
     renderer: str
 
 
 class TeacherBackend(Protocol):
-    """Answers requests: one response each, in the order given. A request that fails gets a response with ``error``;
-    it never fails the batch."""
+    """Returns one response per request, in order. A failed request gets a response with ``error``; it never fails the
+    batch."""
 
     identity: TeacherIdentity
 
@@ -37,5 +37,5 @@ class TeacherBackend(Protocol):
         ...
 
     def choose(self, requests: Sequence[Request]) -> list[Response]:
-        """The raw log-probability of every one of each request's ``choices``."""
+        """The raw log-probability of each of a request's ``choices``."""
         ...

@@ -1,7 +1,7 @@
 """Evidence on a text's class: the teacher's votes, its embedding, and the class it was written for.
 
-The votes are calibrated over all texts of the stage, then multiplied by a prior on the target class and by the class
-probabilities that a sentence encoder derives from the classes' descriptions, weighted by how well these fit the texts.
+Votes are calibrated over all texts of the stage. They are multiplied by a prior on the target class and by class
+probabilities from a sentence encoder and the class descriptions; the latter's weight grows with their agreement.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from potstill.labels.questions import Embeddings
 from potstill.measures.kappa import kappa
 from potstill.task import Task
 
-_UNNAMED = 0.05  # probability of all other classes if an answer is one bare class
-_EVEN = 0.5  # a class with this fraction of its even share counts as even
-_TINY = 1e-6  # floor of a probability: no single source may rule a class out
-_SHARPNESS = 20.0  # turns a cosine into a logit: 0.1 more cosine is 7 times the odds
+_UNNAMED = 0.05  # probability of all other classes if the answer only names one class
+_EVEN = 0.5  # shares count as even if every class has this fraction of its even share
+_TINY = 1e-6  # probability floor: no single source can rule out a class
+_SHARPNESS = 20.0  # logits per unit of cosine: 0.1 more cosine multiplies the odds by 7
 _DESCRIPTION_SHARPNESS = 10.0
-_DESCRIPTION_WEIGHT = 1.5  # the largest
-_DESCRIPTIONS_FIT = (0.05, 0.25)  # kappa at which descriptions begin to count, and at which they count in full
-_TEACHER_KNOWS = (0.7, 0.9)  # kappa of teacher and target at which descriptions begin to fade, and are ignored
-_ROUNDS = 20  # of calibration: enough to bring the means of the probabilities to the prior
+_DESCRIPTION_WEIGHT = 1.5  # maximum
+_DESCRIPTIONS_FIT = (0.05, 0.25)  # kappa at which the descriptions' weight starts to grow, and reaches its maximum
+_TEACHER_KNOWS = (0.7, 0.9)  # kappa of teacher and target at which that weight starts to shrink, and reaches 0
+_ROUNDS = 20  # of calibration: enough for the mean probabilities to reach the prior
 
 
 def read_votes(task: Task, answered: Answered, n_texts: int) -> np.ndarray:
-    """Log-probabilities of the classes, (n_texts, votes, n_classes), from the answers to ``Questions`` about ``n_texts`` texts.
+    """Class log-probabilities, (n_texts, votes, n_classes), from the answers to ``Questions`` about ``n_texts`` texts.
 
-    NaN where a class was not offered or a request failed. Raises ``ValueError`` if the requests don't fit the texts.
+    NaN if a class was not offered or the request failed. Raises ``ValueError`` if the requests don't match the texts.
     """
     columns = {task.prompt_name(label): column for column, label in enumerate(task.labels)}
     asked = answered.plan.num_rows
     n_votes = asked // n_texts if n_texts else 0
     if n_votes * n_texts != asked:
-        raise ValueError(f"{asked} requests don't belong to {n_texts} texts")
+        raise ValueError(f"{asked} requests don't match {n_texts} texts")
     votes = np.full((n_texts, n_votes, len(columns)), np.nan)
     for i, (choices, logprobs, residual) in enumerate(answered.rows("choices", "choice_logprobs", "residual_mass")):
         if logprobs is not None and len(logprobs) == len(choices):
@@ -52,8 +52,8 @@ def read_votes(task: Task, answered: Answered, n_texts: int) -> np.ndarray:
 def _filled(logprobs: Sequence[float | None], residual_mass: float | None) -> list[float]:
     """Log-probabilities of all choices.
 
-    Choices that a server did not name share the residual mass, each at most as likely as the least likely named one.
-    If the answer is one bare class without a probability, the others share ``_UNNAMED``.
+    Choices missing from the response share the residual mass, each at most as likely as the least likely named one.
+    If the answer only names a class, without a probability, the others share ``_UNNAMED``.
     """
     named = [logprob for logprob in logprobs if logprob is not None]
     unnamed = len(logprobs) - len(named)
@@ -69,8 +69,8 @@ def _filled(logprobs: Sequence[float | None], residual_mass: float | None) -> li
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Distributions over the classes, each (n_texts, n_classes). ``teacher``: its votes alone; ``posterior``: all evidence
-    combined. ``warnings``: of the calibrations."""
+    """Class distributions, each (n_texts, n_classes). ``teacher``: the votes alone; ``posterior``: all evidence
+    combined. ``warnings``: from calibration."""
 
     teacher: np.ndarray
     posterior: np.ndarray
@@ -80,8 +80,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class DescriptionWeight:
-    """``weight``: exponent of the distribution by the descriptions; ``agreement``: their kappa with teacher and target,
-    None if the teacher was not asked."""
+    """``weight``: exponent of the descriptions' distribution; ``agreement``: their kappa with teacher and target, None
+    if the teacher was not asked."""
 
     weight: float = 0.0
     agreement: float | None = None
@@ -95,15 +95,15 @@ def weigh(
     relabel: RelabelConfig,
 ) -> Evidence:
     """All evidence on each text's class. ``votes``: (n_texts, votes, n_classes); ``seed_columns``, ``target_columns``:
-    class indices, -1 for a text that was written for no class."""
+    class indices, -1 for a text without a target class."""
     n_classes = len(vectors.classes)
     shares = expected_shares(target_columns, n_classes)
     teacher, warnings = teacher_probs(votes, shares)
     target = target_prior(target_columns, n_classes, relabel.target_prior)
     prototypes = class_prototypes(vectors.seeds, seed_columns, vectors.classes)
     nearest = calibrate(vectors.texts @ prototypes.T * _SHARPNESS, rounds=_ROUNDS).probs
-    # Distance to the seeds stands in only where the teacher gave no answer. With two seeds a class it prefers texts
-    # that repeat a seed: among the 40 a class it ranked first on SMS spam, macro-F1 of a regression fell by 0.10.
+    # Distance to the seeds only replaces missing answers. With two seeds per class it prefers texts that repeat a seed:
+    # selecting by it (40 texts per class, SMS spam) lowered a regression's macro-F1 by 0.10.
     source = np.where(np.isfinite(teacher).all(1, keepdims=True), teacher, nearest)
     described = description_probs(vectors.texts, vectors.classes, shares)
     descriptions = weigh_descriptions(described, teacher, target_columns, relabel.descriptions)
@@ -114,9 +114,9 @@ def weigh(
 def description_probs(
     text_embeddings: np.ndarray, class_embeddings: np.ndarray, prior: np.ndarray | None = None
 ) -> np.ndarray:
-    """Probability of each class by closeness to its name and description, (n_texts, n_classes), calibrated to ``prior``.
+    """Class probabilities from similarity to name and description, (n_texts, n_classes), calibrated to ``prior``.
 
-    Classification by the classes' names alone is Chang et al. (AAAI 2008), "dataless" in their words.
+    This is dataless classification (Chang et al., AAAI 2008).
     """
     return calibrate(text_embeddings @ class_embeddings.T * _DESCRIPTION_SHARPNESS, prior, rounds=_ROUNDS).probs
 
@@ -126,10 +126,10 @@ def weigh_descriptions(
 ) -> DescriptionWeight:
     """The weight of the descriptions.
 
-    auto: it grows with their kappa with the target class and the teacher's choice. On training-side rows kappa was 0.6
-    for AG News (topics), 0.4 for TREC-6 and 0.2 for SMS spam, where descriptions gained a regression 0.03 to 0.08
-    macro-F1, and under 0.1 for SUBJ and twitter_complaints, where they did harm: "a sentence that states a fact" is
-    close to no fact. A teacher whose kappa with its own targets reaches 0.9 does not need them.
+    auto: grows with their kappa with the target class and the teacher's choice. On training rows kappa was 0.6 on AG
+    News (topics), 0.4 on TREC-6 and 0.2 on SMS spam, where descriptions raised a regression's macro-F1 by 0.03 to 0.08.
+    It was below 0.1 on SUBJ and twitter_complaints, where they did harm: "a sentence that states a fact" resembles no
+    fact. The weight is 0 once the teacher's kappa with the targets reaches 0.9.
     """
     asked = np.isfinite(teacher).all(1)
     if not asked.any():
@@ -149,8 +149,8 @@ def _ramp(value: float, low: float, high: float) -> float:
 
 
 def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | None:
-    """The share of texts that each class should get: as they were written. None (even) if every class has at least
-    half its even share, since smaller differences are chance."""
+    """The classes' shares among the targets, (n_classes,). None (even) if every class has at least half its even
+    share, since smaller differences are chance."""
     target_columns = target_columns[target_columns >= 0]
     if not len(target_columns):
         return None
@@ -159,10 +159,10 @@ def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | 
 
 
 def teacher_probs(votes: np.ndarray, prior: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
-    """The teacher's class probabilities, (n_texts, n_classes), and the warnings of the calibrations.
+    """The teacher's class probabilities, (n_texts, n_classes), and warnings from calibration.
 
-    Each vote of ``votes`` (n_texts, votes, n_classes) is calibrated alone; the result is their geometric mean, NaN
-    where every vote failed. ``prior`` (n_classes,): expected shares of the classes, uniform by default.
+    Each vote of ``votes`` (n_texts, votes, n_classes) is calibrated separately; the result is their geometric mean, NaN
+    if every vote failed. ``prior``: expected shares, (n_classes,), uniform by default.
     """
     warnings: list[str] = []
     total, counted = np.zeros((len(votes), votes.shape[2])), np.zeros(len(votes))
@@ -186,7 +186,7 @@ def _calibrated(logprobs: np.ndarray, name: str, warnings: list[str], prior: np.
 
 
 def target_prior(target_columns: np.ndarray, n_classes: int, share: float) -> np.ndarray:
-    """(n_texts, n_classes): ``share`` for the class a text was written for, the rest spread evenly; even for column -1."""
+    """(n_texts, n_classes): ``share`` for the target class, the rest spread evenly; uniform for column -1."""
     prior = np.full((len(target_columns), n_classes), (1.0 - share) / max(n_classes - 1, 1))
     prior[np.arange(len(target_columns)), target_columns] = share
     prior[target_columns < 0] = 1.0 / n_classes
@@ -194,12 +194,12 @@ def target_prior(target_columns: np.ndarray, n_classes: int, share: float) -> np
 
 
 def with_unknown(n_classes: int) -> np.ndarray:
-    """One-hot rows for the classes, and a last, uniform row: column -1, a text written for no class."""
+    """One-hot rows for the classes and a uniform last row for column -1, a text without a target class."""
     return np.vstack([np.eye(n_classes), np.full(n_classes, 1.0 / n_classes)])
 
 
 def combine(*sources: np.ndarray) -> np.ndarray:
-    """The normalised product of distributions (n_texts, n_classes); rows of NaN are ignored."""
+    """The normalised product of distributions (n_texts, n_classes); NaN rows are ignored."""
     total = np.zeros_like(sources[0])
     for source in sources:
         total = total + np.where(np.isfinite(source), np.log(np.maximum(source, _TINY)), 0.0)

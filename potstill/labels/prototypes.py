@@ -1,4 +1,4 @@
-"""What stands for a class among the embeddings of texts."""
+"""Class representations in the embedding space."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from potstill.task import Task
 
 
 def class_texts(task: Task) -> list[str]:
-    """The sentence that stands for each class: its name and description, in label order."""
+    """The sentence to embed for each class, in label order: its name and description."""
     return [f"{task.prompt_name(label)}: {task.classes[label].description}" for label in task.labels]
 
 
 def class_prototypes(seed_embeddings: np.ndarray, seed_columns: np.ndarray, class_embeddings: np.ndarray) -> np.ndarray:
-    """Unit vectors (n_classes, width): the mean of a class's own embedding and those of its seeds, all of equal weight.
+    """Unit vectors (n_classes, width): the mean of the class's own embedding and those of its seeds, equally weighted.
 
-    A description counts as one seed: with two seeds a class it is a third of the prototype, and it fades as seeds are
-    added. ``seed_columns``: class index of each seed; ``class_embeddings``: unit rows for ``class_texts``.
+    The description counts as one seed: a third of the prototype with two seeds, less with more. ``seed_columns``: class
+    index of each seed; ``class_embeddings``: unit rows for ``class_texts``.
     """
     prototypes = np.array(class_embeddings, dtype=np.float32)
     for column in range(len(class_embeddings)):

@@ -1,12 +1,12 @@
-"""What the teacher is asked about a text: which class does it belong to?
+"""Requests that ask the teacher for a text's class.
 
     questions = Questions(task, seeds, relabel, teacher, seed)
-    questions.about_texts(texts, vectors)     # ``relabel.votes`` requests a text, text by text
-    questions.about_seeds(vectors)            # the same about the labelled seeds, each left out of its own prompt
+    questions.about_texts(texts, vectors)     # ``relabel.votes`` requests per text
+    questions.about_seeds(vectors)            # the same about each labelled seed, which its own prompt leaves out
 
-PromptMix asks once and shows the nearest classes with their seeds (Sahu et al. 2023, section 3). Small models lean
-towards the last class they read, so each text is asked about ``votes`` times with the seeds in another order. Answers
-are raw log-probabilities; ``evidence`` interprets them.
+PromptMix asks once and shows the nearest classes with their seeds (Sahu et al. 2023, section 3). Small models are
+biased towards the last class in the prompt, so we ask ``votes`` times, with the seeds in different orders. Answers are
+raw log-probabilities; ``evidence`` interprets them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANSWER_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Unit rows for the texts in question, the seeds, and the classes (``prototypes.class_texts``)."""
+    """Unit rows for the texts, the seeds and the classes (``prototypes.class_texts``)."""
 
     texts: np.ndarray
     seeds: np.ndarray
@@ -41,7 +41,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Makes the requests that ask for a text's class. ``seed``: data seed of the order in which examples are shown."""
+    """Makes the requests. ``seed``: data seed that decides the order of the examples shown."""
 
     task: Task
     seeds: Sequence[LabelledText]
@@ -50,10 +50,7 @@ class Questions:
     seed: int
 
     def about_texts(self, texts: Sequence[str], vectors: Embeddings) -> Iterator[Request]:
-        """``relabel.votes`` requests per text, text by text, made lazily.
-
-        Where there are more classes than ``relabel.neighbours``, only the nearest are offered.
-        """
+        """``relabel.votes`` requests per text, made lazily; each offers the ``relabel.neighbours`` nearest classes."""
         columns = seed_columns(self.task, self.seeds)
         prototypes = class_prototypes(vectors.seeds, columns, vectors.classes)
         offered = offer(self.task, vectors.texts, prototypes, self.relabel.neighbours)
@@ -64,10 +61,10 @@ class Questions:
         )
 
     def about_seeds(self, vectors: Embeddings) -> list[Request]:
-        """The same questions about each seed, with that seed and one of every other class left out of the prompt.
+        """The same requests about each seed. Their prompts leave out that seed and one of every other class.
 
-        If only the seed itself were left out, its class would have the fewest examples, and a small model leans away
-        from it: on TREC-6, SUBJ and SMS spam it was right on a quarter of the seeds.
+        If only the seed itself were left out, its class would have the fewest examples, which biases small models
+        against it: on TREC-6, SUBJ and SMS spam one classified only a quarter of the seeds correctly.
         """
         columns = seed_columns(self.task, self.seeds)
         requests = []
@@ -79,7 +76,7 @@ class Questions:
         return requests
 
     def sample(self) -> list[Request]:
-        """All requests about one text, for a plan to count with: the first seed, or the task's description without seeds."""
+        """All requests about one text, for cost estimates: the first seed, or the task's description without seeds."""
         labels = self.task.labels[: self.relabel.neighbours]
         text = self.seeds[0].text if self.seeds else self.task.description
         return self._about(text, labels, self.seeds[1:], "relabel")
@@ -89,7 +86,7 @@ class Questions:
         return [self._vote(vote, text, labels, shown, stage) for vote in range(self.relabel.votes)]
 
     def _vote(self, vote: int, text: str, labels: Sequence[str], shown: Sequence[LabelledText], stage: str) -> Request:
-        # Seeds in a random order, reversed in every second vote, so that no class is always last.
+        # Seeds in random order, reversed in every second vote, so that no class is always last.
         by_id = sorted(shown, key=lambda example: example.example_id)
         order = self._at_most_shots(draws.shuffle(by_id, self.seed, "relabel order", vote // 2))
         cards = [card(self.task, label) for label in labels]
@@ -115,7 +112,7 @@ class Questions:
         )
 
     def _at_most_shots(self, seeds: Sequence[LabelledText]) -> list[LabelledText]:
-        """The first ``relabel.shots`` of every class. Other votes show other seeds, and prompts stay short."""
+        """The first ``relabel.shots`` of every class. Prompts stay short, and votes show different seeds."""
         taken: Counter[str] = Counter()
         kept = []
         for example in seeds:
@@ -131,7 +128,7 @@ def seed_columns(task: Task, seeds: Sequence[LabelledText]) -> np.ndarray:
 
 
 def without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
-    """The seeds to show in the question about seed ``asked``: if it is its class's r-th, without the r-th of every class."""
+    """Indices of the seeds to show when asking about seed ``asked``, the r-th of its class: all but each class's r-th."""
     of_class: dict[str, list[int]] = {}
     for i, example in enumerate(seeds):
         of_class.setdefault(example.label, []).append(i)
@@ -141,9 +138,9 @@ def without(seeds: Sequence[LabelledText], asked: int) -> list[int]:
 
 
 def offer(task: Task, embeddings: np.ndarray, prototypes: np.ndarray, neighbours: int) -> list[list[str]]:
-    """The classes to choose from for each text: all, or the ``neighbours`` with the nearest prototypes."""
+    """The classes offered for each text: the ``neighbours`` with the nearest prototypes, or all if there are no more."""
     if len(task.labels) <= neighbours:
         return [list(task.labels)] * len(embeddings)
     nearest = np.argsort(-(embeddings @ prototypes.T), axis=1)[:, :neighbours]
-    # In label order: two texts with the same neighbours then share their whole prompt up to the text.
+    # In label order, so that texts with the same neighbours share their prompt up to the text.
     return [[task.labels[column] for column in sorted(row)] for row in nearest]

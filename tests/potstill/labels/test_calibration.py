@@ -50,7 +50,7 @@ def test_a_class_never_offered_is_reported() -> None:
     logprobs, _ = _biased(60, [1.0, 0.0, 0.0])
     logprobs[:, 1] = np.nan
     calibration = calibrate(logprobs)
-    assert "offered for no text" in calibration.warnings[0]
+    assert "never offered" in calibration.warnings[0]
     assert np.isfinite(calibration.probs).all()
 
 
