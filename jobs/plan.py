@@ -243,7 +243,7 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
         f"{len(job.data.test)} test texts; run {job.run.name}"
     )
     strategy = job.strategy
-    how = f"with {augment.shots} shots" if strategy.collect is None else f"({strategy.says})"
+    how = f"with {augment.shots} shots" if strategy.collect is None else f"({strategy.description})"
     verb = "write" if strategy.collect is None else "collect"
     terminal.say(
         f"{augment.strategy} {how}: {strategies.texts_wanted(augment)} texts a class to {verb}, "

@@ -20,12 +20,12 @@ from jobs.runtime import cluster, paths
 from jobs.runtime.terminal import Terminal
 from jobs.stages import train as training
 from jobs.tracking import server as mlflow_server
-from potstill import strategies
 from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.endpoint.cost import teacher_price
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
 from potstill.search import points as search_points
+from potstill.strategies import STRATEGIES
 from potstill.student import encoders
 
 NODE_ANSWERS_S = 60.0
@@ -93,7 +93,7 @@ def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> li
     except LedgerError as error:
         found.append(_problem("ledger", error))
     if "generate" in stages:
-        found += strategies.find(config.augment.strategy).problems()
+        found += STRATEGIES[config.augment.strategy].problems()
     return found + _models(config, stages)
 
 

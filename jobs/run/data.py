@@ -19,10 +19,11 @@ import pyarrow.csv
 import pyarrow.parquet
 from fsspec.core import url_to_fs
 
-from potstill import draws, strategies
+from potstill import draws
 from potstill.config import Config
 from potstill.errors import InputError, Problem
 from potstill.rows import example_id
+from potstill.strategies import STRATEGIES
 from potstill.task import DataSource, LabelledText, Task, TaskData, find, read
 from potstill.texts.filters import normalise
 
@@ -41,7 +42,7 @@ def load(config: Config) -> tuple[Task, TaskData]:
     named = {problem.where for problem in problems}
     broken = {split for split, (where, _) in found.items() if where in named and not splits[split]}
     data = _split(task, config, splits, broken, problems, where=str(path))
-    if strategies.find(config.augment.strategy).unlabelled:
+    if STRATEGIES[config.augment.strategy].unlabelled:
         data = replace(data, unlabelled=_unlabelled(task, path, config, data, problems))
     if problems:
         raise InputError(problems)

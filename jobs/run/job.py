@@ -14,11 +14,10 @@ from jobs.run.folder import Run, name_run
 from jobs.runtime import torch_worker as bench
 from jobs.runtime.terminal import Terminal
 from jobs.tracking.tracker import NullTracker, Tracker
-from potstill import strategies
 from potstill.config import Config
 from potstill.labels.questions import Questions
 from potstill.prompts.render import choose_renderer
-from potstill.strategies import Strategy
+from potstill.strategies import STRATEGIES, Strategy
 from potstill.task import Task, TaskData
 from potstill.teacher import Teacher
 
@@ -45,7 +44,7 @@ class Job:
     @cached_property
     def strategy(self) -> Strategy:
         """Where the texts come from."""
-        return strategies.find(self.config.augment.strategy)
+        return STRATEGIES[self.config.augment.strategy]
 
     @cached_property
     def questions(self) -> Questions:

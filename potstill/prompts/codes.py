@@ -1,8 +1,7 @@
-"""Short codes that stand for classes where a model's answer is read off one token.
+"""One-character codes for classes, for models whose answer is read from a single token.
 
-A class name is several tokens and may begin like another one; a letter is one token in every tokenizer that
-is in use. Which code is whose depends on the set of names alone, so that whoever writes the prompt and
-whoever reads the answer agree without telling each other.
+Class names take several tokens and may share their first; a letter is one token in every common tokenizer. Codes depend
+only on the set of names, so the code that writes prompts and the code that reads answers agree.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ CODES = string.ascii_uppercase + string.ascii_lowercase + string.digits
 
 
 def code_names(names: Sequence[str]) -> dict[str, str]:
-    """Name -> code, in the order of ``names``. With more names than ``CODES`` a name is its own code."""
+    """Name -> code, in the order of ``names``. Each name is its own code if there are more names than ``CODES``."""
     if len(names) > len(CODES):
         return {name: name for name in names}
     codes = dict(zip(sorted(names), CODES, strict=False))
@@ -23,22 +22,22 @@ def code_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def resolve(reply: str, codes: dict[str, str]) -> str | None:
-    """The name that a reply in free words means: its code, or the name itself; ``None`` if it is neither.
+    """The class that a free-text reply names, by code or name; None if it names no class, or two.
 
-    ``codes``: name -> code. A reply that names two classes means none.
+    ``codes``: name -> code.
     """
-    said = " ".join(reply.split()).strip("\"'`*.:()[] ")
+    answer = " ".join(reply.split()).strip("\"'`*.:()[] ")
     by_code = {code: name for name, code in codes.items()}
-    if said in by_code:
-        return by_code[said]
-    folded = said.casefold()
+    if answer in by_code:
+        return by_code[answer]
+    folded = answer.casefold()
     by_name = {" ".join(name.casefold().split()): name for name in codes}
     if folded in by_name:
         return by_name[folded]
-    led = re.match(r"(\w)[.):\]*]", said)  # "B. refund", "B) refund", "B: refund"
-    if led and led[1] in by_code:
-        return by_code[led[1]]
-    held = [name for name in by_name if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded)]
-    # "app" is part of "app error": where the longer name is said, the shorter one is not meant.
-    held = [name for name in held if not any(name != other and name in other for other in held)]
-    return by_name[held[0]] if len(held) == 1 else None
+    first = re.match(r"(\w)[.):\]*]", answer)  # "B. refund", "B) refund", "B: refund"
+    if first and first[1] in by_code:
+        return by_code[first[1]]
+    found = [name for name in by_name if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded)]
+    # "app error" contains "app" but does not mean it.
+    found = [name for name in found if not any(name != other and name in other for other in found)]
+    return by_name[found[0]] if len(found) == 1 else None

@@ -1,7 +1,4 @@
-"""What the teacher is asked, before any renderer has put it into words.
-
-A prompt names classes as prompts spell them (``Task.prompt_name``); a renderer turns it into messages.
-"""
+"""Prompts as data; a renderer turns them into messages. Classes are named by ``Task.prompt_name``."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from potstill.task import LabelledText, Task
 
 @dataclass(frozen=True, slots=True)
 class ClassCard:
-    """A class as a prompt shows it: its name, a sentence, and some of its texts (none in zero-shot)."""
+    """A class as shown in a prompt: its name, a description and some of its texts (none in zero-shot)."""
 
     name: str
     description: str
@@ -22,13 +19,21 @@ class ClassCard:
 
 
 @dataclass(frozen=True, slots=True)
-class WritePrompt:
-    """Write texts. ``cards`` holds every class shown, the one to write for last.
+class Context:
+    """A generation context (Li et al. 2023); fields are None if the task lists no options."""
 
-    ``mix`` and ``alpha``: the texts belong ``alpha`` to the target class and ``1 - alpha`` to ``mix``
-    (PromptMix); None where they belong to one class. ``style``, ``length`` and ``topic`` are generation
-    contexts (Li et al. 2023), where the task has some. ``count`` texts are asked for. ``form``: descriptions and
-    seeds as cards; or as two older methods put it (``strategies/sahu2022.py``, ``strategies/gpt3mix.py``).
+    style: str | None = None
+    length: str | None = None
+    topic: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WritePrompt:
+    """Asks for ``count`` texts of a class. ``cards`` holds every class shown, the target last.
+
+    ``mix`` and ``alpha``: the texts belong ``alpha`` to the target class and ``1 - alpha`` to ``mix`` (PromptMix); None
+    if they belong to one class. ``form``: classes as cards, or the prompt of an older method
+    (``strategies/sahu2022.py``, ``strategies/gpt3mix.py``).
     """
 
     task: str
@@ -37,9 +42,7 @@ class WritePrompt:
     cards: tuple[ClassCard, ...]
     mix: str | None = None
     alpha: float | None = None
-    style: str | None = None
-    length: str | None = None
-    topic: str | None = None
+    context: Context = Context()
     count: int = 3
     form: Literal["cards", "same category", "text and class"] = "cards"
 
@@ -51,7 +54,7 @@ class WritePrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChoosePrompt:
-    """Which of ``cards`` does ``text`` belong to? ``shown``: labelled texts in the order to show them."""
+    """Asks which of ``cards`` ``text`` belongs to. ``shown``: labelled texts, (text, class name) in prompt order."""
 
     task: str
     text_kind: str
@@ -65,8 +68,8 @@ class ChoosePrompt:
 class Draft:
     """A generation request before rendering.
 
-    ``occurrence``: this is the n-th draw of the same (class, partner, alpha, context); it counts up from 0,
-    so that a draw keeps its identity whatever else is in the plan.
+    ``occurrence``: number of earlier draws of the same (class, partner, alpha), so that a draw keeps its identity
+    regardless of what else is planned.
     """
 
     prompt: WritePrompt
@@ -78,13 +81,13 @@ class Draft:
 
 
 def percentages(alpha: float) -> tuple[int, int]:
-    """The shares of target and mix class in whole per cent; 0.55 gives (55, 45), never 44."""
+    """The shares of target and mix class in whole per cent, rounded: 0.55 gives (55, 45)."""
     target = round(alpha * 100)
     return target, 100 - target
 
 
 def card(task: Task, label: str, examples: Sequence[LabelledText] = ()) -> ClassCard:
-    """The card of a class with the given examples."""
+    """A class's card with the given examples."""
     return ClassCard(
         task.prompt_name(label), task.classes[label].description, tuple(example.text for example in examples)
     )

@@ -1,7 +1,6 @@
-"""Prompts into words: as a list to continue (small models) or as chat messages (instruction followers), with
-names or codes for the classes.
+"""Renders prompts as a list to continue (small models) or as chat messages, with names or codes for the classes.
 
-A 135M model completes patterns and follows no orders: lists gave 17 usable lines of 30, chat 6.
+A 135M model completes patterns but does not follow instructions: lists gave 17 usable lines of 30, chat 6.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.draws import digest
-from potstill.errors import InputError, Problem
 from potstill.prompts.codes import code_names
 from potstill.prompts.contents import ChoosePrompt, ClassCard, Draft, WritePrompt, percentages
 from potstill.rows import Message, Request, Sampling
@@ -20,22 +18,18 @@ from potstill.teacher import Teacher, TeacherIdentity
 
 Rendered = tuple[tuple[Message, ...], tuple[str, ...]]
 
-_SMALL = 3e9  # parameters; below this a model is better at continuing lists than at following orders
+_SMALL = 3e9  # parameters; smaller models continue lists better than they follow instructions
 
 
 def render(prompt: WritePrompt | ChoosePrompt, renderer: str) -> Rendered:
-    """Messages and stop strings of a prompt. Raises ``InputError`` for a renderer nobody registered."""
-    if renderer not in RENDERERS:
-        raise InputError(
-            [Problem("teacher.renderer", f"{renderer!r} is not known; known: auto, {', '.join(sorted(RENDERERS))}")]
-        )
+    """Messages and stop strings of a prompt."""
     write, choose = RENDERERS[renderer]
     return write(prompt) if isinstance(prompt, WritePrompt) else choose(prompt)
 
 
 def choose_renderer(configured: str, identity: TeacherIdentity) -> str:
-    """auto: "list" for local models that are small or of unknown size, "chat" for other local ones. Endpoints, which
-    tell the probabilities of single tokens only, are always asked in "codes": their answers are locked to those."""
+    """The renderer's name. auto: "list" for local models that are small or of unknown size, "chat" for other local ones.
+    Endpoints only report probabilities of single tokens, so they always get "codes", which constrain their answers."""
     if identity.provider != "embedded":
         return "codes"
     if configured != "auto":
@@ -47,14 +41,14 @@ def choose_renderer(configured: str, identity: TeacherIdentity) -> str:
 
 
 def texts_per_reply(renderer: str, count: int) -> int:
-    """Texts that one reply brings: ``count`` from a chat model, one from a continued list."""
+    """Texts in one reply: ``count`` from a chat model, one from a continued list."""
     return 1 if renderer == "list" else count
 
 
 def make_request(prompt: WritePrompt | ChoosePrompt, teacher: Teacher, sampling: Sampling, **content: Any) -> Request:
-    """``prompt`` in the words of the teacher's renderer, whose stop strings join those of ``sampling``.
+    """The request for ``prompt``; its stop strings are added to those of ``sampling``.
 
-    ``content``: the other fields of ``Request``.
+    ``content``: the remaining fields of ``Request``.
     """
     messages, stop = render(prompt, teacher.renderer)
     identity = teacher.identity
@@ -72,10 +66,7 @@ def make_request(prompt: WritePrompt | ChoosePrompt, teacher: Teacher, sampling:
 def to_requests(
     drafts: Iterable[Draft], teacher: Teacher, sampling: Sampling, task: str, strategy: str
 ) -> Iterator[Request]:
-    """One generation request per draft, made lazily.
-
-    ``sampling.max_tokens`` is for one text: a chat reply gets room for every text it is asked for.
-    """
+    """One generation request per draft, made lazily. ``sampling.max_tokens`` is per text of the reply."""
     for draft in drafts:
         texts = texts_per_reply(teacher.renderer, draft.prompt.count)
         yield make_request(
@@ -94,23 +85,23 @@ def to_requests(
 
 
 def _shown_ids(draft: Draft, renderer: str) -> tuple[str, ...]:
-    """The seeds that stand in the prompt: a list shows the target class alone, whose card is the last."""
+    """Ids of the seeds in the rendered prompt: a list shows only the last card, the target class."""
     if renderer != "list" or draft.prompt.form != "cards":
         return draft.exemplar_ids
     return draft.exemplar_ids[len(draft.exemplar_ids) - len(draft.prompt.target.examples) :]
 
 
 def _draw_number(draft: Draft) -> int:
-    """Tells apart draws whose words are the same. Made of what the draft is, not counted: alphas that a renderer
-    puts into the same words must not share answers, and a later round doesn't see the earlier ones."""
+    """Distinguishes draws whose rendered prompts are equal. It is a hash of the draft, not a counter: alphas rendered
+    in the same words must not share answers, and later rounds don't see earlier ones."""
     return int(digest([draft.target_label, draft.mix_label, draft.alpha, draft.occurrence], size=4), 16) >> 1
 
 
 def _write_list(prompt: WritePrompt) -> Rendered:
-    # Only the target class is shown, one text is written, and the line's end is the reply's: with the other
-    # classes of a group in the prompt a 135M model wrote for its class 46 % of the time, without them 74 %.
-    # What varies from request to request stands last, so that the rest of the prompt is read once. The mixture
-    # is put in words, since per cents turn up in the texts; style and length a small model doesn't follow.
+    # Shows only the target class and asks for one text, which ends with the line: a 135M model wrote for the target
+    # class 74 % of the time, and 46 % with the other classes of the group in the prompt. What varies between requests
+    # comes last, so that the model's cache covers the rest. The mixture is described in words, since percentages turn
+    # up in the texts; style and length are left out because small models ignore them.
     target = prompt.target
     if prompt.form != "cards":
         return (Message("prompt", _older_form(prompt)),), ("\n",)
@@ -119,8 +110,8 @@ def _write_list(prompt: WritePrompt) -> Rendered:
     if target.examples:
         blocks[-1] += f"\n{_numbered(target.examples)}"
     wish = _mixture_in_words(prompt)
-    if prompt.topic:
-        wish = f"{wish}, about {prompt.topic}"
+    if prompt.context.topic:
+        wish = f"{wish}, about {prompt.context.topic}"
     if wish != target.name:
         blocks.append(f"{wish}:\n1.")
     else:
@@ -129,7 +120,7 @@ def _write_list(prompt: WritePrompt) -> Rendered:
 
 
 def _older_form(prompt: WritePrompt) -> str:
-    """The prompts of Sahu et al. 2022 and of GPT3Mix: completion prompts both, so chat models get the same words."""
+    """The prompts of Sahu et al. 2022 and GPT3Mix. Both are completion prompts; chat models get the same text."""
     target = prompt.target
     if prompt.form == "same category":
         shown = f"\n{_numbered(target.examples)}" if target.examples else ""
@@ -169,10 +160,10 @@ def _write_chat(prompt: WritePrompt) -> Rendered:
         )
         return (Message("user", f"{order}\n\n{_older_form(prompt)}"),), ()
     cards = "\n\n".join(_card_for_chat(shown, prompt.text_kind) for shown in prompt.cards)
-    target = prompt.target.name
+    target, context = prompt.target.name, prompt.context
     wishes = "".join(
         f" {label}: {wish}."
-        for label, wish in (("Style", prompt.style), ("Length", prompt.length), ("Topic", prompt.topic))
+        for label, wish in (("Style", context.style), ("Length", context.length), ("Topic", context.topic))
         if wish
     )
     if prompt.mix is not None and prompt.alpha is not None:
@@ -225,7 +216,7 @@ def _numbered(texts: Sequence[str]) -> str:
 
 
 def _line(text: str) -> str:
-    """A text on one line, since a line break would end it in a list."""
+    """A text on one line, since a line break ends a list item."""
     return " ".join(text.split())
 
 

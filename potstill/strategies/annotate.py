@@ -1,8 +1,8 @@
-"""The user's own unlabelled texts, which the teacher is to label. Neither paper has it; users do.
+"""The user's own unlabelled texts, for the teacher to label. Not part of either paper.
 
-The texts come from the task (``unlabelled`` beside its splits) or from ``task.unlabelled``. Of more texts than are wanted
-a random part by the data seed is taken: ``augment.per_class`` times ``augment.over_generate`` for each class.
-Their classes are unknown, so that no prior on a class helps: relabelling takes every class for as likely as another.
+The texts come from the task (``unlabelled`` next to its splits) or from ``task.unlabelled``. At most
+``augment.per_class * augment.over_generate`` per class are taken, at random by the data seed. Their classes are
+unknown, so relabelling uses a uniform prior.
 """
 
 from __future__ import annotations

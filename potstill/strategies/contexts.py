@@ -1,25 +1,23 @@
-"""What a prompt shows besides the class: generation contexts (Li et al. 2023, section 3.2) and exemplars among the seeds."""
+"""What a generation prompt shows: contexts (Li et al. 2023, section 3.2) and seeds as exemplars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from potstill import draws
+from potstill.config import AugmentConfig
+from potstill.prompts.contents import Context, WritePrompt, card
 from potstill.task import LabelledText, Task
 
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a request asks for besides the class; None where the task gives no choice."""
-
-    style: str | None = None
-    length: str | None = None
-    topic: str | None = None
+Exemplars = Mapping[str, Sequence[LabelledText]]
+"""Seeds by class, in the order shown; the target class is last."""
 
 
-def draw_context(task: Task, label: str, seed: int, *key: draws.Key) -> Context:
-    """One of the task's styles, lengths and topics (the class's own topics before the task's)."""
+def draw_context(task: Task, augment: AugmentConfig, label: str, seed: int, *key: draws.Key) -> Context:
+    """One of the task's styles, lengths and topics; a class's own topics take precedence. Empty if switched off."""
+    if not augment.contexts:
+        return Context()
     topics = task.contexts.class_topics.get(label) or task.contexts.topics
 
     def one(options: Sequence[str], name: str) -> str | None:
@@ -31,6 +29,23 @@ def draw_context(task: Task, label: str, seed: int, *key: draws.Key) -> Context:
 def draw_exemplars(
     seeds: Sequence[LabelledText], label: str, shots: int, seed: int, *key: draws.Key
 ) -> list[LabelledText]:
-    """``shots`` seeds of ``label`` in a random order; fewer shots are a prefix of more."""
+    """``shots`` seeds of ``label`` in random order; fewer shots are a prefix of more."""
     own = sorted((example for example in seeds if example.label == label), key=lambda example: example.example_id)
     return draws.sample(own, shots, seed, "exemplars", label, *key)
+
+
+def write_prompt(task: Task, augment: AugmentConfig, exemplars: Exemplars, **content: Any) -> WritePrompt:
+    """A prompt that shows ``exemplars``. ``content``: the remaining fields of ``WritePrompt``."""
+    return WritePrompt(
+        task=task.description,
+        text_kind=task.text_kind,
+        source=task.source,
+        cards=tuple(card(task, label, shown) for label, shown in exemplars.items()),
+        count=augment.texts_per_reply,
+        **content,
+    )
+
+
+def exemplar_ids(exemplars: Exemplars) -> tuple[str, ...]:
+    """The ids of all exemplars, in the order shown."""
+    return tuple(example.example_id for shown in exemplars.values() for example in shown)

@@ -1,11 +1,10 @@
-"""What a strategy is: three functions, of which most need one or two.
+"""The interface of a strategy: three functions, of which most strategies need one or two.
 
-    plan      what to ask the teacher to write        (task, seeds, augment, seed, counts) -> drafts
-    parse     what a reply holds                      (task, reply, finish reason, target) -> texts, lines dropped
-    collect   texts that no teacher writes            (task, data, augment, seed) -> texts
+    plan      what to ask the teacher to write    (task, seeds, augment, seed, counts) -> drafts
+    parse     reads a reply                       (task, reply, finish reason, target) -> texts, dropped lines
+    collect   texts not written by a teacher      (task, data, augment, seed) -> texts
 
-A strategy with ``collect`` asks the teacher to write nothing: real texts, edited seeds, the user's own unlabelled texts.
-The driver (``jobs/stages/generate.py``) knows none by name.
+``plan`` makes lazily, in label order, the drafts with index in [start, stop) of each class in ``counts``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from potstill.texts.parsing import read_reply
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A text and the class it was written for; ``None``: not known yet, the teacher is to say."""
+    """A text and its target class, None if the teacher is to choose it."""
 
     text: str
     label: str | None
@@ -31,7 +30,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The texts of a reply, in order, and how many of its lines were ``dropped``, by reason."""
+    """The texts of a reply, in order, and the number of ``dropped`` lines by reason."""
 
     texts: list[Written]
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -43,26 +42,20 @@ Collect = Callable[[Task, TaskData, AugmentConfig, int], Iterator[Written]]
 
 
 def parse_texts(task: Task, reply: str, finish_reason: str | None, target: str) -> Parsed:
-    """Every text of a reply, for the class that was asked for."""
+    """Every text of a reply, with ``target`` as its class."""
     names = [*task.labels, *map(task.prompt_name, task.labels)]
     read = read_reply(reply, finish_reason=finish_reason, class_names=names)
     return Parsed([Written(text, target) for text in read.texts], read.dropped)
 
 
-def plan_nothing(
-    task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
-) -> Iterator[Draft]:
-    """No drafts: for strategies that collect."""
-    return iter(())
-
-
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """``says``: a line for people; ``collect`` is ``None`` where the teacher writes. ``unlabelled``: its texts come
-    without a class, so that relabelling has to be on."""
+    """``collect``: None if the teacher writes the texts, otherwise nothing is planned. ``unlabelled``: texts come
+    without a class, so relabelling must be on. ``alike``: near-duplicates are kept. ``problems``: what is missing to run
+    it, for preflight."""
 
-    says: str
-    plan: Plan = plan_nothing
+    description: str
+    plan: Plan = lambda *_: iter(())
     parse: Parse = parse_texts
     collect: Collect | None = None
     unlabelled: bool = False
@@ -71,5 +64,5 @@ class Strategy:
 
 
 def texts_wanted(augment: AugmentConfig) -> int:
-    """Texts a class to have before selection."""
+    """Texts per class to have before selection."""
     return math.ceil(augment.per_class * augment.over_generate)

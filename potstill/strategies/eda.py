@@ -1,9 +1,9 @@
 """EDA (Wei & Zou, EMNLP 2019): the seeds, edited word by word. No language model.
 
-Four edits, each of a share ``RATE`` of a text's words (at least one): words replaced by a synonym, synonyms of words
-put in at random places, pairs of words swapped, words left out. A text gets the four in turn, as in the authors' code.
-Synonyms come from WordNet (``potstill/strategies/wordnet.py``), stop words are never replaced. Differences from that code: case and
-punctuation of a text stay, and draws are keyed.
+Four edits in turn, as in the authors' code, each of a share ``RATE`` of the words (at least one): synonym replacement,
+insertion of synonyms at random places, swaps of two words, deletion. Synonyms come from WordNet
+(``potstill/strategies/wordnet.py``); stop words (scikit-learn's list) are never replaced. Unlike that code, we keep
+case and punctuation, and draws are keyed.
 """
 
 from __future__ import annotations
@@ -20,143 +20,12 @@ from potstill.strategies.contract import Written, texts_wanted
 from potstill.task import Task, TaskData
 
 RATE = 0.05
-TRIES = 20  # edits of a seed for each text wanted of it; short texts have few different ones
+TRIES = 20  # edits per text wanted; short texts have few different ones
 Synonyms = Callable[[str], tuple[str, ...]]
-
-_STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "above",
-        "after",
-        "again",
-        "against",
-        "all",
-        "am",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "because",
-        "been",
-        "before",
-        "being",
-        "below",
-        "between",
-        "both",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "doing",
-        "down",
-        "during",
-        "each",
-        "few",
-        "for",
-        "from",
-        "further",
-        "had",
-        "has",
-        "have",
-        "having",
-        "he",
-        "her",
-        "here",
-        "hers",
-        "herself",
-        "him",
-        "himself",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "itself",
-        "just",
-        "me",
-        "more",
-        "most",
-        "my",
-        "myself",
-        "no",
-        "nor",
-        "not",
-        "now",
-        "of",
-        "off",
-        "on",
-        "once",
-        "only",
-        "or",
-        "other",
-        "our",
-        "ours",
-        "ourselves",
-        "out",
-        "over",
-        "own",
-        "same",
-        "she",
-        "should",
-        "so",
-        "some",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "theirs",
-        "them",
-        "themselves",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "through",
-        "to",
-        "too",
-        "under",
-        "until",
-        "up",
-        "very",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whom",
-        "why",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-        "yours",
-        "yourself",
-        "yourselves",
-    ]
-)
 
 
 def collect(task: Task, data: TaskData, augment: AugmentConfig, seed: int) -> Iterator[Written]:
-    """Up to ``texts_wanted`` different edits of every class's seeds, the seeds in turn. ``InputError`` without WordNet."""
+    """Up to ``texts_wanted`` distinct edits of every class's seeds in turn. Raises ``InputError`` without WordNet."""
     synonyms = wordnet.load()
     wanted = texts_wanted(augment)
     for label in task.labels:
@@ -173,28 +42,28 @@ def collect(task: Task, data: TaskData, augment: AugmentConfig, seed: int) -> It
                 yield Written(text, label)
 
 
-def edit(text: str, turn: int, random: np.random.Generator, synonyms: Synonyms, rate: float = RATE) -> str:
-    """``text`` after one kind of edit: replacement, insertion, swap or deletion, by ``turn``. Never empty."""
+def edit(text: str, turn: int, random: np.random.Generator, synonyms: Synonyms) -> str:
+    """``text`` after replacement, insertion, swap or deletion, by ``turn``. Never empty, unless ``text`` is."""
     words = text.split()
     if not words:
         return text
     kind = (_replace, _insert, _swap, _delete)[turn % 4]
-    return " ".join(kind(words, max(1, math.floor(rate * len(words))), random, synonyms, rate))
+    return " ".join(kind(words, max(1, math.floor(RATE * len(words))), random, synonyms))
 
 
-def _replace(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms, rate: float) -> list[str]:
+def _replace(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms) -> list[str]:
     words, changed = list(words), 0
     for place in random.permutation(len(words)):
         found = _options(words[place], synonyms)
         if found:
-            words[place] = _dressed(words[place], found[random.integers(len(found))])
+            words[place] = _with_case(words[place], found[random.integers(len(found))])
             changed += 1
         if changed == count:
             break
     return words
 
 
-def _insert(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms, rate: float) -> list[str]:
+def _insert(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms) -> list[str]:
     words = list(words)
     for _ in range(count):
         for place in random.permutation(len(words)):
@@ -205,7 +74,7 @@ def _insert(words: list[str], count: int, random: np.random.Generator, synonyms:
     return words
 
 
-def _swap(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms, rate: float) -> list[str]:
+def _swap(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms) -> list[str]:
     words = list(words)
     for _ in range(count if len(words) > 1 else 0):
         one, other = random.choice(len(words), size=2, replace=False)
@@ -213,8 +82,8 @@ def _swap(words: list[str], count: int, random: np.random.Generator, synonyms: S
     return words
 
 
-def _delete(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms, rate: float) -> list[str]:
-    kept = [word for word in words if random.random() >= rate]
+def _delete(words: list[str], count: int, random: np.random.Generator, synonyms: Synonyms) -> list[str]:
+    kept = [word for word in words if random.random() >= RATE]
     return kept or [words[random.integers(len(words))]]
 
 
@@ -223,13 +92,15 @@ def _core(word: str) -> str:
 
 
 def _options(word: str, synonyms: Synonyms) -> tuple[str, ...]:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
     core = _core(word)
-    return () if core in _STOP_WORDS or not core.isalpha() else synonyms(core)
+    return () if core in ENGLISH_STOP_WORDS or not core.isalpha() else synonyms(core)
 
 
-def _dressed(word: str, synonym: str) -> str:
-    """``synonym`` with the capital and the punctuation of ``word``."""
+def _with_case(word: str, synonym: str) -> str:
+    """``synonym`` with the capitalisation and punctuation of ``word``."""
     core = _core(word)
     start = word.casefold().find(core)
-    put = synonym.capitalize() if word[start : start + 1].isupper() else synonym
-    return word[:start] + put + word[start + len(core) :]
+    cased = synonym.capitalize() if word[start : start + 1].isupper() else synonym
+    return word[:start] + cased + word[start + len(core) :]

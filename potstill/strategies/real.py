@@ -1,7 +1,7 @@
-"""Real training texts with their labels, in place of generated ones: what synthetic data is measured against.
+"""Real training texts with their labels instead of generated ones, as a reference for synthetic data.
 
-Li et al. call it real data, PromptMix its human upper bound. Which of them: a random order by the data seed, the first
-``augment.per_class`` of every class (all, where there are fewer).
+Li et al. call this real data; it is PromptMix's human upper bound. The data seed decides a random order; the first
+``augment.per_class`` texts of every class are taken, or all if there are fewer.
 """
 
 from __future__ import annotations

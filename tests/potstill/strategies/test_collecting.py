@@ -16,10 +16,10 @@ from potstill.labels.questions import VOTE, Embeddings, Questions
 from potstill.labels.resolution import resolve
 from potstill.prompts.render import render
 from potstill.rows import UNKNOWN, Example
-from potstill.strategies import STRATEGIES, eda, gpt3mix, plan, wordnet
+from potstill.strategies import STRATEGIES, eda, gpt3mix, wordnet
 from potstill.strategies.contract import Written
 from potstill.task import LabelledText, TaskData
-from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
+from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task, plan
 
 TASK, SEEDS = make_task(), make_seeds()
 TRAIN = tuple(LabelledText(f"t{i}-{label}", f"text {i} of {label}", label) for i in range(9) for label in TASK.labels)

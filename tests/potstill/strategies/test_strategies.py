@@ -9,15 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.config import Alpha, AugmentConfig
-from potstill.errors import InputError
-from potstill.prompts.contents import percentages
+from potstill.prompts.contents import Context, percentages
 from potstill.prompts.render import to_requests
 from potstill.rows import Sampling
-from potstill.strategies import STRATEGIES, next_counts, plan
-from potstill.strategies.contract import texts_wanted
+from potstill.strategies import STRATEGIES, next_counts, texts_wanted
 from potstill.strategies.promptmix import draw_alpha
 from potstill.teacher import Teacher
-from tests.support.made_up import IDENTITY, WORDS, make_seeds, make_task
+from tests.support.made_up import IDENTITY, WORDS, make_seeds, make_task, plan
 
 TASK, SEEDS = make_task(), make_seeds()
 
@@ -87,11 +85,10 @@ def test_zero_shot_shows_no_seed() -> None:
 def test_contexts_are_used_where_the_task_lists_some() -> None:
     task = make_task(contexts={"topics": ["war", "peace"], "class_topics": {"tool": ["wood"]}, "styles": ["terse"]})
     drafts = list(plan(task, SEEDS, AugmentConfig(), 0, {"tool": (0, 5), "animal": (0, 20)}))
-    assert {draft.prompt.topic for draft in drafts if draft.target_label == "tool"} == {"wood"}
-    assert {draft.prompt.topic for draft in drafts if draft.target_label == "animal"} == {"war", "peace"}
-    assert all(
-        draft.prompt.topic is None for draft in plan(task, SEEDS, AugmentConfig(contexts=False), 0, {"tool": (0, 5)})
-    )
+    assert {draft.prompt.context.topic for draft in drafts if draft.target_label == "tool"} == {"wood"}
+    assert {draft.prompt.context.topic for draft in drafts if draft.target_label == "animal"} == {"war", "peace"}
+    for draft in plan(task, SEEDS, AugmentConfig(contexts=False), 0, {"tool": (0, 5)}):
+        assert draft.prompt.context == Context()
 
 
 @given(st.integers(0, 10_000), st.floats(0.5, 1.0), st.floats(0.5, 1.0))
@@ -112,12 +109,6 @@ def test_mean_alpha_is_that_of_the_paper() -> None:
 )
 def test_percentages_are_not_truncated(alpha: float, shares: tuple[int, int]) -> None:
     assert percentages(alpha) == shares
-
-
-def test_unknown_strategies_are_told_the_known() -> None:
-    augment = AugmentConfig.model_construct(strategy="magic")
-    with pytest.raises(InputError, match="few_shot, gpt3mix, promptmix, real, sahu2022, zero_shot"):
-        plan(TASK, SEEDS, augment, 0, {})
 
 
 def test_next_counts() -> None:
