@@ -1,23 +1,22 @@
-"""When a search has to end before its trials are done: money, time, or nothing but errors."""
+"""When a search ends before its trials are done: the budget or time is used up, or every trial fails."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-SAME_ERRORS = 3
-"""The first so many trials with one and the same error, and no other outcome, end a search."""
+SAME_ERRORS = 3  # a search ends if its first trials all fail with the same error
 
 
 def gist(error: str) -> str:
-    """The error without its counts: trials of other sizes have other numbers of the same failures."""
+    """The error with its counts masked, since they differ between trials."""
     return re.sub(r"(?<!HTTP )\b\d+", "#", error)
 
 
 class Ending:
-    """Told of every outcome; ``reason`` says why no further rung should begin, once there is a reason.
+    """Collects outcomes. ``reason``: why no further rung should start, or None.
 
-    ``budget_usd`` is for trials alone, without what is put aside for the finals; ``deadline`` by the caller's clock.
+    ``budget_usd``: for trials, without the reserve for the finals; ``deadline``: on the caller's clock.
     """
 
     def __init__(self, budget_usd: float | None = None, deadline: float | None = None) -> None:
@@ -28,21 +27,21 @@ class Ending:
         self.error: str | None = None
 
     def succeeded(self, spent_usd: float) -> None:
-        """A rung gave a score; ``spent_usd`` by all so far."""
+        """A rung was scored; ``spent_usd``: total so far."""
         self._good += 1
         if self._budget_usd is not None and spent_usd >= self._budget_usd:
-            self.reason = self.reason or f"search.budget_usd: ${spent_usd:.4g} are spent, the rest is for the finals"
+            self.reason = self.reason or f"search.budget_usd: ${spent_usd:.4g} spent; the rest is reserved for the finals"
 
     def failed(self, error: str) -> None:
-        """A trial failed. What failed for lack of money ends the search, and so do the same errors over and over."""
+        """A trial failed. An exhausted budget ends the search, and so do ``SAME_ERRORS`` equal errors at its start."""
         self._errors[gist(error)] += 1
         if "budget_usd" in error:
             self.reason = self.reason or error
         if not self._good and self._errors[gist(error)] >= SAME_ERRORS and len(self._errors) == 1:
             self.error = error
-            self.reason = f"the first {SAME_ERRORS} trials failed alike"
+            self.reason = f"the first {SAME_ERRORS} trials failed with the same error"
 
     def passed(self, now: float) -> None:
-        """What time it is."""
+        """Check the deadline."""
         if self._deadline is not None and now >= self._deadline:
-            self.reason = self.reason or "search.budget_hours is over"
+            self.reason = self.reason or "search.budget_hours is used up"

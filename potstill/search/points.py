@@ -1,8 +1,7 @@
-"""Points of a search: a value for each field of the space, and the config that makes of the base config.
+"""Points of a search: a value for each field of the space, and the trial configs that they define.
 
-Points of a grid are in the order of the space, the last field fastest; random points are keyed draws, so that 50
-trials begin with the 20 of a shorter search. What TPE suggests comes from Optuna, through ``distributions`` and
-``decode``.
+A grid varies the last field fastest. Random points are keyed draws, so 50 trials begin with the 20 of a shorter search.
+TPE's suggestions come from Optuna through ``decode``.
 """
 
 from __future__ import annotations
@@ -28,16 +27,15 @@ Point = Mapping[str, Value]
 
 SECTIONS = ("augment", "relabel", "student")
 SEARCHED_OTHERWISE = {
-    "student.seed": "training seeds are repeated by search.repeats",
-    "student.repeats": "training seeds are repeated by search.repeats",
-    **{f"student.{name}": "it changes no score" for name in STUDENT_WITHOUT_EFFECT},
+    **dict.fromkeys(("student.seed", "student.repeats"), "use search.repeats for more training seeds"),
+    **{f"student.{name}": "it does not change scores" for name in STUDENT_WITHOUT_EFFECT},
 }
-MOST_COMBINATIONS = 512  # of values that are tried out when a config is read
-MOST_REPEATS = 100  # draws in a row that gave nothing new, and 20 for each point: then the space counts as used up
+MOST_COMBINATIONS = 512  # of values checked when a config is read
+MOST_REPEATS = 100  # plus 20 per point: consecutive draws without a new point after which the space counts as exhausted
 
 
 def search_of(config: Config) -> SearchConfig:
-    """The ``search`` section. ``ValueError`` without one: callers have checked."""
+    """The ``search`` section. Raises ``ValueError`` without one."""
     if config.search is None:
         raise ValueError("the config has no search section")
     return config.search
@@ -46,23 +44,23 @@ def search_of(config: Config) -> SearchConfig:
 def apply(config: Config, point: Point) -> Config:
     """The config of a trial: ``config`` with the point's values, without search and comparisons.
 
-    Raises ``pydantic.ValidationError`` where the values don't fit each other.
+    Raises ``pydantic.ValidationError`` if the values contradict each other.
     """
     content = config.model_dump(mode="json", exclude={"search"})
     content["evaluate"]["compare"] = []
-    for name, value in point.items():
+    for name, value in jsonable(point).items():
         *parents, last = name.split(".")
         target = content
         for parent in parents:
             target = target[parent]
-        target[last] = list(value) if isinstance(value, tuple) else value
+        target[last] = value
     return Config.model_validate(content)
 
 
 def rungs(config: Config) -> list[Config]:
-    """The configs of a trial's rungs, from a trial's config (``apply``) and the search's shares; the last one is whole.
+    """The configs of a trial's rungs, from the trial's config (``apply``) and the search's shares; the last is complete.
 
-    A rung that would be the same as the one before it is left out: with 3 texts a class there is little to halve.
+    A rung equal to the previous one is left out, as happens with few texts per class.
     """
 
     def at(texts: float, epochs: float) -> Config:
@@ -93,7 +91,7 @@ def trial_rungs(config: Config, point: Point) -> list[Config]:
 
 
 def problems(config: Config) -> list[Problem]:
-    """Everything about the search space that does not fit the config; empty without a search section."""
+    """All problems of the search space; none without a search section."""
     if config.search is None:
         return []
     search = config.search
@@ -111,33 +109,28 @@ def problems(config: Config) -> list[Problem]:
         elif name in SEARCHED_OTHERWISE:
             found.append(Problem(where, f"can't be searched: {SEARCHED_OTHERWISE[name]}"))
         else:
-            bad = []
-            for value in _tried(one):
-                complaint = _complaint(config, {name: value})
-                if complaint:
-                    bad.append(Problem(f"{where} = {_shown(value)}", complaint))
-            found += bad
-            if not bad:
-                usable[name] = _tried(one)
+            usable[name] = _tried(one)
+            complaints = {value: _complaint(config, {name: value}) for value in usable[name]}
+            found += [Problem(f"{where} = {_shown(value)}", text) for value, text in complaints.items() if text]
     if not found:
         found += _combinations(config, usable)
     if isinstance(config.teacher, EmbeddedTeacher) and "cost_usd" in search.objective:
-        found.append(Problem("search.objective", "cost_usd of an embedded teacher is always 0; use tokens"))
+        found.append(Problem("search.objective", "cost_usd is always 0 for an embedded teacher; use tokens"))
     return found
 
 
 def _tried(one: Range) -> list[Value]:
-    """All values of a short range, the ends of a long one."""
+    """The values to check: all of a short range, the ends of a long one."""
     listed = one.values()
     if listed is None:
         low, high = one.ends
-        # In between too: of a whole number, a continuous range has only its ends.
+        # Also one in between, since the ends of a continuous range may be whole numbers.
         return [int(low), int(high)] if one.randint is not None else [low, one.at(0.37), high]
     return list(listed) if len(listed) <= MOST_COMBINATIONS else [listed[0], listed[-1]]
 
 
 def _combinations(config: Config, usable: Mapping[str, Sequence[Value]]) -> list[Problem]:
-    """Values that are right alone and wrong together."""
+    """Combinations of valid values that contradict each other."""
     together: Iterator[tuple[Value, ...]] = itertools.product(*usable.values())
     if math.prod(map(len, usable.values())) > MOST_COMBINATIONS:
         together = itertools.product(*((values[0], values[-1]) for values in usable.values()))
@@ -147,11 +140,12 @@ def _combinations(config: Config, usable: Mapping[str, Sequence[Value]]) -> list
         complaint = _complaint(config, point)
         if complaint:
             shown = ", ".join(f"{name} = {_shown(value)}" for name, value in point.items())
-            found.setdefault(complaint, Problem("search.space", f"{shown} don't go together: {complaint}"))
+            found.setdefault(complaint, Problem("search.space", f"{shown} contradict each other: {complaint}"))
     return list(found.values())
 
 
 def _complaint(config: Config, point: Point) -> str:
+    """Why the config rejects ``point``, or an empty string."""
     try:
         apply(config, point)
     except ValidationError as error:
@@ -160,7 +154,7 @@ def _complaint(config: Config, point: Point) -> str:
 
 
 def size(search: SearchConfig) -> int | None:
-    """How many points the space has; ``None`` where they can't be counted."""
+    """The number of points in the space, None if it is infinite."""
     counts = [one.values() for one in search.space.values()]
     return math.prod(len(values) for values in counts if values is not None) if None not in counts else None
 
@@ -173,7 +167,7 @@ def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
 
 
 def random_points(search: SearchConfig) -> Iterator[dict[str, Value]]:
-    """Different points without end, or until a finite space is used up. The n-th is the same however many are asked for."""
+    """Distinct points, endless unless the space is finite. The n-th does not depend on how many are taken."""
     seen: set[str] = set()
     repeats, points = 0, size(search)
     for number in itertools.count():
@@ -189,7 +183,7 @@ def random_points(search: SearchConfig) -> Iterator[dict[str, Value]]:
 
 
 def fixed_points(search: SearchConfig) -> list[dict[str, Value]] | None:
-    """The points of all trials, where they are known beforehand: at most ``search.trials``; ``None`` for TPE."""
+    """The points of all trials, at most ``search.trials``; None for TPE, which chooses them as it runs."""
     if search.searcher == "tpe":
         return None
     points = grid(search) if search.searcher == "grid" else random_points(search)
@@ -197,7 +191,7 @@ def fixed_points(search: SearchConfig) -> list[dict[str, Value]] | None:
 
 
 def digest(point: Point) -> str:
-    """What names a point."""
+    """The name of a point."""
     return draws.digest(jsonable(point), size=6)
 
 
@@ -212,12 +206,12 @@ def from_json(data: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def encode(search: SearchConfig, point: Point) -> dict[str, Any]:
-    """A point as Optuna takes it: choices that are no plain value by their JSON."""
+    """A point as Optuna takes it; choices that are lists become JSON."""
     return {name: _category(value) if search.space[name].choice is not None else value for name, value in point.items()}
 
 
 def decode(search: SearchConfig, suggested: Mapping[str, Any]) -> dict[str, Value]:
-    """The point that Optuna suggested."""
+    """The point of Optuna's suggestion."""
     point = {}
     for name, one in search.space.items():
         value = suggested[name]
@@ -243,7 +237,7 @@ def _shown(value: Value) -> str:
 
 
 def in_words(point: Point) -> str:
-    """A point for a person: field names without their section where that is clear."""
+    """A point as readable text; field names without their section."""
 
     def put(value: Value) -> str:
         return f"{value:.3g}" if isinstance(value, float) else _shown(value) if isinstance(value, tuple) else str(value)

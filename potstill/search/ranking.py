@@ -1,4 +1,4 @@
-"""Which trials are best: by one objective, or those that no other beats in all of several."""
+"""Ranks trials by one objective, or by the Pareto front of several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def mode(metric: str) -> str:
 
 
 def merit(scores: Scores, metric: str) -> float:
-    """A score as a number of which more is better; what is not a number is worst."""
+    """A score with its sign set so that higher is better; NaN is worst."""
     value = scores[metric]
     if math.isnan(value):
         return -math.inf
@@ -24,25 +24,21 @@ def merit(scores: Scores, metric: str) -> float:
 
 
 def beats(one: Scores, other: Scores, objective: Sequence[str]) -> bool:
-    """Whether ``one`` is at least as good in everything and better in something (Pareto dominance)."""
+    """Whether ``one`` Pareto-dominates ``other``: no worse in any objective and better in one."""
     pairs = [(merit(one, metric), merit(other, metric)) for metric in objective]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def front(trials: Sequence[Scores], objective: Sequence[str]) -> list[int]:
-    """Positions of the trials that no other beats, in their order."""
-    return [
-        i
-        for i, one in enumerate(trials)
-        if not any(beats(other, one, objective) for j, other in enumerate(trials) if j != i)
-    ]
+    """Indices of the trials on the Pareto front, in order."""
+    return [i for i, one in enumerate(trials) if not any(beats(other, one, objective) for other in trials)]
 
 
 def best(trials: Sequence[Scores], objective: Sequence[str], count: int) -> list[int]:
-    """Positions of the best ``count`` trials, the best first.
+    """Indices of the best ``count`` trials, best first.
 
-    With several objectives those of the front come first, by the first objective that is a score of validation texts;
-    among equals the earlier trial.
+    With several objectives the front comes first. Trials are ordered by the first objective that scores predictions;
+    ties go to the earlier trial.
     """
     leading = next(metric for metric in objective if metric in BETTER_HIGH)
     ahead = set(front(trials, objective)) if len(objective) > 1 else set(range(len(trials)))

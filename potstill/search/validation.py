@@ -1,9 +1,9 @@
-"""What a search scores its trials on: never the test split.
+"""The texts that a search scores its trials on; never the test split.
 
-Where the task has real training texts, some of them, the validation split first. Where all there is are the seeds:
-cross-validation over them (each fold's student is trained without its seeds, and without texts whose prompts showed
-them, if enough are left), and texts that were written for validation alone, with a data seed of their own, of which
-those count that the teacher took for the class they were written for.
+If the task has real texts besides the seeds, a sample of them, the validation split first. Otherwise, cross-validation
+over the seeds (each fold's student trains without its seeds and, if enough texts are left, without those whose prompts
+showed them), plus held-back texts: generated with their own data seed for validation only. Only held-back texts that
+the teacher assigns to their target class count.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from potstill import draws
 from potstill.rows import Example
 from potstill.task import LabelledText, TaskData
 
-FEWEST = 10  # real texts; a score on fewer is a throw of dice
+FEWEST = 10  # real texts; fewer give too noisy a score
 FOLDS = 2
-HELD_BACK_SEED = 7919
-"""Added to the data seed for the texts that are held back: no trial has them for its own."""
+HELD_BACK_SEED = 7919  # added to the data seed for held-back texts, so that no trial trains on them
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """``texts`` with their classes; ``folds``: seeds that are held out together. ``real``: whether the texts are."""
+    """``texts``: labelled; ``folds``: seeds held out together; ``real``: whether the texts are real."""
 
     texts: tuple[LabelledText, ...]
     folds: tuple[tuple[LabelledText, ...], ...] = ()
@@ -31,7 +30,7 @@ class Validation:
 
     @property
     def digest(self) -> str:
-        """Hash of all of it."""
+        """Hash of texts and folds."""
         texts = [[row.text, row.label] for row in self.texts]
         return draws.digest([texts, [[row.text for row in fold] for fold in self.folds]], size=8)
 
@@ -39,14 +38,14 @@ class Validation:
         if self.real:
             return f"{len(self.texts)} validation texts"
         seeds = sum(map(len, self.folds))
-        return f"{len(self.texts)} texts held back and {seeds} seeds in {len(self.folds)} folds"
+        return f"{len(self.texts)} held-back texts and {seeds} seeds in {len(self.folds)} folds"
 
 
 def from_real(data: TaskData, most: int, seed: int) -> Validation | None:
-    """At most ``most`` texts of the validation split, filled up with training texts that no student is trained on
-    where it is smaller; of a rare class that the draw has missed one more.
+    """Up to ``most`` texts of the validation split, filled up with training texts, which no student trains on. A class
+    missing from the draw gets one additional text.
 
-    ``None`` where these are fewer than ``FEWEST``, or miss a class that the seeds have.
+    None if there are fewer than ``FEWEST``, or a class of the seeds is missing.
     """
     order = draws.shuffle(list(data.validation), seed, "search validation")
     order += draws.shuffle(list(data.train), seed, "search validation")
@@ -61,9 +60,9 @@ def from_real(data: TaskData, most: int, seed: int) -> Validation | None:
 def from_written(
     seeds: Sequence[LabelledText], examples: Sequence[Example], labels: Sequence[str], per_class: int
 ) -> Validation:
-    """The surest ``per_class`` texts of every class that the teacher agrees about, and folds of the seeds.
+    """The ``per_class`` most confident texts of each class whose target the teacher confirms, and folds of the seeds.
 
-    A class with one seed stays out of the folds: its student would have none.
+    A class with a single seed stays out of the folds, since its student would have none.
     """
     agreed = [one for one in examples if one.kept and one.teacher_label in (None, one.label)]
     agreed = [one for one in agreed if one.target_label in (None, one.label)]

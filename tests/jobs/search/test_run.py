@@ -234,7 +234,7 @@ def test_trials_that_all_fail_alike_end_it_after_three(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         assert [row["status"] for row in place.trials()] == ["failed"] * 3
         assert done.stderr.count("HTTP 400") == 1, done.stderr
-        assert "first 3 trials failed alike" in done.stderr
+        assert "first 3 trials failed with the same error" in done.stderr
 
 
 def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:

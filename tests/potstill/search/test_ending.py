@@ -12,7 +12,7 @@ def test_the_first_three_trials_with_one_error_end_it():
     assert ending.reason is None
     ending.failed("no such model")
     assert ending.error == "no such model"
-    assert "first 3 trials failed alike" in ending.reason
+    assert "first 3 trials failed with the same error" in ending.reason
 
 
 def test_errors_that_differ_in_their_counts_are_one_error():

@@ -57,7 +57,7 @@ def test_every_wrong_field_and_value_of_a_space_is_told_at_once():
         "augment.shots = 3: augment.shots = 3 is more than task.seeds_per_class = 2",
         "task.preset: only fields of augment, relabel, student",
         "student.seed: can't be searched",
-        "student.threads: can't be searched: it changes no score",
+        "student.threads: can't be searched: it does not change scores",
         "relabel.neighbours = 1",
         "did you mean augment.alpha.beta?",
         "student.epochs = 1.74",
@@ -69,7 +69,7 @@ def test_every_wrong_field_and_value_of_a_space_is_told_at_once():
 def test_values_that_are_right_alone_and_wrong_together_are_found():
     told = complaints({"space": {"augment.alpha.low": [0.5, 0.9], "augment.alpha.high": [0.7, 1.0]}})
     assert len(told) == 1
-    assert "augment.alpha.low = 0.9, augment.alpha.high = 0.7 don't go together" in told[0]
+    assert "augment.alpha.low = 0.9, augment.alpha.high = 0.7 contradict each other" in told[0]
 
 
 def test_an_embedded_teacher_has_no_dollars_to_save():
