@@ -57,7 +57,7 @@ class SearchWorkers:
 
     async def start(self) -> int:
         """Start the training processes and return their number. Teachers start later, in what is left of the cluster."""
-        count = self._placement.benches
+        count = self._placement.torch_workers
         if self._processes or not count:
             return len(self._processes)
         made = [self._make(number) for number in range(count)]

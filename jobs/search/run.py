@@ -114,7 +114,7 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
         where = "GPU" if placement.gpus else "CPU"
         terminal.say(
             f"scored on {validation}; {placement.concurrency} trials at a time, "
-            f"{placement.benches if placement.workers == 1 else placement.concurrency} training on {where}s"
+            f"{placement.torch_workers if placement.workers == 1 else placement.concurrency} training on {where}s"
         )
         ending = Ending(_for_trials(job.config, planned), _deadline(job.config, started))
         with SearchLog(job, table, workshop, planned.trials) as log:

@@ -1,4 +1,4 @@
-"""Put a stage's requests to the teacher pool: progress counted, tables written, costs added up."""
+"""Sends a stage's requests to the teacher pool, counts progress and costs, and writes the tables."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from potstill.errors import StageError
 from potstill.labels.answered import PLANNED, Answered
 from potstill.rows import REQUEST, Request, to_table
 
-MAX_ERROR_RATE = 0.1  # of a teacher that has no such setting
-EVERY_S = 2.0  # between two looks at batches under way
-PLANNED_TOGETHER = 1000  # requests of a table: a job that is stopped waits for no more
+MAX_ERROR_RATE = 0.1  # for teachers without that setting
+EVERY_S = 2.0  # between checks of running batches
+PLANNED_TOGETHER = 1000  # requests per table; stopping a job waits for at most one
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a stage asked and what that took; ``new_*`` is what the ledger did not have.
+    """Requests of a stage and their cost; ``new_*`` counts answers that the ledger did not have.
 
-    ``prompt_tokens``, ``completion_tokens`` and ``cost_usd`` are of all answers, whichever run paid for them;
-    ``new_tokens`` is of both kinds of the new ones.
+    ``prompt_tokens``, ``completion_tokens`` and ``cost_usd`` cover all answers, regardless of which run paid for them;
+    ``new_tokens`` is prompt and completion tokens together.
     """
 
     requests: int = 0
@@ -51,7 +51,7 @@ class Usage:
 
     @property
     def reused_requests(self) -> int:
-        """How many answers the ledger had."""
+        """Number of answers from the ledger."""
         return self.requests - self.new_requests
 
     def __add__(self, other: Usage) -> Usage:
@@ -66,12 +66,12 @@ def ask(
     expected: int,
     meter: Meter,
 ) -> tuple[Answered, Usage]:
-    """What was planned beside what was answered, and what that took.
+    """The plan with its answers, and the usage.
 
-    Writes ``request/<part>`` and ``response/<part>`` as requests are planned and answers come; prompts are not kept.
-    ``expected``: how many requests there are, at most. Requests of the same content are asked once. Raises
-    ``StageError`` with the commonest error as soon as too large a share of the requests failed
-    (``teacher.max_error_rate``), when what was under way is in the ledger; single failures have nulls for an answer.
+    Writes ``request/<part>`` and ``response/<part>`` while it runs; prompts are not kept in memory. ``expected``: at most
+    how many requests there are. Equal requests are asked once; failed ones get null answers. Raises ``StageError`` with
+    the most common error as soon as the share of failures exceeds ``teacher.max_error_rate`` and running requests are
+    in the ledger.
     """
     start = time.monotonic()
     meter.expect(expected)
@@ -108,7 +108,7 @@ def ask(
 
 
 def _distinct(requests: Iterable[Request], plan: list[pa.Table], asked: TableStream) -> Iterator[pa.Table]:
-    """Tables of the requests that were not there before; ``plan`` gets some columns of all, ``asked`` what is new."""
+    """Tables of the distinct requests. Appends the ``PLANNED`` columns of all requests to ``plan``; writes the tables to ``asked``."""
     seen: set[bytes] = set()
     for some in chunks(requests, PLANNED_TOGETHER):
         table = to_table(some, Request)
@@ -124,7 +124,7 @@ def _distinct(requests: Iterable[Request], plan: list[pa.Table], asked: TableStr
 
 
 def _usage(table: pa.Table) -> Usage:
-    """What some answers took, but for the time."""
+    """The usage of some answers, without the time."""
     fresh = table.filter(pc.invert(table["reused"]))
     return Usage(
         requests=table.num_rows,
@@ -145,13 +145,13 @@ def _sum(column: pa.ChunkedArray) -> Any:
 
 def _stopped(part: str, reason: str) -> StageError:
     return StageError(
-        f"{part}: {reason.rstrip('.')}. What was answered is in the ledger; the same command goes on from there."
+        f"{part}: {reason.rstrip('.')}. The answers so far are in the ledger; rerun the command to resume."
     )
 
 
 @contextlib.contextmanager
 def watched(pool: TeacherPool, meter: Meter, every_s: float = EVERY_S) -> Iterator[None]:
-    """Within it the meter's note says how far batches are, where there are any, or what all requests wait for."""
+    """Shows in the meter's note the progress of batches, or what requests are waiting for."""
     left = threading.Event()
 
     def watch() -> None:

@@ -1,7 +1,4 @@
-"""The teacher as classifier of given texts (PromptMix's NN + LLM, steps 8 to 10): no student, no training.
-
-predictions = classify(job, pool, data.test, calibrated=False)
-"""
+"""The teacher classifies given texts directly (PromptMix's NN + LLM, steps 8 to 10): no student, no training."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from jobs.stages.ask import Usage, ask
 from jobs.stages.generate import usage_metrics
 from potstill.errors import StageError
 from potstill.labels import evidence
+from potstill.labels.calibration import normalise
 from potstill.labels.prototypes import class_texts
 from potstill.labels.questions import Embeddings
 from potstill.measures.baselines import as_predictions
@@ -30,14 +28,14 @@ RAW, CALIBRATED = "teacher_raw", "teacher_calibrated"
 
 def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None:
     """Ask for the class of every text; writes ``prediction/teacher_raw``, ``prediction/teacher_calibrated`` and
-    ``classify.json``. Raises ``StageError`` if nothing was answered.
+    ``classify.json``. Raises ``StageError`` without any answer.
 
-    Raw: the mean over votes of the probabilities of the classes that were offered. Calibrated: batch calibration over
-    the texts first. A text without an answer gets an even distribution, so it counts as the first class.
+    Raw: class probabilities averaged over votes. Calibrated: votes are batch calibrated over the texts first. A text
+    without an answer gets a uniform distribution, so it counts as the first class.
     """
     config, labels = job.config, job.labels
     with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
-        # Which classes are near matters only where not all of them are offered.
+        # Embeddings only matter if not all classes are offered.
         asked_about = [row.text for row in texts] if len(labels) > config.relabel.neighbours else []
         found, seeds, classes = embed(asked_about, [seed.text for seed in job.data.seeds], class_texts(job.task))
         vectors = found if asked_about else np.zeros((len(texts), classes.shape[1]), dtype=np.float32)
@@ -48,7 +46,7 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         votes = evidence.read_votes(job.task, answered, len(texts))
         unanswered = int((~np.isfinite(votes).any((1, 2))).sum())
         if unanswered == len(texts):
-            raise StageError(f"{PART}: the teacher answered nothing; see {job.run.path}/response")
+            raise StageError(f"{PART}: the teacher answered no request; see {job.run.path}/response")
         for part, probs in ((RAW, raw_probs(votes)), (CALIBRATED, evidence.teacher_probs(votes)[0])):
             even = np.where(np.isfinite(probs), probs, 1.0 / len(labels))
             job.run.write(Prediction, part, as_predictions(texts, even, labels))
@@ -62,15 +60,12 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
 def raw_probs(votes: np.ndarray) -> np.ndarray:
     """The teacher's class probabilities averaged over ``votes`` (n_texts, votes, n_classes): 0 for a class that was not
     offered, NaN for a text without an answer."""
-    logprobs = np.where(np.isfinite(votes), votes, -np.inf)
-    top = logprobs.max(axis=2, keepdims=True)
-    voted = np.isfinite(top[:, :, 0])
-    odds = np.exp(logprobs - np.where(np.isfinite(top), top, 0.0))
-    probs = odds / np.maximum(odds.sum(axis=2, keepdims=True), 1e-300)
-    total, counted = probs.sum(axis=1), voted.sum(axis=1)
-    return np.where(counted[:, None] > 0, total / np.maximum(counted, 1)[:, None], np.nan)
+    voted = np.isfinite(votes).any(2, keepdims=True)
+    probs = np.where(voted, normalise(np.where(np.isfinite(votes), votes, -np.inf)), 0.0)
+    counted = voted.sum(1)
+    return np.where(counted > 0, probs.sum(1) / np.maximum(counted, 1), np.nan)
 
 
 def usage_of(job: Job) -> Usage:
-    """What asking took, as ``classify.json`` has it."""
+    """The usage stored in ``classify.json``."""
     return Usage(**job.run.read_json(PART)["usage"])

@@ -1,10 +1,10 @@
-"""Stage 1: the teacher writes texts, filters drop what must not reach the student.
+"""Stage 1: the teacher writes texts, and filters drop those that must not reach the student.
 
     potstill generate conf/trec6.yaml
 
-Texts are counted after the filters: classes that fall short are asked for more, at most
-``augment.max_rounds`` times, and what is still missing is reported. The n-th draw of a class is the same
-whatever else is asked, so a later round only goes on where the last one stopped.
+Texts are counted after filtering. Classes that fall short are asked for again, in at most ``augment.max_rounds`` rounds;
+what is still missing is reported. The n-th draw of a class does not depend on the others, so a later round continues
+where the previous one stopped.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
 from potstill.texts import filters
 from potstill.texts.parsing import CUT_SHORT
 
-CUT_OFTEN = 0.2  # share of the texts that were cut short from which on it is said
+CUT_OFTEN = 0.2  # share of texts cut short above which we warn
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateReport:
-    """What came out of generation; ``missing`` is by class, against what over-generation asked for.
-
-    ``texts`` are the kept and the ``dropped``, which the parser took for none or a filter has marked.
-    """
+    """The result of generation. ``texts``: kept and dropped; ``dropped``: by reason, whether the parser or a filter
+    dropped them; ``missing``: texts short of the target, by class."""
 
     usage: Usage
     rounds: int
@@ -45,7 +43,7 @@ class GenerateReport:
 
 
 def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> Iterator[Request]:
-    """The requests for the draws [start, stop) of every class, each made when it is asked for."""
+    """The requests for the draws [start, stop) of every class, made lazily."""
     augment = job.config.augment
     drafts = job.strategy.plan(job.task, job.data.seeds, augment, job.config.seed, counts)
     sampling = Sampling(augment.temperature, augment.top_p, augment.max_tokens)
@@ -53,7 +51,7 @@ def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> Iterator[R
 
 
 def next_counts(job: Job, examples: Sequence[Example], drawn: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """The draws to ask for next, by class that is short of texts; ``drawn`` is how many each has had."""
+    """The draws to ask for next, for classes short of texts; ``drawn``: draws so far, by class."""
     augment = job.config.augment
     kept = collections.Counter(example.target_label for example in examples if example.kept)
     texts = {label: kept[label] for label in job.task.labels}
@@ -62,7 +60,7 @@ def next_counts(job: Job, examples: Sequence[Example], drawn: Mapping[str, int])
 
 
 def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport]:
-    """Run the stage; writes ``example/generated``. Raises ``StageError`` if a class got no text at all."""
+    """Run the stage; writes ``example/generated``. Raises ``StageError`` if a class has no usable text."""
     examples: list[Example] = []
     usage, rounds = Usage(), 0
     unread: collections.Counter[str] = collections.Counter()
@@ -81,7 +79,7 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
             answered, used = ask(job, pool, f"generate-{rounds}", requests, planned, meter)
             usage += used
             examples = _filter(job, examples + _parse(job, answered, unread))
-            if rounds == 1:  # while the rounds to come can still be spared
+            if rounds == 1:  # early enough to avoid further rounds
                 _warn_of_cuts(job, unread[CUT_SHORT], len(examples) + unread.total())
             drawn |= {label: stop for label, (_, stop) in counts.items()}
             counts = next_counts(job, examples, drawn)
@@ -89,12 +87,12 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
         job.run.write(Example, "generated", examples)
         job.run.write_json("generate", as_json(report))
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
-        source = "that no teacher wrote" if collected is not None else f"in {usage.requests} replies"
-        line.summary = f"{report.kept} texts kept of {report.texts} {source}{_dropped(report.dropped)}"
-    unlabelled = job.strategy.unlabelled
-    empty = [label for label in job.task.labels if not any(e.kept and e.target_label == label for e in examples)]
-    if unlabelled:
-        empty = [] if any(example.kept for example in examples) else ["any"]
+        source = "collected" if collected is not None else f"from {usage.requests} replies"
+        line.summary = f"kept {report.kept} of {report.texts} texts {source}{_dropped(report.dropped)}"
+    kept = {example.target_label for example in examples if example.kept}
+    empty = [label for label in job.task.labels if label not in kept]
+    if job.strategy.unlabelled:
+        empty = [] if kept else ["any"]
     if empty:
         raise StageError(
             f"generate: no usable text for class {', '.join(map(repr, empty))}; see {job.run.path}/response"
@@ -102,13 +100,13 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
     if report.missing:
         short = ", ".join(f"{label} {count}" for label, count in report.missing.items())
         job.terminal.warn(
-            f"after {rounds} rounds still short of {strategies.texts_wanted(job.config.augment)} texts a class: {short}"
+            f"after {rounds} rounds, texts missing to reach {strategies.texts_wanted(job.config.augment)} per class: {short}"
         )
     return examples, report
 
 
 def usage_metrics(usage: Usage) -> dict[str, float]:
-    """Usage under the names that MLflow shows."""
+    """Usage by MLflow metric name."""
     return {
         "requests": usage.requests,
         "requests_new": usage.new_requests,
@@ -124,11 +122,10 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
 
 
 def _collect(job: Job) -> list[Example]:
-    """The texts of a strategy that asks no teacher to write, each once."""
+    """The distinct texts of a strategy that collects them."""
     strategy = job.config.augment.strategy
-    collect = strategies.find(strategy).collect
-    assert collect is not None
-    written = dict.fromkeys(collect(job.task, job.data, job.config.augment, job.config.seed))
+    assert job.strategy.collect is not None
+    written = dict.fromkeys(job.strategy.collect(job.task, job.data, job.config.augment, job.config.seed))
     return [
         Example(
             example_id=example_id(one.text, strategy),
@@ -143,11 +140,11 @@ def _collect(job: Job) -> list[Example]:
 
 
 def _parse(job: Job, answered: Answered, unread: collections.Counter[str]) -> list[Example]:
-    """Every utterance of every reply, in the order of the plan; ``unread`` counts the lines that were taken for none."""
+    """The texts of all replies, in plan order; ``unread`` counts dropped lines by reason."""
     parse = job.strategy.parse
-    told = ("request_id", "strategy", "target_label", "mix_label", "alpha")
+    columns = ("request_id", "strategy", "target_label", "mix_label", "alpha")
     examples = []
-    for reply, finish_reason, *request in answered.rows("text", "finish_reason", *told):
+    for reply, finish_reason, *request in answered.rows("text", "finish_reason", *columns):
         if reply is None:
             continue
         request_id, strategy, target_label, mix_label, alpha = request
@@ -179,9 +176,7 @@ def _report(
     job: Job, examples: Sequence[Example], unread: collections.Counter[str], usage: Usage, rounds: int
 ) -> GenerateReport:
     kept = collections.Counter(example.target_label for example in examples if example.kept)
-    # Who collects texts takes what there is.
-    collects = job.strategy.collect is not None
-    wanted = 0 if collects else strategies.texts_wanted(job.config.augment)
+    wanted = strategies.texts_wanted(job.config.augment) if job.strategy.collect is None else 0
     missing = {label: wanted - kept[label] for label in job.task.labels if kept[label] < wanted}
     dropped = unread + collections.Counter(example.dropped_because for example in examples if example.dropped_because)
     texts = len(examples) + unread.total()
@@ -189,11 +184,11 @@ def _report(
 
 
 def _warn_of_cuts(job: Job, cut: int, texts: int) -> None:
-    """Say that much of what is paid for is thrown away, since the teacher was not let to end it."""
+    """Warn if many paid-for texts are dropped because ``augment.max_tokens`` cut them short."""
     if cut > CUT_OFTEN * texts:
         job.terminal.warn(
             f"{cut} of the first {texts} texts were cut short and dropped; raise augment.max_tokens = "
-            f"{job.config.augment.max_tokens} (what was asked with it is then asked anew)"
+            f"{job.config.augment.max_tokens} (this asks all requests again)"
         )
 
 

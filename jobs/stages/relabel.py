@@ -1,14 +1,14 @@
-"""Stage 2: the teacher says what class its texts are of; evidence decides which of them the student sees.
+"""Stage 2: the teacher relabels the generated texts, and the most confident are selected for the student.
 
     potstill relabel RUN
 
-The teacher is asked the same about the labelled seeds (each left out of its own prompt), so the run can say
-how far it is to be trusted; where relabelling everything would do harm, it is not done.
+The teacher also labels the seeds (each left out of its own prompt). Their accuracy decides which label changes are
+applied (``potstill/labels/resolution.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -30,28 +30,30 @@ from potstill.rows import Example, Request
 
 @dataclass(frozen=True, slots=True)
 class Relabelled:
-    """What the stage leaves in ``relabel.json``."""
+    """The content of ``relabel.json``."""
 
     usage: Usage
     report: RelabelReport
 
 
 def relabel(job: Job, pool: TeacherPool) -> Resolution:
-    """Run the stage; writes ``example/relabelled`` (every text, also those that were dropped)."""
-    generated = job.run.read(Example, "generated")
+    """Run the stage; writes ``example/relabelled`` (every text, including dropped ones)."""
+    config, generated = job.config, job.run.read(Example, "generated")
     standing = [example for example in generated if example.kept]
     with job.terminal.stage("relabel") as line, job.tracker.stage("relabel") as record:
         line.note("embedding")
         vectors = _embed(job, standing)
-        requests, checks = plan_requests(job, standing, vectors) if job.config.relabel.enabled else ((), [])
+        requests: Iterable[Request] = ()
+        checks, expected = [], 0
+        if config.relabel.enabled:
+            requests = job.questions.about_texts([example.text for example in standing], vectors)
+            checks = job.questions.about_seeds(vectors)
+            expected = len(checks) + config.relabel.votes * len(standing)
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        expected = len(checks) + count_requests(job, len(standing))
-        planned = chain(checks, requests)
-        answered, usage = ask(job, pool, "relabel", planned, expected, meter)
+        answered, usage = ask(job, pool, "relabel", chain(checks, requests), expected, meter)
         of_seeds, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
-        per_class = job.config.augment.per_class
-        resolution = resolve(job.questions, standing, of_texts, of_seeds, vectors, per_class)
+        resolution = resolve(job.questions, standing, of_texts, of_seeds, vectors, config.augment.per_class)
         report = resolution.report
         request_ids = of_texts.plan["request_id"].to_pylist()
         resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
@@ -63,17 +65,15 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         line.summary = _summary(report)
     for warning in report.warnings:
         job.terminal.warn(warning)
-    short = [f"{label} {count}" for label, count in report.kept_per_class if count < job.config.augment.per_class]
+    wanted = config.augment.per_class
+    short = ", ".join(f"{label} {count}" for label, count in report.kept_per_class if count < wanted)
     if short:
-        wanted = job.config.augment.per_class
-        job.terminal.warn(
-            f"fewer than augment.per_class = {wanted} texts kept: {', '.join(short)}; raise augment.over_generate"
-        )
+        job.terminal.warn(f"fewer than augment.per_class = {wanted} texts kept: {short}; raise augment.over_generate")
     return resolution
 
 
 def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tuple[Example, ...]:
-    """Every example with the request of its first vote; the others of its text follow that one in the plan."""
+    """The examples with the request ids of their first votes; further votes follow that one in the plan."""
     if not request_ids:
         return tuple(examples)
     each, rest = divmod(len(request_ids), len(examples))
@@ -83,32 +83,13 @@ def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tu
     )
 
 
-def count_requests(job: Job, texts: int) -> int:
-    """How many questions there are about so many texts."""
-    relabel = job.config.relabel
-    return relabel.votes * texts if relabel.enabled else 0
-
-
-def plan_requests(
-    job: Job, examples: Sequence[Example], vectors: Embeddings
-) -> tuple[Iterator[Request], list[Request]]:
-    """The questions about the texts, each made when it is asked for, and the same about the seeds."""
-    texts = [example.text for example in examples]
-    return job.questions.about_texts(texts, vectors), job.questions.about_seeds(vectors)
-
-
 def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
-    return Embeddings(
-        *job.embed(
-            [example.text for example in examples],
-            [seed.text for seed in job.data.seeds],
-            class_texts(job.task),
-        )
-    )
+    texts, seeds = [example.text for example in examples], [seed.text for seed in job.data.seeds]
+    return Embeddings(*job.embed(texts, seeds, class_texts(job.task)))
 
 
 def _diversity(job: Job, resolution: Resolution, vectors: np.ndarray) -> dict[str, Any]:
-    """How diverse the texts are that were written, and those that are kept."""
+    """Diversity of the generated and of the kept texts."""
     kept = [i for i, example in enumerate(resolution.examples) if example.kept]
     labels = [example.label for example in resolution.examples]
     return {
@@ -130,11 +111,11 @@ def _metrics(report: RelabelReport) -> dict[str, float]:
 
 
 def _summary(report: RelabelReport) -> str:
-    words = [f"{report.kept} of {report.texts} texts kept"]
+    parts = [f"kept {report.kept} of {report.texts} texts"]
     if report.seed_accuracy is not None:
-        words.append(f"teacher right on {report.seed_accuracy:.0%} of the seeds, {report.guard}")
-    words.append(f"{report.share_contradicted:.0%} contradicted, {report.share_changed:.0%} changed")
+        parts.append(f"teacher accuracy on the seeds {report.seed_accuracy:.0%} ({report.guard})")
+    parts.append(f"teacher disagrees on {report.share_contradicted:.0%}, labels changed {report.share_changed:.0%}")
     if report.changes:
-        source, target, count = max(report.changes, key=lambda change: change[2])
-        words.append(f"mostly {source} -> {target} ({count})")
-    return "; ".join(words)
+        source, target, count = report.changes[0]
+        parts.append(f"most often {source} -> {target} ({count})")
+    return "; ".join(parts)

@@ -30,7 +30,9 @@ class Ending:
         """A rung was scored; ``spent_usd``: total so far."""
         self._good += 1
         if self._budget_usd is not None and spent_usd >= self._budget_usd:
-            self.reason = self.reason or f"search.budget_usd: ${spent_usd:.4g} spent; the rest is reserved for the finals"
+            self.reason = (
+                self.reason or f"search.budget_usd: ${spent_usd:.4g} spent; the rest is reserved for the finals"
+            )
 
     def failed(self, error: str) -> None:
         """A trial failed. An exhausted budget ends the search, and so do ``SAME_ERRORS`` equal errors at its start."""

@@ -1,9 +1,8 @@
-"""Where a search's processes go: teachers, training processes and trials, so that none waits for another for ever.
+"""Divides the cluster between a search's teachers, torch workers and trials, so that they cannot deadlock.
 
-Pure arithmetic on what the cluster has. A trial itself only plans and waits, so it asks for a hundredth of a CPU.
-Training is done by processes that stay for the whole search (one of them trains a student for whichever trial comes
-next), unless a student takes several workers: then each trial starts a Ray Train fit of its own, and no more trials
-run than fits have room.
+A trial only plans and waits, so it requests 0.01 CPU. Torch workers live for the whole search, and each trains one
+student at a time, for any trial. If a student needs several workers, each trial starts its own Ray Train fit instead,
+and at most as many trials run as fits have room.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from potstill.config.teacher import EmbeddedTeacher
 from potstill.errors import Problem
 
 TRIAL_CPUS = 0.01
-TEACHER_CPUS = 0.49  # of an embedded teacher without GPUs (``actors/teachers/pool.py``)
-HTTP_CPUS = 0.1  # of a process that sends requests (``actors/teachers/http.py``)
-SMALL_CPUS = 0.1  # for what hands out work and looks after the rest
-BENCH_CPUS = 0.8  # of a training process, for each of its threads
-BENCH_CPUS_BESIDE_TEACHER = 0.4  # the same beside embedded teachers, who work in bursts: each core has one of both
-TRIALS_A_BENCH = 2  # while one trains, the other generates
+TEACHER_CPUS = 0.49  # per embedded teacher without GPUs (``actors/teachers/pool.py``)
+HTTP_CPUS = 0.1  # per process that sends requests (``actors/teachers/http.py``)
+SMALL_CPUS = 0.1  # for coordination
+WORKER_CPUS = 0.8  # per thread of a torch worker
+WORKER_CPUS_BESIDE_TEACHER = 0.4  # the same with embedded teachers, which work in bursts: each core runs both
+TRIALS_PER_WORKER = 2  # while one trains, the other generates
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``benches``: processes that stay for the whole search, each with ``cpus`` and ``gpus``; where ``workers`` is
-    more than 1 there is one, which only embeds and predicts, and trials start fits of so many workers. ``teachers``:
-    embedded teacher processes, with ``teacher_gpus`` each; 0: as the pool finds right. ``concurrency``: trials at a
-    time. ``device`` of the processes that stay: cpu or cuda."""
+    """``torch_workers``: processes that live for the whole search, each with ``cpus`` and ``gpus``. If ``workers`` is
+    more than 1, trials start fits with that many workers, and the only torch worker just embeds and predicts.
+    ``teachers``: embedded teacher processes with ``teacher_gpus`` each; 0 leaves the number to the pool.
+    ``concurrency``: concurrent trials. ``device`` of the torch workers: cpu or cuda."""
 
     concurrency: int
-    benches: int
+    torch_workers: int
     workers: int
     cpus: float
     gpus: float
@@ -43,7 +42,7 @@ class Placement:
 
 
 def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[Placement | None, list[Problem]]:
-    """The placement on a cluster with ``resources`` (CPU, GPU), or why there is none: one trial doesn't fit."""
+    """The placement on a cluster with ``resources`` (CPU, GPU), or the problem if not even one trial fits."""
     gpus, cpus = int(resources.get("GPU", 0)), float(resources.get("CPU", 0))
     workers, threads = max(1, config.student.workers), 1 if gpus else config.student.threads
     embedded = isinstance(config.teacher, EmbeddedTeacher)
@@ -52,7 +51,7 @@ def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[
     unit_cpus = 0.0 if gpus else 1.0
     if gpus and embedded:
         if gpus == 1 and workers == 1 and wanted <= 1:
-            # One GPU is shared: the student of a few tens of millions of parameters fits beside the teacher.
+            # The teacher and a student of some tens of millions of parameters share the only GPU.
             teachers, teacher_gpus, unit_gpus = 1, 0.5, 0.5
             room = 1
         else:
@@ -67,16 +66,16 @@ def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[
         if workers > 1:
             room = math.floor(left / threads + 1e-9)
         else:
-            # On a single core the teacher and the student take turns, whatever they ask for.
-            each = BENCH_CPUS_BESIDE_TEACHER if embedded else BENCH_CPUS
+            # On a single core, teacher and student take turns regardless of what they request.
+            each = WORKER_CPUS_BESIDE_TEACHER if embedded else WORKER_CPUS
             unit_cpus = (each if cpus > 1 else 0.5) * threads
-            room = math.floor(left / (unit_cpus + TRIALS_A_BENCH * TRIAL_CPUS) + 1e-9)
+            room = math.floor(left / (unit_cpus + TRIALS_PER_WORKER * TRIAL_CPUS) + 1e-9)
             room = min(room, max(1, int(cpus) // threads))
     fits = room // workers
     if fits < 1:
         kind = "GPU" if gpus else "CPU"
         have = gpus if gpus else int(cpus)
-        beside = f" beside {teachers} teacher process(es)" if teachers else " beside those that ask and hand out work"
+        beside = f" in addition to {teachers} teacher process(es)" if teachers else " in addition to the coordinator's"
         asking = [f"student.{name} = {n}" for name, n in (("workers", workers), ("threads", threads)) if n > 1]
         remedy = "lower it" if asking else "add nodes"
         remedy += ", or set teacher.actors lower" if embedded and teachers > 1 else ""
@@ -87,11 +86,11 @@ def place(config: Config, resources: Mapping[str, float], trials: int) -> tuple[
         concurrency = min(asked or fits, fits, trials)
         return Placement(concurrency, 1, workers, SMALL_CPUS / 2, 0.0, teachers, teacher_gpus), []
     most = math.floor((cpus - SMALL_CPUS) / TRIAL_CPUS) if cpus else 0
-    concurrency = max(1, min(asked or TRIALS_A_BENCH * fits, trials, max(1, most)))
-    benches, device = min(fits, concurrency), "cuda" if gpus else "cpu"
-    return Placement(concurrency, benches, 1, unit_cpus, unit_gpus, teachers, teacher_gpus, device), []
+    concurrency = max(1, min(asked or TRIALS_PER_WORKER * fits, trials, max(1, most)))
+    torch_workers, device = min(fits, concurrency), "cuda" if gpus else "cpu"
+    return Placement(concurrency, torch_workers, 1, unit_cpus, unit_gpus, teachers, teacher_gpus, device), []
 
 
 def http_processes(config: Config) -> int:
-    """Processes that a teacher behind HTTP may have, for the room that they take; few of them are ever busy."""
+    """The number of processes to reserve room for with an HTTP teacher; few of them are ever busy."""
     return 1 if isinstance(config.teacher, EmbeddedTeacher) else min(max(config.teacher.actors, 1), 8)

@@ -115,7 +115,7 @@ def main(folder: Path) -> None:
         while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < deadline:
             time.sleep(0.2)  # the trials may have ended before the node is known to be gone
         found = {
-            "benches": placement.benches,
+            "benches": placement.torch_workers,
             "concurrency": placement.concurrency,
             "started": started,
             "finished": len(table.of("finished")),

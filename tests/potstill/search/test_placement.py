@@ -18,30 +18,30 @@ def config(teacher=None, concurrency=0, **student):
 @pytest.mark.parametrize("cores", [2, 4, 16])
 def test_each_core_has_a_teacher_which_works_in_bursts_and_a_training_process(cores):
     placement, _ = place(config(), {"CPU": cores}, trials=100)
-    assert (placement.teachers, placement.benches, placement.device) == (cores, cores, "cpu")
+    assert (placement.teachers, placement.torch_workers, placement.device) == (cores, cores, "cpu")
     assert placement.concurrency == 2 * cores
 
 
 def test_with_a_teacher_elsewhere_both_cores_train():
     placement, _ = place(config(HTTP), {"CPU": 2}, trials=6)
-    assert (placement.teachers, placement.benches, placement.concurrency) == (0, 2, 4)
+    assert (placement.teachers, placement.torch_workers, placement.concurrency) == (0, 2, 4)
 
 
 def test_a_single_core_is_enough():
     placement, _ = place(config(), {"CPU": 1}, trials=6)
-    assert placement.benches == 1
+    assert placement.torch_workers == 1
 
 
 def test_the_same_config_fills_a_hundred_gpus():
     placement, _ = place(config(HTTP), {"CPU": 800, "GPU": 100}, trials=1000)
-    assert (placement.benches, placement.gpus, placement.device, placement.concurrency) == (100, 1.0, "cuda", 200)
+    assert (placement.torch_workers, placement.gpus, placement.device, placement.concurrency) == (100, 1.0, "cuda", 200)
     placement, _ = place(config(), {"CPU": 800, "GPU": 100}, trials=1000)
-    assert (placement.teachers, placement.benches) == (50, 50)
+    assert (placement.teachers, placement.torch_workers) == (50, 50)
 
 
 def test_one_gpu_is_shared_with_the_teacher():
     placement, _ = place(config(), {"CPU": 8, "GPU": 1}, trials=4)
-    assert placement.teacher_gpus + placement.gpus * placement.benches == 1.0
+    assert placement.teacher_gpus + placement.gpus * placement.torch_workers == 1.0
 
 
 def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_than_fit():
@@ -56,9 +56,14 @@ def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_th
             HTTP,
             {"workers": 4},
             {"CPU": 8, "GPU": 2},
-            "needs 4 GPU(s) beside those that ask and hand out work, and the cluster has 2",
+            "needs 4 GPU(s) in addition to the coordinator's, and the cluster has 2",
         ),
-        (None, {"workers": 2}, {"CPU": 2}, "needs 2 CPU(s) beside 2 teacher process(es), and the cluster has 2"),
+        (
+            None,
+            {"workers": 2},
+            {"CPU": 2},
+            "needs 2 CPU(s) in addition to 2 teacher process(es), and the cluster has 2",
+        ),
         (HTTP, {}, {"CPU": 0}, "needs 1 CPU(s)"),
         (HTTP, {"threads": 4}, {"CPU": 2}, "student.threads = 4: one trial needs 4 CPU(s)"),
         (
@@ -77,11 +82,11 @@ def test_a_trial_that_can_not_fit_is_said_at_once(teacher, student, resources, w
 
 def test_threads_are_asked_for_where_cpus_train():
     placement, _ = place(config(HTTP, threads=4), {"CPU": 8}, trials=20)
-    assert (placement.benches, placement.cpus) == (2, 3.2)
+    assert (placement.torch_workers, placement.cpus) == (2, 3.2)
     placement, _ = place(config(HTTP, workers=2, threads=4), {"CPU": 17}, trials=20)
     assert placement.concurrency == 2
     placement, _ = place(config(HTTP, threads=4), {"CPU": 8, "GPU": 8}, trials=20)
-    assert (placement.benches, placement.cpus) == (8, 0.0)
+    assert (placement.torch_workers, placement.cpus) == (8, 0.0)
 
 
 @given(
@@ -102,10 +107,10 @@ def test_what_is_placed_fits_into_the_cluster(cpus, gpus, workers, concurrency, 
     assert 1 <= placement.concurrency <= trials
     assert placement.concurrency <= concurrency or not concurrency
     fits = placement.concurrency if workers > 1 else 0
-    used_gpus = placement.teachers * placement.teacher_gpus + placement.benches * placement.gpus
+    used_gpus = placement.teachers * placement.teacher_gpus + placement.torch_workers * placement.gpus
     used_gpus += fits * workers if gpus else 0
     assert used_gpus <= gpus
     if not gpus and cpus > 1:
-        used = placement.teachers * TEACHER_CPUS + placement.benches * placement.cpus + TRIAL_CPUS
+        used = placement.teachers * TEACHER_CPUS + placement.torch_workers * placement.cpus + TRIAL_CPUS
         used += fits * workers * threads
         assert used <= cpus + SMALL_CPUS
