@@ -13,7 +13,6 @@ import contextlib
 import time
 from dataclasses import replace
 
-from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import account_of, start_search_workers
 from jobs import plan, preflight
@@ -142,7 +141,7 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
 
 def _winners_job(job: Job, winner: Final, scene: Scene) -> Job:
     """The winner as the distill job that ``best.yaml`` makes: tested, reported, registered."""
-    weights = identify(winner.config.teacher).weights_digest
+    weights = job.teacher.identity.weights_digest
     run = Run(job.config.storage, name_run(winner.config, job.task, job.data, weights))
     found = replace(job, config=winner.config, run=run, embed=scene.embed)
     found.describe()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import SharedPool, fetch
 from jobs.run.folder import Run, name_run
@@ -44,7 +43,7 @@ def held_back_config(config: Config) -> Config:
 def _write(job: Job, workshop: Any, ledger: Ledger) -> Validation:
     """Generate and relabel texts for validation alone."""
     config = held_back_config(job.config)
-    run = Run(f"{job.run.path}/runs", name_run(config, job.task, job.data, identify(config.teacher).weights_digest))
+    run = Run(f"{job.run.path}/runs", name_run(config, job.task, job.data, job.teacher.identity.weights_digest))
 
     def embed(*groups: Any) -> Any:
         return fetch(workshop.embed.remote([list(group) for group in groups]))

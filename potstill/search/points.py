@@ -62,27 +62,25 @@ def rungs(config: Config) -> list[Config]:
 
     A rung equal to the previous one is left out, as happens with few texts per class.
     """
-
-    def at(texts: float, epochs: float) -> Config:
-        augment = {"per_class": max(1, math.ceil(config.augment.per_class * texts - 1e-9))}
-        student = {
-            "epochs": max(1, math.ceil(config.student.epochs * epochs - 1e-9)),
-            "min_steps": max(1, math.ceil(config.student.min_steps * epochs - 1e-9)),
-        }
-        return config.model_copy(
-            update={
-                "augment": config.augment.model_copy(update=augment),
-                "student": config.student.model_copy(update=student),
-                "search": None,
-            }
-        )
-
     found: list[Config] = []
-    for shares in rung_shares(search_of(config)):
-        rung = at(*shares)
-        if not found or rung != found[-1]:
+    for texts, epochs in rung_shares(search_of(config)):
+        augment = {"per_class": _share(config.augment.per_class, texts)}
+        student = {
+            "epochs": _share(config.student.epochs, epochs),
+            "min_steps": _share(config.student.min_steps, epochs),
+        }
+        sections = {
+            "augment": config.augment.model_copy(update=augment),
+            "student": config.student.model_copy(update=student),
+        }
+        rung = config.model_copy(update={**sections, "search": None})
+        if rung not in found[-1:]:
             found.append(rung)
     return found
+
+
+def _share(number: int, share: float) -> int:
+    return max(1, math.ceil(number * share - 1e-9))
 
 
 def trial_rungs(config: Config, point: Point) -> list[Config]:
