@@ -1,4 +1,4 @@
-"""A stage's requests on their way through the driver: what is held of them, and what is left when it breaks off."""
+"""Asking a stage's requests: memory use, tables, and what remains after a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = "Write a question. " * 200  # 3,600 characters
 
 
 class Pool:
-    """Answers each table as it comes, in batches of 50."""
+    """Answers each table in batches of 50."""
 
     def batch_progress(self) -> None:
         """No batches."""
@@ -48,7 +48,7 @@ class Pool:
 
 
 class BreakingPool(Pool):
-    """Breaks off after 120 answers."""
+    """Fails after 120 answers."""
 
     def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
         for done, batch in enumerate(super().stream(tables)):
@@ -59,7 +59,7 @@ class BreakingPool(Pool):
 
 
 class FailingPool(Pool):
-    """From the 301st answer on, all fail; each was tried three times."""
+    """Answers 300 requests; the others fail after three attempts."""
 
     wound_down = ""
     given = 0
@@ -92,7 +92,7 @@ def ask(job: Any, pool: Any, count: int) -> Answered:
 
 
 def peak_bytes(job: Any, count: int) -> int:
-    """The most that Python and Arrow held at a time (or a little more: their peaks need not meet)."""
+    """Peak memory of Python plus that of Arrow, an upper bound on their joint peak."""
     usual = pa.default_memory_pool()
     counting = pa.proxy_memory_pool(usual)
     pa.set_memory_pool(counting)
@@ -109,13 +109,13 @@ def peaks(folder: str) -> tuple[int, int]:
     """``peak_bytes`` of 2,000 and 10,000 requests."""
     asking.PLANNED_TOGETHER = runs.ROW_GROUP = 500
     job = SimpleNamespace(run=Run(folder, "run"), config=parse({"task": "t"}))
-    ask(job, Pool(), 10)  # what is loaded once
+    ask(job, Pool(), 10)  # loads modules
     return peak_bytes(job, 2_000), peak_bytes(job, 10_000)
 
 
 @pytest.mark.slow
-def test_prompts_are_not_kept(tmp_path: Path) -> None:
-    """Between 2,000 and 10,000 requests memory grows by ids and answers, not by prompts.
+def test_prompts_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """From 2,000 to 10,000 requests, memory grows by ids and answers only.
 
     In a process of its own: Ray's threads, which the tests' process may have, crash tracemalloc (cpython issue 128679).
     """
@@ -132,7 +132,7 @@ def test_tables_are_written_in_large_pieces(job: Any) -> None:
     assert job.run.read(Request, "generate-1") == list(plan(1_700))
 
 
-def test_what_came_before_it_broke_off_can_be_looked_at(job: Any) -> None:
+def test_answers_before_a_failure_are_readable(job: Any) -> None:
     with pytest.raises(TeacherError):
         ask(job, BreakingPool(), 1_000)
     assert [row.text for row in job.run.read(Response, "generate-1")] == ["a text"] * 120

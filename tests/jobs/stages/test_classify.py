@@ -1,4 +1,4 @@
-"""The teacher as classifier: the probabilities in its raw answers."""
+"""The teacher as classifier: probabilities from its raw answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from jobs.stages.classify import raw_probs
 
 
-def test_votes_are_averaged_and_what_was_not_offered_has_nothing() -> None:
+def test_votes_are_averaged_and_classes_not_offered_are_zero() -> None:
     votes = np.log(np.array([[[0.8, 0.2, np.nan], [0.4, 0.1, np.nan]]]))
     assert raw_probs(votes)[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
 
@@ -25,7 +25,7 @@ def test_a_vote_without_an_answer_does_not_count() -> None:
 
 
 @given(arrays(np.float64, (3, 2, 4), elements=st.floats(-500, 0)), st.floats(-300, 300))
-def test_probabilities_sum_to_one_and_a_common_factor_changes_nothing(votes: np.ndarray, shift: float) -> None:
+def test_probabilities_sum_to_one_and_ignore_a_common_factor(votes: np.ndarray, shift: float) -> None:
     found = raw_probs(votes)
     assert np.allclose(found.sum(axis=1), 1.0)
     assert np.allclose(found, raw_probs(votes + shift), atol=1e-9)

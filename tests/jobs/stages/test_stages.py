@@ -1,4 +1,4 @@
-"""What the stages decide before any cluster is asked: plans, arms, usage."""
+"""The stages without a cluster: plans, arms, usage."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -29,7 +29,7 @@ def relabelled(job, per_class=3) -> list[Example]:
     ]
 
 
-def test_the_first_round_asks_for_every_class_and_the_next_for_what_is_missing(job):
+def test_the_first_round_asks_for_every_class_and_the_next_for_missing_texts(job):
     first = generate.next_counts(job, [], {})
     assert set(first) == set(job.labels)
     assert all(start == 0 < stop for start, stop in first.values())
@@ -45,14 +45,14 @@ def test_the_first_round_asks_for_every_class_and_the_next_for_what_is_missing(j
     assert set(generate.next_counts(job, dropped, drawn)) == set(job.labels)
 
 
-def test_a_later_round_goes_on_where_the_first_stopped(job):
+def test_a_later_round_continues_the_first(job):
     both = generate.plan_requests(job, dict.fromkeys(job.labels, (0, 6)))
     first = generate.plan_requests(job, dict.fromkeys(job.labels, (0, 4)))
     second = generate.plan_requests(job, dict.fromkeys(job.labels, (4, 6)))
     assert {one.request_id for one in first} | {one.request_id for one in second} == {one.request_id for one in both}
 
 
-def test_arms_differ_only_in_what_they_are_compared_by(job):
+def test_arms_differ_only_in_their_texts(job):
     job.run.write(Example, "relabelled", [*relabelled(job), written(job.labels[0], 9, kept=False)])
     job.run.write(Example, "generated", [written(label, i) for label in job.labels for i in range(7)])
     arms = {arm.name: arm for arm in finetune.plan_arms(job)}
@@ -148,7 +148,7 @@ class ScriptedPool:
         return Answer(replace(response, error=error), reused=number % 3 == 0)
 
 
-def test_what_the_parser_takes_for_no_text_is_in_the_report(job):
+def test_lines_dropped_by_the_parser_are_reported(job):
     class Chatty(ScriptedPool):
         def answer(self, number, request):
             text = (
@@ -164,7 +164,7 @@ def test_what_the_parser_takes_for_no_text_is_in_the_report(job):
 
 
 @pytest.mark.parametrize(("every", "told"), [(2, True), (10, False)])
-def test_texts_that_are_often_cut_short_are_told_of_with_the_setting_to_raise(job, capsys, every, told):
+def test_many_texts_cut_short_are_warned_of_once(job, capsys, every, told):
     class Cutting(ScriptedPool):
         def answer(self, number, request):
             text = f"{request.target_label} no. {number} {request.request_id}"
@@ -173,21 +173,21 @@ def test_texts_that_are_often_cut_short_are_told_of_with_the_setting_to_raise(jo
     _, made = generate.generate(job, Cutting())
     assert made.dropped["cut short"] > 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if "were cut short" in line]
-    assert len(warnings) == told  # once, however many rounds there are
+    assert len(warnings) == told  # in the first round only
     assert all("augment.max_tokens = 64" in line for line in warnings)
 
 
-def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
+def test_asking_counts_new_and_reused_answers(job):
     requests = list(generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10))))
     assert len(requests) == 30
     meter = Meter()
-    # Three requests are planned twice: they are asked once, and both places have the answer.
+    # Three requests are planned twice but asked once; both places get the answer.
     planned = [*requests, *requests[:3]]
     answered, usage = ask(job, ScriptedPool(), "generate-1", iter(planned), 33, meter)
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.new_tokens) == (3000, 300, 2200)
     assert usage.new_cost_usd == pytest.approx(0.02)
-    assert usage.cost_usd == pytest.approx(0.03)  # also what an earlier run has paid
+    assert usage.cost_usd == pytest.approx(0.03)  # including what an earlier run paid
     assert answered.plan["request_id"].to_pylist() == [request.request_id for request in planned]
     texts = [None if i in (4, 9) else f"1. text {i}" for i in range(30)]
     assert [text for (text,) in answered.rows("text")] == [*texts, *texts[:3]]
@@ -202,7 +202,7 @@ def test_asking_counts_what_is_new_and_what_the_ledger_had(job):
 
 
 class WritingPool(ScriptedPool):
-    """Writes a text of its own for every request, and knows by it which class it was written for."""
+    """Writes a distinct text for every request that names its class."""
 
     used: ClassVar = {"prompt_tokens": 4, "completion_tokens": 3, "cost_usd": 0.25}
 
@@ -216,7 +216,7 @@ class WritingPool(ScriptedPool):
         return Answer(Response(request.request_id, choice_logprobs=sure, **self.used), reused=False)
 
 
-def test_texts_are_written_and_relabelled_from_tables_alone(job, monkeypatch):
+def test_generate_and_relabel(job, monkeypatch):
     def embed(job, examples):
         rng = np.random.default_rng(0)
         parts = [rng.normal(size=(count, 8)) for count in (len(examples), len(job.data.seeds), len(job.labels))]

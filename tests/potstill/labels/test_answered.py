@@ -1,4 +1,4 @@
-"""Plan and answers side by side: against a dictionary."""
+"""``Answered`` joins plan and answers; compared with a dictionary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES = st.integers(0, len(REQUESTS) - 1)
     start=st.integers(0, 12),
     count=st.none() | st.integers(0, 12),
 )
-def test_rows_are_look_ups_in_the_order_of_the_plan(planned, told, order, row_group, start, count) -> None:  # type: ignore[no-untyped-def]
+def test_rows_follow_the_plan(planned, told, order, row_group, start, count) -> None:  # type: ignore[no-untyped-def]
     responses = [Response(REQUESTS[i].request_id, text, error=error) for i, (text, error) in told.items()]
     order.shuffle(responses)
     by_id = {response.request_id: response for response in responses}

@@ -1,4 +1,4 @@
-"""Batch calibration: what it repairs, its laws, and when it declines."""
+"""Batch calibration: effect, invariants, and when it is skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _biased(n: int, bias: list[float], seed: int = 0) -> tuple[np.ndarray, np.nd
     return np.log(normalise(logits)), classes
 
 
-def test_a_leaning_teacher_is_set_right() -> None:
+def test_a_biased_teacher_is_corrected() -> None:
     logprobs, classes = _biased(90, [6.0, 0.0, -3.0])
     raw = (logprobs.argmax(1) == classes).mean()
     calibrated = (calibrate(logprobs, rounds=20).probs.argmax(1) == classes).mean()
@@ -30,14 +30,14 @@ def test_means_reach_the_prior() -> None:
     assert calibrate(logprobs, prior, rounds=200).probs.mean(0) == pytest.approx(prior, abs=1e-3)
 
 
-def test_too_few_texts_are_left_alone() -> None:
+def test_too_few_texts_are_not_calibrated() -> None:
     logprobs, _ = _biased(20, [4.0, 0.0, 0.0])
     calibration = calibrate(logprobs)
     assert np.allclose(calibration.probs, normalise(logprobs))
     assert "too few" in calibration.warnings[0]
 
 
-def test_classes_not_offered_get_nothing() -> None:
+def test_classes_not_offered_have_probability_zero() -> None:
     logprobs, _ = _biased(60, [1.0, 0.0, 0.0])
     logprobs[::2, 2] = np.nan
     calibration = calibrate(logprobs, rounds=5)
@@ -63,14 +63,14 @@ def test_rows_are_distributions_and_order_of_texts_does_not_matter(n_classes: in
 
 
 @given(st.integers(0, 1000), st.floats(-5, 5))
-def test_a_constant_lean_is_taken_out_whole(seed: int, lean: float) -> None:
+def test_a_constant_bias_is_removed(seed: int, lean: float) -> None:
     logprobs = np.random.default_rng(seed).normal(-3, 1, (40, 3))
     leaning = logprobs + np.array([lean, 0.0, 0.0])
     assert np.allclose(calibrate(logprobs, rounds=300).probs, calibrate(leaning, rounds=300).probs, atol=1e-3)
 
 
-def test_a_prior_keeps_a_stage_that_is_not_even() -> None:
-    """A tenth of the texts are of the second class, as the prior says: calibrating to even shares would relabel many."""
+def test_a_prior_preserves_uneven_classes() -> None:
+    """A tenth of the texts belong to the second class, as in the prior; calibrating to even shares relabels many."""
     classes = (np.arange(240) % 10 == 0).astype(int)
     logits = np.random.default_rng(0).normal(0, 0.5, (240, 2)) + 2.0 * np.eye(2)[classes] + [1.5, 0.0]
     logprobs = np.log(normalise(logits))
@@ -82,7 +82,7 @@ def test_a_prior_keeps_a_stage_that_is_not_even() -> None:
     assert right["even"] < 0.9
 
 
-def test_a_class_that_hardly_occurs_is_not_calibrated_towards() -> None:
+def test_a_very_rare_class_is_not_calibrated() -> None:
     logprobs, _ = _biased(90, [1.0, 0.0, 0.0])
     found = calibrate(logprobs, np.array([0.5, 0.48, 0.02]))
     assert "too skewed" in found.warnings[0]

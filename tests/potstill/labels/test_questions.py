@@ -1,4 +1,4 @@
-"""What is asked about the texts: votes in two orders, neighbours, seeds left out of their own prompts."""
+"""Requests for a text's class: votes in two orders, neighbours, seeds left out of their own prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _plan(relabel: RelabelConfig, seeds: list[LabelledText] = SEEDS) -> list[Req
     return list(Questions(TASK, seeds, relabel, TEACHER, 0).about_texts(TEXTS, vectors))
 
 
-def test_every_text_gets_its_votes_in_turn() -> None:
+def test_every_text_gets_its_votes() -> None:
     requests = _plan(RelabelConfig(votes=2))
     assert [request.messages[0].content.count(text) for text in TEXTS for request in requests[:2]] == [1, 1, 0, 0, 0, 0]
     assert {request.choices for request in requests} == {("animal", "city name", "tool")}
@@ -28,7 +28,7 @@ def test_every_text_gets_its_votes_in_turn() -> None:
     assert len({request.request_id for request in requests}) == 6
 
 
-def test_second_vote_shows_the_seeds_backwards() -> None:
+def test_the_second_vote_reverses_the_seeds() -> None:
     first, second = _plan(RelabelConfig(votes=2))[:2]
     assert first.exemplar_ids == second.exemplar_ids[::-1]
     assert set(first.exemplar_ids) == {seed.example_id for seed in SEEDS}
@@ -53,12 +53,12 @@ def test_a_seed_is_left_out_of_its_own_check() -> None:
         assert request.messages[0].content.count(seed.text) == 1
 
 
-def test_a_question_shows_so_many_seeds_a_class_and_each_vote_its_own() -> None:
+def test_each_vote_shows_its_own_seeds_up_to_the_limit_per_class() -> None:
     seeds = make_seeds(per_class=4)
     votes = _plan(RelabelConfig(votes=4, shots=2), seeds)
     for request in votes:
         shown = [name.rsplit("-", 1)[0] for name in request.exemplar_ids]
         assert sorted(shown) == sorted([*TASK.labels] * 2)
     assert len({frozenset(request.exemplar_ids) for request in votes}) > 1
-    # Fewer seeds than that: all are shown, and the questions are the same as without a limit.
+    # With fewer seeds than the limit, requests are the same as without one.
     assert _plan(RelabelConfig(votes=4, shots=2)) == _plan(RelabelConfig(votes=4, shots=100))

@@ -1,4 +1,4 @@
-"""The whole resolution with teachers that are good, guess, or are wrong on purpose; and its parts."""
+"""Resolution with a good, a guessing and an adversarial teacher; and its parts."""
 
 from dataclasses import replace
 
@@ -8,7 +8,16 @@ import pytest
 from potstill.config import RelabelConfig
 from potstill.labels.prototypes import class_texts
 from potstill.labels.questions import Embeddings, Questions
-from potstill.labels.resolution import LOW_EVIDENCE, NOT_NEEDED, Guard, _apply_changes, _guard, check_on_seeds, resolve
+from potstill.labels.resolution import (
+    LOW_EVIDENCE,
+    NOT_NEEDED,
+    Guard,
+    _apply_changes,
+    _guard,
+    check_on_seeds,
+    resolve,
+    select,
+)
 from potstill.rows import Example, Response
 from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
 
@@ -59,7 +68,7 @@ def mislabelled(every=6):
     return [labels[(labels.index(label) + 1) % 3] if i % every == 0 else label for i, label in enumerate(TRUE)]
 
 
-def test_a_good_teacher_mends_wrong_targets_and_is_believed():
+def test_a_good_teacher_corrects_wrong_targets():
     result = resolved(answer, mislabelled())
     assert result.report.seed_accuracy > 0.8
     assert result.report.guard == Guard.PROVEN.value
@@ -68,7 +77,7 @@ def test_a_good_teacher_mends_wrong_targets_and_is_believed():
     assert result.report.share_changed == pytest.approx(1 / 6, abs=0.05)
 
 
-def test_the_surest_of_each_class_are_kept():
+def test_the_most_confident_of_each_class_are_kept():
     result = resolved(answer, per_class=5)
     kept = [example for example in result.examples if example.kept]
     assert sorted(example.label for example in kept) == sorted(list(WORDS) * 5)
@@ -79,7 +88,7 @@ def test_the_surest_of_each_class_are_kept():
         assert lowest >= max(others)
 
 
-def test_a_guessing_teacher_needs_to_be_sure_and_does_little_harm():
+def test_a_guessing_teacher_does_little_harm():
     result = resolved(guess)
     assert result.report.min_confidence == 0.9
     assert accuracy(result) > 0.9
@@ -100,8 +109,8 @@ def test_a_teacher_worse_than_chance_is_not_used():
     ("right", "seeds", "guard"),
     [(1, 4, Guard.UNPROVEN), (0, 4, Guard.UNPROVEN), (0, 5, Guard.NOT_USED), (2, 20, Guard.NOT_USED)],
 )
-def test_a_few_unlucky_seeds_are_no_evidence_against_a_teacher(right, seeds, guard):
-    """Two classes: a guesser is wrong on four seeds one time in sixteen, on five one time in 32."""
+def test_a_few_wrong_seeds_are_not_significant(right, seeds, guard):
+    """Two classes: guessing gets four seeds wrong with probability 1/16, five with 1/32."""
     truth = np.arange(seeds) % 2
     said = np.where(np.arange(seeds) < right, truth, 1 - truth)
     check = check_on_seeds(answers(BALANCED), answers(np.where(np.eye(2)[said] > 0, 0.8, 0.2)), truth)
@@ -110,7 +119,7 @@ def test_a_few_unlucky_seeds_are_no_evidence_against_a_teacher(right, seeds, gua
     assert _guard(RELABEL, check) is guard
 
 
-def test_a_teacher_that_says_nothing_of_the_seeds_is_unproven():
+def test_a_teacher_without_answers_about_the_seeds_is_unproven():
     def forget_the_seeds(requests):
         checks = {request.request_id for request in CHECKS}
         return {name: said for name, said in guess(requests).items() if name not in checks}
@@ -144,7 +153,7 @@ def answers(probs: np.ndarray) -> np.ndarray:
 BALANCED = np.array([[0.8, 0.2], [0.2, 0.8]] * 20)
 
 
-def test_the_seed_check_counts_and_tests_against_guessing():
+def test_the_seed_check_compares_with_guessing():
     check = check_on_seeds(answers(BALANCED), answers([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]))
     assert check.accuracy == pytest.approx(2 / 3)
     assert check.p_value == pytest.approx(0.5)  # two or three heads in three throws
@@ -152,8 +161,8 @@ def test_the_seed_check_counts_and_tests_against_guessing():
     assert check_on_seeds(answers(BALANCED), silent, np.zeros(40, dtype=int)) is None
 
 
-def test_chance_is_among_the_classes_that_were_offered():
-    """77 classes, six offered: guessing is right on a sixth, and no proof of anything."""
+def test_chance_depends_on_the_classes_offered():
+    """77 classes, six offered: guessing scores 1/6, which is not significant."""
     draws = np.random.default_rng(0)
     truth = np.arange(154) % 77
     votes = np.full((154, 1, 77), np.nan)
@@ -165,7 +174,7 @@ def test_chance_is_among_the_classes_that_were_offered():
     assert check.p_value > 0.01
 
 
-def test_only_sure_changes_are_made():
+def test_only_confident_changes_are_applied():
     posterior = np.array([[0.9, 0.1], [0.3, 0.7], [0.05, 0.95]])
     applied = _apply_changes(posterior, np.array([0, 0, 0]), threshold=0.8)
     assert applied.labels.tolist() == [0, 0, 1]
@@ -175,5 +184,15 @@ def test_only_sure_changes_are_made():
     assert applied.confidence.tolist() == pytest.approx([0.9, 0.3, 0.95])
 
 
-def test_nothing_to_apply():
+def test_applying_to_no_text():
     assert _apply_changes(np.zeros((0, 3)), np.zeros(0, dtype=int), 0.5).share == 1.0
+
+
+def test_select_takes_the_most_confident_of_each_class():
+    columns = np.array([0, 0, 0, 1, 1])
+    confidence = np.array([0.9, 0.5, 0.8, 0.4, 0.6])
+    assert select(columns, confidence, per_class=2, n_classes=3).tolist() == [True, False, True, True, True]
+
+
+def test_select_takes_the_first_of_equally_confident_texts():
+    assert select(np.zeros(30, dtype=int), np.ones(30), 10, 1).tolist() == [True] * 10 + [False] * 20

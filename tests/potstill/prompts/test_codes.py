@@ -8,7 +8,7 @@ NAMES = ["app error", "billing", "app", "login"]
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=70, unique=True), st.randoms())
-def test_codes_are_distinct_and_depend_on_the_set_of_names_alone(names, random):
+def test_codes_are_distinct_and_depend_only_on_the_set_of_names(names, random):
     codes = code_names(names)
     assert len(set(codes.values())) == len(names)
     shuffled = list(names)
@@ -43,5 +43,5 @@ def test_every_code_resolves_to_its_name(names):
         ("A user cannot pay", None),
     ],
 )
-def test_replies_in_free_words(reply, name):
+def test_free_text_replies(reply, name):
     assert resolve(reply, code_names(NAMES)) == name

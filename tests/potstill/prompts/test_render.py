@@ -1,4 +1,4 @@
-"""What is sent, word for word where it matters."""
+"""Rendered prompts, word for word where it matters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_list_continues_the_seeds_of_the_target() -> None:
     ("alpha", "ending"),
     [(0.95, "2. an axe\n3."), (0.8, "tool, with a touch of city:\n1."), (0.5, "tool, close to city:\n1.")],
 )
-def test_a_list_puts_the_mixture_in_words(alpha: float, ending: str) -> None:
+def test_a_list_describes_the_mixture(alpha: float, ending: str) -> None:
     (message,), _ = render(_write(mix="city", alpha=alpha), "list")
     assert message.content.endswith(ending)
 
@@ -63,7 +63,7 @@ def test_choosing_ends_at_the_answer() -> None:
     assert user.content.endswith("Class:")
 
 
-def test_classes_are_spelt_for_readers() -> None:
+def test_class_names_are_readable() -> None:
     assert card(make_task(), "city_name").name == "city name"
 
 
@@ -82,7 +82,7 @@ def test_the_renderer_fits_the_model(provider: str, model: str, renderer: str) -
 
 
 def _renderers(kind: type[EmbeddedTeacher | OpenAITeacher]) -> list[str]:
-    """What ``teacher.renderer`` may be for this kind of teacher."""
+    """The allowed values of ``teacher.renderer`` for this kind of teacher."""
     return list(get_args(kind.model_fields["renderer"].annotation))
 
 
@@ -92,7 +92,7 @@ def _renderers(kind: type[EmbeddedTeacher | OpenAITeacher]) -> list[str]:
     [(EmbeddedTeacher, "embedded", name) for name in _renderers(EmbeddedTeacher)]
     + [(OpenAITeacher, "api.openai.com", name) for name in _renderers(OpenAITeacher)],
 )
-def test_whatever_may_be_answered_the_prompt_defines(kind: type, provider: str, configured: str, classes: int) -> None:
+def test_the_prompt_defines_every_allowed_answer(kind: type, provider: str, configured: str, classes: int) -> None:
     """What the backend scores or locks the answer to stands in the prompt as the name of a class, and is what the
     examples are answered with."""
     names = [f"kind no. {i:02}" for i in range(classes)]
@@ -114,7 +114,7 @@ def test_whatever_may_be_answered_the_prompt_defines(kind: type, provider: str, 
     assert f"a saw\nClass: {answers[1]}\n" in said
 
 
-def test_requests_carry_where_they_come_from() -> None:
+def test_requests_carry_their_draft() -> None:
     drafts = list(plan(make_task(), make_seeds(), AugmentConfig(texts_per_reply=4), 0, {"tool": (0, 3)}))
     sampling = Sampling(0.7, 0.9, 50, ("END",))
     listed, chatted = (
@@ -128,7 +128,7 @@ def test_requests_carry_where_they_come_from() -> None:
             (d.target_label, d.mix_label, d.alpha) for d in drafts
         ]
     assert [r.exemplar_ids for r in chatted] == [d.exemplar_ids for d in drafts]
-    # A list shows the target class alone, so no other class's seeds are in its prompt.
+    # A list shows only the target class and its seeds.
     for request, draft in zip(listed, drafts, strict=True):
         assert 0 < len(request.exemplar_ids) == len(draft.prompt.target.examples)
         assert set(request.exemplar_ids) < set(draft.exemplar_ids)

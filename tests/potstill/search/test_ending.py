@@ -1,4 +1,4 @@
-"""When a search ends early."""
+"""Early end of a search."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_the_first_three_trials_with_one_error_end_it():
     assert "first 3 trials failed with the same error" in ending.reason
 
 
-def test_errors_that_differ_in_their_counts_are_one_error():
+def test_errors_that_differ_only_in_counts_are_equal():
     ending = Ending()
     for count in (12, 12, 18):
         ending.failed(f"{count} of {count} requests failed: HTTP 400")
@@ -24,7 +24,7 @@ def test_errors_that_differ_in_their_counts_are_one_error():
 
 
 @pytest.mark.parametrize("between", ["another error", None])
-def test_errors_beside_other_outcomes_do_not(between):
+def test_errors_among_other_outcomes_do_not(between):
     ending = Ending()
     if between is None:
         ending.succeeded(0.0)
@@ -35,7 +35,7 @@ def test_errors_beside_other_outcomes_do_not(between):
     assert ending.reason is None
 
 
-def test_what_is_spent_and_how_late_it_is():
+def test_budget_and_deadline():
     ending = Ending(budget_usd=1.0, deadline=100.0)
     ending.succeeded(0.99)
     ending.passed(99.9)
@@ -47,7 +47,7 @@ def test_what_is_spent_and_how_late_it_is():
     assert "budget_hours" in late.reason
 
 
-def test_a_teacher_that_ran_out_of_money_ends_it_at_once():
+def test_an_exhausted_teacher_budget_ends_it_at_once():
     ending = Ending()
     ending.failed("the teacher broke off: budget_usd = 1 reached: $0.9998 spent")
     assert "budget_usd = 1 reached" in ending.reason

@@ -1,4 +1,4 @@
-"""Where a search's processes go, on clusters of every size."""
+"""Placement of a search's processes on clusters of every size."""
 
 import pytest
 from hypothesis import given
@@ -16,13 +16,13 @@ def config(teacher=None, concurrency=0, **student):
 
 
 @pytest.mark.parametrize("cores", [2, 4, 16])
-def test_each_core_has_a_teacher_which_works_in_bursts_and_a_training_process(cores):
+def test_each_core_has_a_teacher_and_a_torch_worker(cores):
     placement, _ = place(config(), {"CPU": cores}, trials=100)
     assert (placement.teachers, placement.torch_workers, placement.device) == (cores, cores, "cpu")
     assert placement.concurrency == 2 * cores
 
 
-def test_with_a_teacher_elsewhere_both_cores_train():
+def test_with_an_http_teacher_both_cores_train():
     placement, _ = place(config(HTTP), {"CPU": 2}, trials=6)
     assert (placement.teachers, placement.torch_workers, placement.concurrency) == (0, 2, 4)
 
@@ -44,7 +44,7 @@ def test_one_gpu_is_shared_with_the_teacher():
     assert placement.teacher_gpus + placement.gpus * placement.torch_workers == 1.0
 
 
-def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_than_fit():
+def test_students_with_several_workers_get_their_own_fits():
     placement, _ = place(config(HTTP, workers=4), {"CPU": 64, "GPU": 10}, trials=20)
     assert (placement.workers, placement.concurrency) == (4, 2)
 
@@ -74,13 +74,13 @@ def test_students_of_several_workers_get_fits_of_their_own_and_no_more_trials_th
         ),
     ],
 )
-def test_a_trial_that_can_not_fit_is_said_at_once(teacher, student, resources, words):
+def test_a_trial_that_does_not_fit_is_a_problem(teacher, student, resources, words):
     placement, found = place(config(teacher, **student), resources, trials=4)
     assert placement is None
     assert words in str(found[0])
 
 
-def test_threads_are_asked_for_where_cpus_train():
+def test_training_on_cpus_requests_a_cpu_per_thread():
     placement, _ = place(config(HTTP, threads=4), {"CPU": 8}, trials=20)
     assert (placement.torch_workers, placement.cpus) == (2, 3.2)
     placement, _ = place(config(HTTP, workers=2, threads=4), {"CPU": 17}, trials=20)
@@ -98,7 +98,7 @@ def test_threads_are_asked_for_where_cpus_train():
     st.integers(1, 500),
     st.integers(1, 8),
 )
-def test_what_is_placed_fits_into_the_cluster(cpus, gpus, workers, concurrency, embedded, trials, threads):
+def test_placements_fit_into_the_cluster(cpus, gpus, workers, concurrency, embedded, trials, threads):
     wanted = config(None if embedded else HTTP, concurrency, workers=workers, threads=threads)
     placement, found = place(wanted, {"CPU": cpus, "GPU": gpus}, trials)
     assert (placement is None) == bool(found)

@@ -1,4 +1,4 @@
-"""Points of a space: what they make of a config, what is found wrong before anything runs, and that draws are common."""
+"""Points of a space: the configs they define, problems found before anything runs, and common random numbers."""
 
 import itertools
 
@@ -15,14 +15,14 @@ def config(search, **content):
 
 
 def complaints(search, **content):
-    """All that is wrong with a search section: in itself, or against the config."""
+    """All problems of a search section, alone or with the config."""
     try:
         return [str(problem) for problem in search_points.problems(config(search, **content))]
     except InputError as error:
         return [str(problem) for problem in error.problems]
 
 
-def test_a_point_changes_its_fields_and_nothing_else():
+def test_a_point_changes_only_its_fields():
     base = config({"space": {**SPACE, "augment.alpha.beta": [[5, 2], [1, 1]]}})
     made = search_points.apply(base, {"augment.shots": 1, "augment.alpha.beta": (1, 1)})
     assert made.augment.shots == 1
@@ -37,7 +37,7 @@ def test_the_search_does_not_rename_the_runs_of_a_config():
     assert parse({"task": {"preset": "demo", "seed": 1}}).digest() != parse({"task": "demo"}).digest()
 
 
-def test_every_wrong_field_and_value_of_a_space_is_told_at_once():
+def test_all_wrong_fields_and_values_are_reported_at_once():
     told = complaints(
         {
             "space": {
@@ -66,17 +66,17 @@ def test_every_wrong_field_and_value_of_a_space_is_told_at_once():
     assert len(told) == 8
 
 
-def test_values_that_are_right_alone_and_wrong_together_are_found():
+def test_contradicting_values_are_found():
     told = complaints({"space": {"augment.alpha.low": [0.5, 0.9], "augment.alpha.high": [0.7, 1.0]}})
     assert len(told) == 1
     assert "augment.alpha.low = 0.9, augment.alpha.high = 0.7 contradict each other" in told[0]
 
 
-def test_an_embedded_teacher_has_no_dollars_to_save():
+def test_an_embedded_teacher_has_no_cost_to_minimise():
     assert "use tokens" in complaints({"space": SPACE, "objective": ["macro_f1", "cost_usd"]})[0]
 
 
-def test_a_metric_that_does_not_exist_is_named_with_those_that_do():
+def test_an_unknown_metric_is_reported_with_the_known_ones():
     (told,) = complaints({"space": SPACE, "objective": "f1"})
     assert "search.objective.0 = 'f1'" in told
     assert "'macro_f1'" in told
@@ -90,7 +90,7 @@ def test_the_grid_has_every_point_once():
     assert points[1] == {"augment.shots": 1, "augment.alpha.low": 0.7}
 
 
-def test_a_longer_random_search_begins_as_the_shorter_one():
+def test_a_longer_random_search_extends_the_shorter_one():
     space = {**SPACE, "student.learning_rate": {"loguniform": [1e-5, 1e-3]}}
     short = search_points.fixed_points(SearchConfig(space=space, searcher="random", trials=5))
     long = search_points.fixed_points(SearchConfig(space=space, searcher="random", trials=9))
@@ -99,7 +99,7 @@ def test_a_longer_random_search_begins_as_the_shorter_one():
     assert other != short
 
 
-def test_another_field_leaves_the_draws_of_a_random_search_alone():
+def test_adding_a_field_keeps_the_draws_of_the_others():
     one = search_points.random_points(SearchConfig(space={"augment.temperature": {"uniform": [0.5, 1.0]}}))
     two = search_points.random_points(
         SearchConfig(space={"augment.shots": [1, 2], "augment.temperature": {"uniform": [0.5, 1.0]}})
@@ -108,7 +108,7 @@ def test_another_field_leaves_the_draws_of_a_random_search_alone():
         assert a["augment.temperature"] == b["augment.temperature"]
 
 
-def test_random_points_never_repeat_and_end_with_a_finite_space():
+def test_random_points_cover_a_finite_space_once():
     points = list(search_points.random_points(SearchConfig(space=SPACE)))
     assert sorted(map(search_points.digest, points)) == sorted(
         map(search_points.digest, search_points.grid(SearchConfig(space=SPACE)))
@@ -124,7 +124,7 @@ def test_points_survive_json_and_optuna():
         assert search_points.decode(search, encoded) == point
 
 
-def test_rungs_are_prefixes_that_end_with_the_whole():
+def test_rungs_grow_to_the_complete_config():
     base = config({"space": SPACE, "rungs": 3, "epoch_rungs": 1}, augment={"per_class": 50})
     rungs = search_points.trial_rungs(base, {"augment.shots": 1})
     assert [rung.augment.per_class for rung in rungs] == [13, 25, 50, 50]
@@ -133,6 +133,6 @@ def test_rungs_are_prefixes_that_end_with_the_whole():
     assert all(isinstance(rung, Config) and rung.search is None for rung in rungs)
 
 
-def test_rungs_that_are_the_same_are_one():
+def test_equal_rungs_are_merged():
     base = config({"space": SPACE, "rungs": 4}, augment={"per_class": 2})
     assert [rung.augment.per_class for rung in search_points.trial_rungs(base, {})] == [1, 2]

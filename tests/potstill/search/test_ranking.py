@@ -1,4 +1,4 @@
-"""Best trials and the Pareto front, against brute force."""
+"""Best trials and the Pareto front, compared with brute force."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ SCORES = st.fixed_dictionaries({name: st.integers(0, 3).map(float) for name in O
 
 
 @given(st.lists(SCORES, min_size=1, max_size=12))
-def test_the_front_is_what_no_other_beats(trials):
+def test_the_front_is_not_dominated(trials):
     signs = {"macro_f1": 1, "cost_usd": -1, "training_s": -1}
 
     def beaten(one):
@@ -39,5 +39,5 @@ def test_with_several_objectives_the_front_comes_first():
     assert search_ranking.best([beaten, cheap, good], ("macro_f1", "tokens"), 3) == [2, 1, 0]
 
 
-def test_what_is_not_a_number_is_worst():
+def test_nan_is_worst():
     assert search_ranking.best([{"macro_f1": math.nan}, {"macro_f1": 0.1}], ("macro_f1",), 1) == [1]

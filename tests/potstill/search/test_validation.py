@@ -1,4 +1,4 @@
-"""What trials are scored on: real validation texts where there are some, else seeds in folds and texts that were held back."""
+"""Validation texts of a search: real ones if there are any, otherwise folds of the seeds and held-back texts."""
 
 from potstill.rows import Example
 from potstill.search.validation import from_real, from_written
@@ -26,7 +26,7 @@ def test_a_small_split_is_filled_up_with_training_texts():
     assert len(some.texts) == 20
 
 
-def test_a_rare_class_is_there_too():
+def test_a_rare_class_is_included():
     rare = (*texts(400), LabelledText("rare", "a rare text", "c"))
     seeds = (*texts(2, "seed"), LabelledText("seed c", "another rare text", "c"))
     some = from_real(TaskData(seeds, rare, (), texts(20, "test")), 10, seed=0)
@@ -34,7 +34,7 @@ def test_a_rare_class_is_there_too():
     assert len(some.texts) in (10, 11)
 
 
-def test_without_real_texts_or_without_one_class_there_is_none():
+def test_too_few_texts_or_a_missing_class_give_none():
     test = texts(20, "test")
     assert from_real(TaskData(texts(4), (), (), test), 10, seed=0) is None
     assert from_real(TaskData(texts(4), (), texts(8), test), 10, seed=0) is None
@@ -42,7 +42,7 @@ def test_without_real_texts_or_without_one_class_there_is_none():
     assert from_real(TaskData(texts(4), one_class, (), test), 10, seed=0) is None
 
 
-def test_held_back_texts_are_the_surest_that_the_teacher_agrees_about():
+def test_held_back_texts_are_the_most_confident_that_the_teacher_confirms():
     def example(i, label, teacher, confidence, kept=True):
         return Example(
             f"e{i}", f"text {i}", label, target_label=label, teacher_label=teacher, confidence=confidence, kept=kept
@@ -65,7 +65,7 @@ def test_held_back_texts_are_the_surest_that_the_teacher_agrees_about():
     assert sorted(row.example_id for fold in found.folds for row in fold) == [row.example_id for row in seeds]
 
 
-def test_a_class_with_one_seed_is_never_left_without_any():
+def test_a_class_with_one_seed_is_not_in_the_folds():
     seeds = (LabelledText("1", "one", "a"), LabelledText("2", "two", "b"), LabelledText("3", "three", "b"))
     found = from_written(seeds, [], ["a", "b"], per_class=2)
     assert all(row.label == "b" for fold in found.folds for row in fold)

