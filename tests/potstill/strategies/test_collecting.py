@@ -95,6 +95,11 @@ def test_a_replaced_word_keeps_its_capital_and_comma() -> None:
     assert edited == {"Fast dog,", "Quick hound,"}
 
 
+def test_stop_words_are_never_replaced() -> None:
+    edited = {eda.edit("the dog", 0, np.random.default_rng(i), lambda word: (f"{word}x",)) for i in range(5)}
+    assert edited == {"the dogx"}
+
+
 def test_wordnet_is_read_from_its_files(tmp_path, monkeypatch) -> None:
     for name in wordnet.FILES:
         (tmp_path / name).write_text("  1 This software and database is being provided to you\n")
