@@ -170,7 +170,7 @@ def test_parsed_texts_are_clean_and_their_labels_known(reply: str, name: str) ->
 
 
 def test_annotating_without_relabelling_is_refused() -> None:
-    with pytest.raises(InputError, match=r"annotate.*relabel\.enabled is false"):
+    with pytest.raises(InputError, match=r"annotate.*needs relabel\.enabled"):
         parse({"task": "trec6", "augment": {"strategy": "annotate"}, "relabel": {"enabled": False}})
 
 
