@@ -26,6 +26,12 @@ def answers(requests):
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
+@pytest.fixture
+def uri(tmp_path):
+    """SQLite alone: the handle and its actor send the same calls to the store for either database."""
+    return f"sqlite:///{tmp_path}/deep/ledger.db"
+
+
 def process_id(ledger):
     """The process that owns the ledger now."""
     ledger.count_known([])
