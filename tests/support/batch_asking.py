@@ -42,7 +42,7 @@ def ask(
         try:
             await actor.ready()
             then()
-            return await asyncio.wait_for(actor.answer(wanted), 60)
+            return await asyncio.wait_for(actor.answer(wanted), 300)
         finally:
             await actor.close()
 
