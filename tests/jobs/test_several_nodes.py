@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from tests.support.command_line import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 Part = Callable[[str], dict[str, Any]]
 
 
@@ -21,11 +22,10 @@ Part = Callable[[str], dict[str, Any]]
 def part(tmp_path_factory: pytest.TempPathFactory) -> Part:
     """What a part of tests/support/several_nodes.py found."""
     folder = tmp_path_factory.mktemp("nodes")
-    script = Path(__file__).parents[1] / "support/several_nodes.py"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"POTSTILL_HOME": str(folder / "home"), "PYTHONPATH": str(script.parents[2])}
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=850, check=False)
+    environment |= {"POTSTILL_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.support.several_nodes", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((folder / "found.json").read_text())
 

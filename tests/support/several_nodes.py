@@ -1,6 +1,6 @@
 """Training, a search and a fit on GPUs on one cluster whose nodes come and go; writes found.json.
 
-    python tests/support/several_nodes.py FOLDER
+    python -m tests.support.several_nodes FOLDER
 
 A program of its own, since a process has one Ray and that of the tests has one node. All three share a cluster because
 one takes longer to start than each of them takes to run. The GPUs are logical: none is needed.
@@ -19,9 +19,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
 
 import ray
 from ray.cluster_utils import Cluster
