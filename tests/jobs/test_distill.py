@@ -15,7 +15,7 @@ from potstill.rows import Example, Prediction, Request, Response, from_table
 from tests.support.command_line import ROOT, command, environment, write_config
 from tests.support.head_node import copy_of_repository, head_node, submit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.slow
 
 CONFIG = {
     "task": "mailroom",

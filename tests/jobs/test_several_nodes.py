@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.command_line import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.slow
 Part = Callable[[str], dict[str, Any]]
 
 

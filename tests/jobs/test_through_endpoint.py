@@ -24,7 +24,7 @@ from tests.endpoint.client import Endpoint
 from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 from tests.support.tiny_student import make_student
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 KEY = "sk-proj-Vy7mQ2xkT9-nowhere-else-4Zr8"
 Done = subprocess.CompletedProcess[str]

@@ -16,7 +16,7 @@ from potstill.config import EmbeddedTeacher
 from potstill.errors import TeacherError
 from potstill.rows import Message, Request, Response, Sampling, from_table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 CONFIG = EmbeddedTeacher(actors=1, batch_size=4)
 

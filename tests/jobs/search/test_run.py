@@ -20,7 +20,7 @@ import pytest
 from tests.endpoint.client import Endpoint
 from tests.support.command_line import ROOT, command, environment, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 CONFIG: dict[str, Any] = {
     "task": {"preset": "demo", "max_test": 30},

@@ -12,7 +12,7 @@ from potstill.study.tables import read_study
 from tests.endpoint.client import Endpoint
 from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
