@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 from tests.support.tiny_student import LABELS, make_rows, make_student
 
 STEPS, EVERY = 240, 20
-"""Of the training that loses a node: far more steps than are made between seeing step 35 and taking the node away."""
+"""Of the training that loses a node: far more steps than are made between seeing the checkpoint of step 40 and taking the node away."""
 
 
 def start_cluster(cpus: int = 1, gpus: int = 0) -> Cluster:
@@ -57,11 +57,10 @@ def wait_until_alive(count: int) -> int:
 
 def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
     """Train on two nodes of one CPU each and take one away in mid-training. Leaves the head node."""
-    from actors.coverage import read_coverage, what_counts
     from jobs.stages import train as training
-    from jobs.stages.train import Arm
     from potstill.config.student import StudentConfig
-    from potstill.student.batches import plan_steps
+    from potstill.student.arms import Arm
+    from tests.support.tiny_jobs import prepare, two_workers
 
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
@@ -74,29 +73,25 @@ def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
         zero_stage=1,
         checkpoint_steps=EVERY,
         max_failures=1,
+        precision="float32",
     )
 
     def take_away() -> None:
-        while not any(line["step"] >= 35 for arm in folder.glob("students/*") for line in read_coverage(str(arm))):
+        while not any(folder.glob("fits/*/checkpoint_0000040_*")):
             time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=take_away, daemon=True).start()
-    # Until the loss of the node is noticed Ray starts workers there in vain, a minute long unless told otherwise.
+    # Until Ray notices the loss of the node it tries to start workers there, for a minute by default.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "25"
-    rows = make_rows(75)
-    result = training.train([Arm("one", rows)], config, LABELS, str(folder), record=True)
+    arm = Arm("one", make_rows(75))
+    result = training.train([arm], config, LABELS, str(folder))
     del os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]
-    one = result.students["one"]
-    lines = read_coverage(str(Path(one.export).parent))
-    plan = plan_steps(len(rows), 16, 1, STEPS, 0)
+    undisturbed = two_workers(folder / "work", [(prepare(folder / "undisturbed", config, arm), None, None)])
     return {
         "first": result.workers,
-        "workers": one.workers,
-        "resumed": one.resumed,
-        "whole": what_counts(lines) == {number: sorted(step.rows) for number, step in enumerate(plan, start=1)},
-        "attempts": len({line["attempt"] for line in lines}),
-        "steps": len(one.records),
+        "report": asdict(result.students["one"].report),
+        "undisturbed": undisturbed[0],
         "alive": wait_until_alive(1),
     }
 
@@ -201,22 +196,23 @@ def place_workers_on_gpus(cluster: Cluster, folder: Path) -> dict[str, Any]:
     from jobs.stages import train as training
     from potstill.config.student import StudentConfig
     from potstill.errors import InputError
+    from potstill.student.arms import Arm
 
     def loop(config: Mapping[str, Any]) -> dict[str, Any]:
         context = ray.get_runtime_context()
         place = [context.get_node_id(), *context.get_accelerator_ids()["GPU"], os.environ["CUDA_VISIBLE_DEVICES"]]
         (folder / f"{os.getpid()}.place").write_text(json.dumps(place))
-        return {"reports": []}
+        return {}
 
     cluster.add_node(num_cpus=2, num_gpus=2)
     cluster.wait_for_nodes()
     config = StudentConfig(model=make_student(folder / "bert"))
     workers, on_gpu = training.choose_workers(config, ray.cluster_resources())
-    training.run_fit(TrainingJob(LABELS, config, (), "cuda"), workers, str(folder / "fits"), "placed", loop=loop)
+    training.run_fit(TrainingJob(LABELS, config, (), "cuda"), workers, str(folder / "fits/placed"), loop=loop)
     fits, refused = sorted(path.name for path in folder.rglob("*")), ""
     try:
         more = config.model_copy(update={"workers": workers + 1})
-        training.train([training.Arm("one", make_rows(12))], more, LABELS, str(folder))
+        training.train([Arm("one", make_rows(12))], more, LABELS, str(folder))
     except InputError as error:
         refused = str(error)
     return {
