@@ -102,7 +102,7 @@ def lose_a_node_in_a_search(cluster: Cluster, folder: Path) -> dict[str, Any]:
     Students are trained on CPUs, but placed as on GPUs.
     """
     from actors.ledger.handle import Ledger
-    from actors.search_workers import start_workshop
+    from actors.search_workers import start_search_workers
     from jobs.run.folder import Run
     from jobs.run.job import prepare
     from jobs.runtime import cluster as clusters
@@ -154,15 +154,15 @@ def lose_a_node_in_a_search(cluster: Cluster, folder: Path) -> dict[str, Any]:
         job = prepare(config, Terminal())
         job = replace(job, run=Run(config.storage, search.name_search(job)))
         ledger = Ledger(config.ledger.uri)
-        workshop = start_workshop(replace(placement, device="cpu"), config.teacher, ledger, str(folder / "logs"))
-        started = ray.get(workshop.start.remote())
+        workers = start_search_workers(replace(placement, device="cpu"), config.teacher, ledger, str(folder / "logs"))
+        started = ray.get(workers.start.remote())
         scene = Scene(
             config,
             job.task,
             job.data,
-            make_validation(job, workshop, ledger),
+            make_validation(job, workers, ledger),
             job.run,
-            workshop,
+            workers,
             ledger,
             replace(placement, device="cpu"),
         )
@@ -178,7 +178,7 @@ def lose_a_node_in_a_search(cluster: Cluster, folder: Path) -> dict[str, Any]:
         quiet = Listener(lambda trial: None, lambda trial: None, lambda trial: None)
         run_trials(scene, table, Ending(), quiet)
         thread.join()
-        ray.kill(workshop)
+        ray.kill(workers)
     return {
         "benches": placement.benches,
         "concurrency": placement.concurrency,
