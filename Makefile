@@ -1,8 +1,9 @@
 ## make demo    run the whole job here: embedded teacher, no key, no network after the install
 ## make test    lint, types, fast and slow tests (make check: without the slow ones)
+## make benchmarks-test    short runs of the benchmark scripts beside the libraries they compare with
 ## Both create or update .venv first if needed, and are safe to repeat.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test lint clean
+.PHONY: help venv demo check test benchmarks-test lint clean
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -47,7 +48,10 @@ check: lint
 test: lint
 	@echo "== all tests (fast ones first, then Ray, DeepSpeed, MLflow and the embedded teacher for real)"
 	@$(BIN)/pytest -m "not slow" $(FAST)
-	@$(BIN)/pytest -m slow $(SLOW) --durations=10
+	@$(BIN)/pytest -m "slow and not competitors" $(SLOW) --durations=10
+
+benchmarks-test: $(STAMP)
+	@$(BIN)/pytest -m competitors tests/benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

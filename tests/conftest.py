@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,41 +14,53 @@ from hypothesis import settings
 
 from potstill.config import home
 
-# How long an example takes says more of the machine's load than of the code.
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
+# The same examples on every run, however long each takes on a machine that others use too.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
-LONGEST = (
-    "test_search.py",
-    "test_distill.py",
-    "test_training.py",
-    "test_lost_node.py",
-    "test_through_endpoint.py",
-    "test_http_teacher.py",
-    "test_batch_recovery.py",
-    "test_teacher.py",
-    "test_interrupt.py",
-    "test_study_whole.py",
-    "test_search_nodes.py",
-    "test_kill.py",
-    "test_tracking.py",
-    "test_gpu_nodes.py",
-    "test_assess.py",
-    "test_batch_pool.py",
-    "test_anchor.py",
-    "test_resume.py",
-    "test_fits.py",
-    "test_fanout.py",
-    "test_llama_cpp.py",
-)
-"""Files that take half a minute or more: first, so that no process is left with one of them when the others have ended."""
+FOLDER = Path(__file__).parent
+DURATIONS = FOLDER / "durations.json"
+"""Seconds that each file takes, written by ``pytest --record-durations``. Files of under a second are left out."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-durations",
+        action="store_true",
+        help="note the seconds of each file in tests/durations.json; without -n, on an idle machine",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
+
+
+def read_durations() -> dict[str, float]:
+    return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+
+
+class Recorder:
+    """Replaces the durations of the files that were run and keeps the others."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid.split("::")[0].removeprefix("tests/")] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        merged = {**read_durations(), **{name: round(seconds) for name, seconds in self.seconds.items()}}
+        longest_first = sorted(merged.items(), key=lambda item: (-item[1], item[0]))
+        kept = {name: seconds for name, seconds in longest_first if seconds and (FOLDER / name).exists()}
+        DURATIONS.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; the rest as they were."""
-    rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+    """The longest files first, so that no process is left with one of them when the others have ended."""
+    durations = read_durations()
+    items.sort(key=lambda item: -durations.get(item.path.relative_to(FOLDER).as_posix(), 0.0))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Where a ledger may be (every test that takes ``uri`` runs against SQLite and against PostgreSQL), and an endpoint."""
+"""A ledger in SQLite, an empty PostgreSQL database and an endpoint."""
 
 from __future__ import annotations
 
@@ -42,11 +42,9 @@ def postgres_uri(postgres_server: str) -> Iterator[str]:
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of a ledger that is not there yet."""
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres_uri")
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    """The URI of a ledger that does not exist yet."""
     return f"sqlite:///{tmp_path}/deep/ledger.db"
 
 

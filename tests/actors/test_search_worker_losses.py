@@ -46,7 +46,7 @@ class FakeWorkers(SearchWorkers):
 async def embed(workers: FakeWorkers, times: int) -> list[Any]:
     await workers.start()
     asked = [asyncio.create_task(workers.embed([["a text"]])) for _ in range(times)]
-    return await asyncio.wait_for(asyncio.gather(*asked), timeout=5)
+    return await asyncio.wait_for(asyncio.gather(*asked), timeout=60)
 
 
 def test_waiting_calls_fail_when_no_process_can_be_started() -> None:

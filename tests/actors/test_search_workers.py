@@ -102,7 +102,7 @@ def test_a_rung_is_one_owners_until_it_is_released(workers: tuple[Any, Any, Any]
     time.sleep(0.3)
     assert not ray_cluster.wait([second], timeout=0)[0]
     ray_cluster.get(actor.release.remote("one"))
-    ray_cluster.get(second, timeout=10)
+    ray_cluster.get(second, timeout=300)
 
 
 def test_errors_come_back_as_what_they_are(workers: tuple[Any, Any, Any], ray_cluster: Any, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_ratios_are_medians_over_turns_and_count_the_pool_until_its_answers_are_
 
 
 @pytest.mark.slow
+@pytest.mark.competitors
 def test_a_peer_that_cannot_be_installed_is_told_as_such(tmp_path: Path) -> None:
     peer = Peer("nothing", (str(tmp_path / "no-such-package"),), "nothing.py")
     with pytest.raises(RuntimeError, match="nothing can't be installed"):
@@ -88,7 +89,7 @@ def test_the_cpu_of_a_tree_has_what_its_ended_processes_took() -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     cpu = measure.TreeCpu(process.pid)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while cpu.seconds()[0] < 0.6 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert 0.6 <= cpu.seconds()[0] < 3.0
@@ -98,6 +99,7 @@ def test_the_cpu_of_a_tree_has_what_its_ended_processes_took() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.competitors
 def test_a_short_run_of_the_script(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "fanout.py"), "--parts", "fanout", "--without-peers"]
     short = ["--in-flight", "256", "--requests", "300", "--repeats", "1", "--latency-s", "0.05"]

@@ -22,7 +22,7 @@ from tests.endpoint.behaviour import Script, change_script, read_script, write_s
 from tests.endpoint.book import Entry
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 60
+START_S = 300
 STOP_S = 10
 
 
@@ -125,6 +125,6 @@ class Endpoint:
         request = urllib.request.Request(self.root_url + path, data=body, method=method)
         # No proxy of the environment's: the endpoint is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as response:
+        with opener.open(request, timeout=300) as response:
             text: str = response.read().decode()
             return text

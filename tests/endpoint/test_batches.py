@@ -71,11 +71,13 @@ def test_a_batch_answers_as_single_requests_do(endpoint):
 
 @pytest.mark.slow
 def test_its_states_take_their_time_and_any_client_may_ask(endpoint):
-    endpoint.script(batch_validating_s=0.8, batch_running_s=0.8)
+    endpoint.script(batch_validating_s=0.8, batch_running_s=600)
     batch = with_client(endpoint, lambda client: start(client, jsonl([line(0)])))
     assert batch.status == "validating"
     running, _ = with_client(endpoint, lambda client: finished(client, batch, ("in_progress",)))
     assert running.request_counts.total == 1
+    endpoint.script(batch_running_s=0)
+    endpoint.hurry_batches()
     done, _ = with_client(endpoint, lambda client: finished(client, batch))
     assert done.status == "completed"
     assert done.created_at <= done.in_progress_at <= done.completed_at

@@ -45,16 +45,17 @@ def test_errors_can_say_when_to_come_again(endpoint):
 
 def test_a_hang_ends_when_the_client_has_enough(endpoint):
     endpoint.script(shares={"hang": 1})
+    begun = time.time()
     with pytest.raises(openai.APITimeoutError):
         ask(endpoint, timeout_s=1)
     entry = wait_for_end(endpoint)
     assert (entry.status, entry.whole, entry.fault) == (None, False, "hang")
-    assert entry.ended - entry.arrived > 0.5
+    assert entry.ended - begun > 0.9
 
 
 def wait_for_end(endpoint):
     """The one entry, once the server has noticed that it is over."""
-    for _ in range(600):
+    for _ in range(6000):
         (entry,) = endpoint.book()
         if entry.ended is not None:
             return entry

@@ -196,12 +196,12 @@ def test_a_storm_of_some_seconds(endpoint):
 
 
 def test_too_many_at_the_same_time(endpoint):
-    endpoint.script(max_in_flight=4, latency_s=0.3)
+    endpoint.script(max_in_flight=4, latency_s=2.0)
     answers = ask_all(endpoint, [f"Question {i}" for i in range(20)])
     entries = endpoint.book()
     served = [entry for entry in entries if entry.status == 200]
     assert len(served) == sum(not isinstance(answer, Exception) for answer in answers) >= 4
     for entry in served:
-        others = [other for other in served if other.arrived <= entry.arrived < other.arrived + 0.29]
+        others = [other for other in served if other.arrived <= entry.arrived < other.arrived + 1.99]
         assert len(others) <= 4
     assert {entry.fault for entry in entries if entry.status == 429} == {"in_flight"}

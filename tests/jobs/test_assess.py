@@ -174,7 +174,7 @@ def test_the_real_teacher_assesses_a_task(potstill_home, tmp_path):
         env={**os.environ, "POTSTILL_HOME": str(potstill_home)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -207,7 +207,7 @@ def test_a_disk_that_takes_nothing(
         env={**environment(tmp_path / "home"), "TMPDIR": os.environ.get("TMPDIR", "/tmp")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 2, done.stderr

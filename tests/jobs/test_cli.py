@@ -79,7 +79,7 @@ def test_help_names_every_command_and_loads_nothing_slow():
         env={**os.environ, "COLUMNS": "120", "TERM": "dumb"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     *shown, heavy = result.stdout.splitlines()
@@ -227,7 +227,7 @@ def test_more_cpus_than_the_cluster_has_is_an_error_and_no_hang(home, tmp_path):
         env=environment(home, RAY_OVERRIDE_RESOURCES='{"CPU": 1}'),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     (line,) = errors(result.returncode, result.stderr)

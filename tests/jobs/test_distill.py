@@ -15,7 +15,7 @@ from potstill.rows import Example, Prediction, Request, Response, from_table
 from tests.support.command_line import ROOT, command, environment, write_config
 from tests.support.head_node import copy_of_repository, head_node, submit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 CONFIG = {
     "task": "mailroom",
@@ -153,7 +153,7 @@ def test_report_prints_a_finished_run(finished):
         env=environment(finished.home),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert shown.returncode == 0, shown.stderr
@@ -174,7 +174,7 @@ def test_another_process_loads_the_registered_student(finished, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr

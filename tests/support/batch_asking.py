@@ -42,7 +42,7 @@ def ask(
         try:
             await actor.ready()
             then()
-            return await asyncio.wait_for(actor.answer(wanted), 60)
+            return await asyncio.wait_for(actor.answer(wanted), 300)
         finally:
             await actor.close()
 
@@ -51,7 +51,7 @@ def ask(
 
 def fetch(endpoint: Endpoint, path: str, method: str = "GET") -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(endpoint.base_url + path, method=method), timeout=30) as response:
+    with opener.open(urllib.request.Request(endpoint.base_url + path, method=method), timeout=300) as response:
         return bytes(response.read())
 
 

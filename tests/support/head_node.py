@@ -18,7 +18,7 @@ import psutil
 from tests.support.command_line import MAILROOM, ROOT, environment
 
 RAY = Path(sys.executable).with_name("ray")
-START_S = 90
+START_S = 300
 
 
 def free_ports(count):
@@ -76,7 +76,7 @@ def wait_for(address, process, log):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=2)
+            urllib.request.urlopen(f"{address}/api/version", timeout=10)
             return
         except urllib.error.HTTPError:  # it wants the token, so it is there
             return
@@ -107,7 +107,7 @@ def submit(head, tree, *arguments):
             env=variables,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=800,
             check=False,
         )
         if "No available agent to submit job" not in done.stderr + done.stdout or time.monotonic() > deadline:

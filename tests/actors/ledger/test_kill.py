@@ -15,7 +15,7 @@ from tests.endpoint.client import Endpoint
 @pytest.mark.slow
 def test_a_kill_costs_at_most_what_was_on_its_way(tmp_path: Path, ray_cluster: Any) -> None:
     random.seed(4)
-    with Endpoint(latency_s=0.1, latency_sigma=0.5) as endpoint:
+    with Endpoint(latency_s=0.4, latency_sigma=0.5) as endpoint:
         work = kill.Work(endpoint.base_url, requests=500, concurrency=64)
         outcomes = kill.run(work, endpoint, tmp_path, kill.KINDS, times=1)
     assert [outcome.kind for outcome in outcomes] == list(kill.KINDS)

@@ -261,7 +261,7 @@ def test_all_of_it_works_beside_a_job_that_writes(uri, store, tmp_path, monkeypa
         assert math.isclose(sum(one.cost_usd for one in upkeep.spent(store.database)) % 0.25, 0)
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(300)
     assert failures == []
     assert store.count_known(written) == len(written)
     assert upkeep.verify(store.database) == []

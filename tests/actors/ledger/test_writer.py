@@ -22,7 +22,7 @@ class Disk:
         self.tries = 0
 
     def write(self, calls):
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)
         if any(call == "nonsense" for call in calls):
             raise ValueError("nonsense\nand more of it")
         if "full" in calls:
@@ -51,7 +51,7 @@ def writer(disk):
 def wait_until_at_work(disk, writer):
     """One call is in the thread's hands, so that the next ones have to wait for it."""
     first = writer.submit(["first"])
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not writer._waiting.empty() and time.monotonic() < until:
         time.sleep(0.001)
     return first
@@ -62,7 +62,7 @@ def test_what_arrives_during_a_commit_shares_the_next(disk, writer):
     others = [writer.submit([i, i + 0.5]) for i in range(50)]
     assert not any(future.done() for future in (first, *others))  # nothing is promised before it is kept
     disk.gate.set()
-    assert [future.result(30) for future in others] == [[f"done {i}", f"done {i + 0.5}"] for i in range(50)]
+    assert [future.result(120) for future in others] == [[f"done {i}", f"done {i + 0.5}"] for i in range(50)]
     assert disk.groups[0] == ["first"]
     assert len(disk.groups) == 2
     assert disk.kept[1:] == [call for i in range(50) for call in (i, i + 0.5)]
@@ -72,7 +72,7 @@ def test_one_transaction_does_not_grow_without_end(disk, writer):
     wait_until_at_work(disk, writer)
     futures = [writer.submit([i]) for i in range(2 * MOST_CALLS)]
     disk.gate.set()
-    wait(futures, 30)
+    wait(futures, 120)
     assert [len(group) for group in disk.groups] == [1, MOST_CALLS, MOST_CALLS]
 
 
@@ -80,17 +80,17 @@ def test_one_callers_nonsense_is_not_the_others_fault(disk, writer):
     wait_until_at_work(disk, writer)
     good, bad, full, late = (writer.submit([name]) for name in ("good", "nonsense", "full", "late"))
     disk.gate.set()
-    assert good.result(30) == ["done good"]
-    assert late.result(30) == ["done late"]
+    assert good.result(120) == ["done good"]
+    assert late.result(120) == ["done late"]
     for future, said in ((bad, "the ledger could not run a call: ValueError: nonsense"), (full, FULL)):
-        (error,) = future.result(30)
+        (error,) = future.result(120)
         assert isinstance(error, LedgerError)
         assert str(error) == said
-    mixed = writer.submit(["fine", "nonsense"]).result(30)  # nor that of what travelled with it
+    mixed = writer.submit(["fine", "nonsense"]).result(120)  # nor that of what travelled with it
     assert mixed[0] == "done fine"
     assert isinstance(mixed[1], LedgerError)
     assert disk.kept == ["first", "good", "late", "fine"]
-    assert writer.submit(["again"]).result(30) == ["done again"]  # the thread lives on
+    assert writer.submit(["again"]).result(120) == ["done again"]  # the thread lives on
 
 
 def test_what_is_wrong_with_the_database_is_told_to_all_at_once(disk, writer):
@@ -99,7 +99,7 @@ def test_what_is_wrong_with_the_database_is_told_to_all_at_once(disk, writer):
     futures = [writer.submit([name, "locked"]) for name in range(20)]
     disk.gate.set()
     for future in futures:
-        assert [str(error) for error in future.result(30)] == ["locked", "locked"]
+        assert [str(error) for error in future.result(120)] == ["locked", "locked"]
     assert disk.tries == 1
 
 

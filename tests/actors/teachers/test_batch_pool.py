@@ -22,7 +22,7 @@ from actors.ledger.store import LedgerStore
 from actors.teachers.pool import TeacherPool
 from potstill.rows import Response, from_table
 from tests.endpoint.client import ROOT, Endpoint
-from tests.support.batch_asking import batches_of
+from tests.support.batch_asking import answered, batches_of, left_over
 from tests.support.batch_requests import requests, teacher
 
 pytestmark = pytest.mark.slow
@@ -109,6 +109,21 @@ def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, 
     assert set(asked.values()) == {1}
     booked = Counter(entry.client_request_id for entry in endpoint.book() if entry.route == "batch")
     assert booked == asked
+
+
+def test_a_pool_asks_once_with_its_ledger_in_postgresql(endpoint: Endpoint, postgres_uri: str, bare_ray: Any) -> None:
+    """From the driver to the database through every process between; the SQL itself is tested in tests/actors/ledger."""
+    config = teacher(endpoint)
+    for reused in (0, 40):
+        with TeacherPool(config, Ledger(postgres_uri)) as pool:
+            answers = pool.ask(requests(config, 40))
+        assert answers.num_rows == 40
+        assert answers["error"].null_count == 40
+        assert sum(answers["reused"].to_pylist()) == reused
+    assert set(answered(endpoint).values()) == {1}
+    store = LedgerStore(postgres_uri)
+    assert left_over(store)[:2] == (0, 0)
+    store.close()
 
 
 def test_a_real_time_run_waits_for_what_is_in_a_batch(endpoint: Endpoint, tmp_path: Path, bare_ray: Any) -> None:

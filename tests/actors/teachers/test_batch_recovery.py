@@ -82,7 +82,7 @@ def test_wherever_its_process_dies_a_batch_is_paid_for_once(
                 patch.setattr(BatchApi, name, stuck)
             actor = start(config, store, "job-a")
             asking = asyncio.create_task(actor.answer(wanted))
-            await asyncio.wait_for(reached.wait(), 30)
+            await asyncio.wait_for(reached.wait(), 300)
             asking.cancel()
             await actor.close()
         # Its claims on requests and batches are no more renewed.
@@ -92,7 +92,7 @@ def test_wherever_its_process_dies_a_batch_is_paid_for_once(
         assert store.take([wanted[0].request_id], "job-x").others == (wanted[0].request_id,)
         forsake(store)
         other = start(config, store, "job-b")
-        answers = await asyncio.wait_for(other.answer(wanted), 60)
+        answers = await asyncio.wait_for(other.answer(wanted), 300)
         assert all(answer.response.error is None for answer in answers)
         assert all(answer.reused == crash.startswith("created") for answer in answers)
         await other.close()
@@ -110,7 +110,7 @@ def test_two_processes_never_submit_the_same(endpoint: Endpoint, store: LedgerSt
     async def run() -> list[list[Answer]]:
         one, two = start(config, store, "job-a"), start(config, store, "job-b")
         wanted = requests(config, 60)
-        found = await asyncio.wait_for(asyncio.gather(one.answer(wanted[:40]), two.answer(wanted[20:])), 60)
+        found = await asyncio.wait_for(asyncio.gather(one.answer(wanted[:40]), two.answer(wanted[20:])), 300)
         await one.close()
         await two.close()
         return list(found)
@@ -123,7 +123,7 @@ def test_two_processes_never_submit_the_same(endpoint: Endpoint, store: LedgerSt
 
 def test_what_failed_in_an_adopted_batch_is_not_asked_for_nothing(endpoint: Endpoint, store: LedgerStore) -> None:
     """Its final errors are known; only what may yet work goes into another batch."""
-    endpoint.script(poison={"Number 3.": 400}, batch_expired_share=0.2, batch_running_s=1.5)
+    endpoint.script(poison={"Number 3.": 400}, batch_expired_share=0.2, batch_running_s=600)
     config = teacher(endpoint)
     wanted = requests(config, 20)
 
@@ -133,12 +133,13 @@ def test_what_failed_in_an_adopted_batch_is_not_asked_for_nothing(endpoint: Endp
         while not any(batch["status"] == "in_progress" for batch, _ in batches_of(endpoint)):
             await asyncio.sleep(0.05)
         # What a batch does not get to is settled as it begins: only the first one leaves anything.
-        endpoint.script(batch_expired_share=0.0)
+        endpoint.script(batch_expired_share=0.0, batch_running_s=0)
+        endpoint.hurry_batches()
         asking.cancel()
         await actor.close()
         store.release("job-a")
         other = start(config, store, "job-b")
-        answers = await asyncio.wait_for(other.answer(wanted), 60)
+        answers = await asyncio.wait_for(other.answer(wanted), 300)
         await other.close()
         return answers
 
@@ -153,12 +154,15 @@ def test_a_batch_that_the_endpoint_does_not_know_is_not_asked_anew(endpoint: End
     endpoint.script(batch_running_s=600)
     config = teacher(endpoint, provider="mine")
 
+    def is_noted() -> bool:
+        with store.database.read() as connection:
+            return connection.execute(sa.select(tables.batches.c.batch_id)).scalar() is not None
+
     async def submit() -> None:
         actor = start(config, store)
         asking = asyncio.create_task(actor.answer(requests(config, 5)))
-        while not batches_of(endpoint):
+        while not is_noted():
             await asyncio.sleep(0.05)
-        await asyncio.sleep(0.3)
         asking.cancel()
         await actor.close()
 
@@ -208,7 +212,7 @@ def test_a_process_killed_at_any_moment_pays_nothing_twice(
         with store.database.write() as connection:
             own = tables.claims.c.owner.startswith("job-")
             connection.execute(sa.update(tables.claims).where(own).values(expires_at=0.0))
-    output, _ = start_driver(uri, config, 200, "job-last").communicate(timeout=300)
+    output, _ = start_driver(uri, config, 200, "job-last").communicate(timeout=800)
     answers = json.loads(output.removeprefix("ANSWERS "))
     assert len(answers) == 200
     assert all(error is None for error, _ in answers)

@@ -57,7 +57,7 @@ def ask(config: OpenAITeacher, store: LedgerStore, wanted: list[Request]) -> lis
     async def run() -> list[Answer]:
         actor = HttpTeacherActor(config, NearLedger(store), "job-a", NearLimiter(config))  # type: ignore[arg-type]
         try:
-            return await asyncio.wait_for(actor.answer(wanted), 60)
+            return await asyncio.wait_for(actor.answer(wanted), 300)
         finally:
             await actor._backend.close()
 

@@ -82,11 +82,14 @@ def most_at_a_time(spans):
 
 def test_several_processes_share_rate_and_concurrency(ray_cluster, start):
     handle = start(Limits(concurrency=12, requests_per_minute=3000))
-    replies = ray_cluster.get([client.send.remote(150, 0.1) for client in clients(ray_cluster, handle, 3)])
+    senders = clients(ray_cluster, handle, 3)
+    ray_cluster.get([sender.pid.remote() for sender in senders])
+    began = time.monotonic()
+    replies = ray_cluster.get([sender.send.remote(150, 0.1) for sender in senders])
     spans = sorted(span for sent, _ in replies for span in sent)
     assert len(spans) == 450
     assert most_at_a_time(spans) <= 12
-    elapsed = spans[-1][0] - spans[0][0]
+    elapsed = spans[-1][0] - began
     assert 450 / elapsed < 50 * 1.1
     print(f"\n3 processes: {450 / elapsed:.1f} requests/s of 50 allowed")
     state = handle.state()
@@ -94,7 +97,7 @@ def test_several_processes_share_rate_and_concurrency(ray_cluster, start):
 
 
 def test_the_budget_is_shared_and_a_dead_process_s_share_stays_reserved(ray_cluster, start):
-    handle = start(Limits(concurrency=64, requests_per_minute=1e6, budget_usd=1.0), lease_s=3.0)
+    handle = start(Limits(concurrency=64, requests_per_minute=1e6, budget_usd=1.0), lease_s=10.0)
     one, two, dying = clients(ray_cluster, handle, 3)
     ray_cluster.get(dying.hold.remote(0.25))
     os.kill(ray_cluster.get(dying.pid.remote()), signal.SIGKILL)
@@ -111,8 +114,8 @@ def test_a_limiter_that_dies_forgets_no_dollar(ray_cluster, start):
     one, two = clients(ray_cluster, handle, 2)
     spans, stop = ray_cluster.get(one.send.remote(50, usd=0.01, cost=0.01))  # and leaves, so only the file knows
     assert (len(spans), stop) == (50, None)
-    sending = two.send.remote(500, 0.05, usd=0.01, cost=0.01, workers=4)
-    deadline = time.monotonic() + 60
+    sending = two.send.remote(500, 0.2, usd=0.01, cost=0.01, workers=4)
+    deadline = time.monotonic() + 300
     while handle.state().succeeded < 55 and time.monotonic() < deadline:
         time.sleep(0.05)
     pid = ray_cluster.get(handle.actor.__ray_call__.remote(lambda actor: os.getpid()))
@@ -133,7 +136,7 @@ def test_a_limiter_that_is_gone_for_good_is_an_error(ray_cluster, start):
             pass
 
     with pytest.raises(TeacherError, match="the limiter's process can't be asked"):
-        asyncio.run(asyncio.wait_for(send(), 60))
+        asyncio.run(asyncio.wait_for(send(), 300))
     with pytest.raises(TeacherError):
         handle.state()
 
@@ -151,10 +154,10 @@ def test_an_endpoint_that_fails_always_ends_in_a_message(ray_cluster, start):
             assert sent < 200
 
     with pytest.raises(TeacherStopped, match=r"let nothing through for .* s; most common error .*: connection refused"):
-        asyncio.run(asyncio.wait_for(send(), 60))
+        asyncio.run(asyncio.wait_for(send(), 300))
 
 
-def test_how_many_slots_a_process_gets(ray_cluster, start):
+def test_what_a_slot_costs_a_process(ray_cluster, start):
     handle = start(Limits(concurrency=256))
 
     async def send(seconds, workers):
@@ -177,6 +180,6 @@ def test_how_many_slots_a_process_gets(ray_cluster, start):
         await allowance.close()
         return done / seconds, cpu / max(done, 1)
 
-    per_s, cpu = asyncio.run(asyncio.wait_for(send(2.0, 64), 60))
+    per_s, cpu = asyncio.run(asyncio.wait_for(send(2.0, 64), 300))
     print(f"\n{per_s:.0f} slots/s in one process, {1e6 * cpu:.1f} us CPU each")
-    assert per_s > 1000
+    assert cpu < 1e-3  # seconds of CPU, which another process's load hardly changes

@@ -22,7 +22,7 @@ from potstill.student.batches import plan_steps
 from tests.support.tiny_jobs import ROWS, FolderCheckpoints, attempt, prepare, settings, train, two_workers, weights
 from tests.support.tiny_student import make_rows, make_student
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 STEPS, EVERY, STOP = 20, 4, 8
 GENTLE = {"min_steps": STEPS, "weight_decay": 1.0, "learning_rate": 2e-3}
 """Decay strong enough to show on a bias that comes back with some; steps small enough not to blow up rounding."""

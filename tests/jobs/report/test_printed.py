@@ -71,7 +71,7 @@ def test_many_students_are_not_loaded_at_once(job, monkeypatch):
         return {name: [[0.2, 0.5, 0.3]] * len(texts) for name in arguments["students"]}
 
     monkeypatch.setattr(evaluation, "_ask", asked)
-    monkeypatch.setattr(evaluation, "_check", lambda *_: None)
+    monkeypatch.setattr("actors.student_folder.check_classes", lambda *_: None)
     students = {f"student-{i}": f"/folder/{i}" for i in range(18)}
     found = evaluation.predict(students, job.data.test, job.labels)
     assert list(found) == list(students)

@@ -220,7 +220,7 @@ def lines_of(stream):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     assert condition()
@@ -246,7 +246,7 @@ def test_a_short_stage_leaves_one_line_and_no_thread():
     before = threading.active_count()
     with Terminal(Console(file=stream, width=120)).stage("relabel") as line:
         line.follow(lambda: FULL)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert len(lines_of(stream)) == 1
 
 
@@ -296,7 +296,7 @@ def test_what_all_requests_wait_for_is_told():
     meter = Meter()
     meter.expect(10)
     with watched(NoBatches(), meter, every_s=0.01):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not meter.progress().note:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -309,7 +309,7 @@ def test_what_all_requests_wait_for_is_told():
 def test_batches_are_told_of_while_they_run():
     meter = Meter()
     with watched(TwoBatches(), meter, every_s=0.01):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not meter.progress().note:
             assert time.monotonic() < until
             time.sleep(0.01)

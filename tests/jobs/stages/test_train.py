@@ -96,14 +96,15 @@ def test_two_arms_in_one_fit_then_reuse_then_prediction(ray_cluster: Any, tmp_pa
 def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(ray_cluster: Any, tmp_path: Path) -> None:
     """In the middle of the second arm, with kill -9: training resumes from the last checkpoint, and its losses are
     those of an undisturbed training."""
-    config = settings(tmp_path, min_steps=120, checkpoint_steps=20, zero_stage=1, precision="float32")
+    steps = 300  # far more than are made between seeing the checkpoint of step 60 and the kill
+    config = settings(tmp_path, min_steps=steps, checkpoint_steps=20, zero_stage=1, precision="float32")
     arms = [Arm("short", ROWS[:30], seed=1), Arm("long", ROWS[::-1], seed=2)]
     killed: list[int] = []
 
     def kill_in_the_second_arm() -> None:
         import psutil
 
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 800
         # The first arm's checkpoints are in the same folder; those up to step 60 are gone when it is done.
         while time.monotonic() < deadline:
             time.sleep(0.02)
@@ -125,10 +126,11 @@ def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(ray_clust
     assert result.trained == 2
     short, long = result.students["short"].report, result.students["long"].report
     assert (long.workers, short.resumed) == (2, [])
-    assert long.resumed in ([40], [60], [80], [100])
+    (resumed,) = long.resumed
+    assert resumed in range(40, steps, 20)
     undisturbed = [(prepare(tmp_path / "undisturbed", config, arm), None, None) for arm in arms]
     for report, expected in zip((short, long), two_workers(tmp_path / "work", undisturbed), strict=True):
-        assert (report.steps, report.examples) == (120, expected["examples"])
+        assert (report.steps, report.examples) == (steps, expected["examples"])
         np.testing.assert_allclose(report.losses, expected["losses"], rtol=1e-4)
     assert list(tmp_path.glob("fits/*/checkpoint_*")) == [], "deleted once every arm has its export"
 

@@ -12,7 +12,7 @@ from potstill.study.tables import read_study
 from tests.endpoint.client import Endpoint
 from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def studied(tmp_path_factory):
         arguments = command("study", str(place / "study.yaml"))
         variables = environment(place / "home")
         return subprocess.run(
-            arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=500, check=False
+            arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=800, check=False
         )
 
     with Endpoint(latency_s=0.01) as endpoint:

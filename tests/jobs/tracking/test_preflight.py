@@ -22,7 +22,7 @@ from potstill.errors import InputError
 def complaints(**tracking: Any) -> list[str]:
     start = time.monotonic()
     found = problems(TrackingConfig.model_validate(tracking))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert all("\n" not in str(problem) for problem in found)
     return [str(problem) for problem in found]
 

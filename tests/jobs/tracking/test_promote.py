@@ -306,7 +306,7 @@ print(json.dumps(pipeline("who wrote")[0]["label"]))
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
