@@ -28,7 +28,7 @@ Done = subprocess.CompletedProcess[str]
 # One cluster for all commands; its workers have the key from the node's environment, as on a real one.
 HEAD = """
 import sys
-from jobs import cluster
+from jobs.runtime import cluster
 with cluster.connect(num_cpus=2) as ray:
     print("address", ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
@@ -37,9 +37,9 @@ with cluster.connect(num_cpus=2) as ray:
 RECORDS = """
 import sys
 from ray.util import state
-from actors.ledger import Ledger
-from actors.pool import TeacherPool
-from jobs import cluster
+from actors.ledger.handle import Ledger
+from actors.teachers.pool import TeacherPool
+from jobs.runtime import cluster
 from potstill.config import load
 config = load(sys.argv[1])
 with cluster.connect(), TeacherPool(config.teacher, Ledger(config.ledger.uri)) as pool:

@@ -1,4 +1,4 @@
-"""Where the workers of a fit land on a cluster of several nodes with GPUs. The GPUs are logical: none is needed."""
+"""Placement of a fit's workers on a cluster of several nodes with logical GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_workers_land_one_a_gpu_over_all_nodes_and_too_many_are_refused_at_once(tmp_path: Path) -> None:
+def test_each_worker_has_its_own_gpu_and_too_many_are_refused(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "support/gpu_nodes.py"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
@@ -25,7 +25,7 @@ def test_workers_land_one_a_gpu_over_all_nodes_and_too_many_are_refused_at_once(
     found = json.loads((work / "found.json").read_text())
     assert (found["workers"], found["on_gpu"]) == (3, True)
     assert len(found["places"]) == 3
-    assert len({(node, gpu) for node, gpu, _ in found["places"]}) == 3, "every worker has a GPU to itself"
+    assert len({(node, gpu) for node, gpu, _ in found["places"]}) == 3, "each worker has its own GPU"
     assert sorted([node for node, *_ in found["places"]].count(node) for node in {n for n, *_ in found["places"]}) == [
         1,
         2,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on a real job: it ends in time, leaves nothing running, loses nothing."""
+"""Ctrl-C and SIGTERM on a real job: it ends in time, leaves no process and loses no answer."""
 
 import os
 import signal
@@ -17,14 +17,14 @@ CONFIG = {
     "augment": {"per_class": 200, "max_tokens": 48},
     "teacher": {"batch_size": 4, "actors": 1},
 }
-START_S = 400  # only so that it does not hang for ever: a loaded machine takes over a minute
+START_S = 400  # prevents an endless wait; a loaded machine takes over a minute
 
 
 def count(ledger, table):
     try:
         with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
             return connection.execute(f"select count(*) from {table}").fetchone()[0]
-    except sqlite3.OperationalError:  # not there yet
+    except sqlite3.OperationalError:  # no ledger yet
         return 0
 
 
@@ -60,10 +60,10 @@ def stop_while_asking(potstill_home, config, known, send):
 
 
 @pytest.mark.slow
-def test_a_stopped_job_ends_in_time_and_goes_on_later(potstill_home, tmp_path):
+def test_a_stopped_job_ends_in_time_and_resumes(potstill_home, tmp_path):
     config, ledger = write_config(tmp_path / "tiny.yaml", CONFIG), potstill_home / "ledger.db"
 
-    # As Ctrl-C does: to the whole foreground group.
+    # Ctrl-C signals the whole foreground group.
     code, seconds, left, output = stop_while_asking(potstill_home, config, 0, lambda pid: os.killpg(pid, signal.SIGINT))
     assert (code, left) == (130, [])
     assert seconds < 5
@@ -73,7 +73,7 @@ def test_a_stopped_job_ends_in_time_and_goes_on_later(potstill_home, tmp_path):
     assert answered > 0
     assert count(ledger, "claims") == 0
 
-    # As `ray job stop` does: to the job's process alone. The ledger goes on from where it was.
+    # `ray job stop` signals only the job's process. The job resumes from the ledger.
     code, seconds, left, output = stop_while_asking(
         potstill_home, config, answered, lambda pid: os.kill(pid, signal.SIGTERM)
     )

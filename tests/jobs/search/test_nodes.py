@@ -1,4 +1,4 @@
-"""A search on a test cluster of several nodes with logical GPUs: every trial finds its place, also when a node goes."""
+"""A search on a test cluster of several nodes with logical GPUs: it places every trial, even after losing a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_trials_go_on_without_the_node_that_went(tmp_path: Path) -> None:
+def test_trials_continue_after_losing_a_node(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "support/search_nodes.py"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"POTSTILL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(script.parents[2])}
