@@ -161,7 +161,9 @@ def test_a_database_of_something_else(run: Run, endpoint: Endpoint, tmp_path: Pa
     file = tmp_path / "other.db"
     with sqlite3.connect(file) as connection:
         connection.execute("create table recipes (name text)")
-    assert "it has a table 'recipes'), no ledger; name another one" in about_ledger(run, endpoint, file)
+    assert "is not a ledger but another database (it has a table 'recipes'); name another one" in about_ledger(
+        run, endpoint, file
+    )
 
 
 def test_a_ledger_of_a_newer_schema(run: Run, endpoint: Endpoint, ledger: Path) -> None:
