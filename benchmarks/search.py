@@ -183,7 +183,7 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
             if name.startswith(finetune.DISTILLED)
         }
         texts, length = [text.text for text in scene.data.test], config.student.max_length
-        probs = ray.get(scene.workshop.predict.remote(folders, texts, labels, length, scene.placement.device))
+        probs = ray.get(scene.search_workers.predict.remote(folders, texts, labels, length, scene.placement.device))
         test = [
             score(as_predictions(scene.data.test, one, labels), labels, resamples=100).macro_f1.value
             for one in probs.values()

@@ -1,6 +1,6 @@
 """The command line: ``potstill X`` and ``python -m jobs X`` are the same.
 
-Heavy imports wait until a command needs them, so that ``--help`` answers at once.
+Each command imports its own job, so that ``--help`` answers at once: Ray, PyArrow and SciPy take seconds to load.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import typer
 
 import actors
 import potstill
-from jobs import STAGES as ALL_STAGES
-from jobs import ledger_command
+from jobs import STAGES, ledger_command
 from jobs.runtime import interrupt
-from potstill.config import Config, ConfigError, load
+from potstill.config import Config, ConfigError, home, load
 from potstill.errors import InputError, PotstillError, Problem
-from potstill.search import points as search_points
+from potstill.search.points import problems as space_problems
 
 if TYPE_CHECKING:
     from jobs.run.folder import Run
@@ -37,22 +36,22 @@ app = typer.Typer(
 app.add_typer(ledger_command.app, name="ledger")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML config, such as conf/demo.yaml")]
-RunOrConfig = Annotated[
-    str, typer.Argument(metavar="RUN|CONFIG", help="a run (its name or folder) or the config that it was started with")
-]
+RunOrConfig = Annotated[str, typer.Argument(metavar="RUN|CONFIG", help="a run (its name or folder) or its config")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="FIELD=VALUE", help="override a field of the config, such as augment.per_class=50; repeatable"
+        "--set", metavar="FIELD=VALUE", help="override a config field, such as augment.per_class=50; repeatable"
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="start without asking, whatever the plan says it costs")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's and DeepSpeed's own logs, and tracebacks")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="start without asking for confirmation, regardless of the planned cost")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show tracebacks and the logs of Ray and DeepSpeed")]
 
 
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Show requests, tokens and cost, and what the ledger already holds: a job's, a search's or a study's. Nothing is spent."""
+    """Show the requests, tokens and cost of a job, search or study, and what the ledger already holds. Spends nothing."""
     from potstill.study.config import is_study
 
     if is_study(config):
@@ -69,10 +68,10 @@ def plan(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = Fal
 
 @app.command()
 def distill(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
-    """The whole job: generate, relabel, fine-tune, evaluate, register."""
-    from jobs.distill import distill as run
+    """Run the whole job: generate, relabel, fine-tune, evaluate, register."""
+    from jobs.distill import run_stages
 
-    run(_load(config, overrides, ALL_STAGES), verbose, yes)
+    run_stages(_load(config, overrides, STAGES), STAGES, verbose, yes=yes)
 
 
 @app.command()
@@ -81,17 +80,15 @@ def search(
     overrides: Overrides = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="go on with a search that was stopped (it does so anyway), or say that there is none"
-        ),
+        typer.Option("--resume", help="fail if there is no search to resume; a stopped search resumes either way"),
     ] = False,
     yes: Yes = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the best settings: many trials that share the teacher's work, the winner tested once and registered."""
+    """Search for the best settings: trials share the teacher's answers; the winner is tested once and registered."""
     from jobs.search.run import search as run
 
-    run(_load(config, overrides, ALL_STAGES), verbose, yes, resume)
+    run(_load(config, overrides, STAGES), verbose, yes, resume)
 
 
 @app.command()
@@ -104,19 +101,19 @@ def generate(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, 
 
 @app.command()
 def relabel(run: RunOrConfig, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
-    """Stage 2: the teacher labels the texts of a run."""
+    """Stage 2: the teacher relabels the texts of a run."""
     _stage("relabel", run, overrides, verbose, yes)
 
 
 @app.command()
 def finetune(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Stage 3: students are trained on the labelled texts of a run."""
+    """Stage 3: train students on the labelled texts of a run."""
     _stage("finetune", run, overrides, verbose)
 
 
 @app.command()
 def evaluate(run: RunOrConfig, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Stage 4: the students of a run are scored on the test split, the distilled one is registered."""
+    """Stage 4: score the students of a run on the test split and register the distilled one."""
     _stage("evaluate", run, overrides, verbose)
 
 
@@ -129,12 +126,12 @@ def report(
     annotations: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="people's votes on the test texts: item, annotator, label (CSV, JSONL, Parquet)"
+            metavar="FILE", help="human labels of the test texts: item, annotator, label (CSV, JSONL, Parquet)"
         ),
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open/--no-open", help="show the page in a browser")] = True,
+    open_it: Annotated[bool, typer.Option("--open/--no-open", help="open the page in a browser")] = True,
 ) -> None:
-    """Print the report of a finished run or study, write it as a page (report.html) and open that."""
+    """Print the report of a finished run or study, write it to report.html and open that page."""
     from jobs import show as shown
 
     if study_run := shown.find_study(run):
@@ -152,12 +149,12 @@ def assess(
     overrides: Overrides = None,
     texts: Annotated[
         int | None,
-        typer.Option(metavar="N", help="texts that the teacher is asked about at most, 10 to 10,000; default: 300"),
+        typer.Option(metavar="N", help="maximum texts to ask the teacher about, 10 to 10,000; default: 300"),
     ] = None,
     yes: Yes = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ask the teacher about some texts, and say beforehand what can be known of a task: go, or label by hand."""
+    """Assess a task before paying for it: the teacher votes on sample texts; the advice is to distil or to label by hand."""
     from jobs.assess import assess as run
     from potstill.study.assessment import TEXTS
 
@@ -166,7 +163,7 @@ def assess(
 
 @app.command()
 def study(config: ConfigPath, overrides: Overrides = None, yes: Yes = False, verbose: Verbose = False) -> None:
-    """Compare sources of training texts on several tasks: the two papers' tables, for your tasks and teachers."""
+    """Compare sources of training texts across tasks: the tables of the two papers for your tasks and teachers."""
     from jobs.study.run import study as run
 
     run(_load_study(config, overrides), verbose, yes)
@@ -177,32 +174,35 @@ def promote(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a registered model, such as trec6-student")],
     version: Annotated[int | None, typer.Option(help="the version to promote; default: the challenger")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="promote even if its score is worse or can't be compared")
+        bool, typer.Option("--force", help="promote even if the score is worse or not comparable")
     ] = False,
-    rollback: Annotated[bool, typer.Option("--rollback", help="give the alias back to the champion before")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI; default as in a config")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="restore the previous champion")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: as in a config")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Make a registered model's challenger the champion, if it is no worse."""
+    """Make a registered model's challenger the champion if its score is not worse."""
     from jobs.tracking.promote import show
 
     show(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri)
 
 
 def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> Config:
-    """A config whose paths are absolute. Where it is broken, the rest of it is checked as well: all is told at once."""
+    """A config with absolute paths. If it is invalid, the rest is checked too, and all errors are reported at once."""
     from jobs.runtime import paths
 
+    found: Sequence[Problem] = ()
     try:
-        config = load(path, overrides or ())
-        if found := search_points.problems(config):
-            raise ConfigError([Problem(f"{path}: {one.where}", one.message) for one in found], config)
-        return paths.make_absolute(config)
+        config: Config | None = load(path, overrides or ())
     except ConfigError as error:
+        config, found = error.rest, error.problems
+    if config is not None:
+        config = paths.make_absolute(config)
+        if not found and not space_problems(config):
+            return config
         from jobs import preflight
 
-        more = preflight.problems(paths.make_absolute(error.rest), stages) if error.rest else []
-        raise InputError([*error.problems, *more]) from error
+        found = [*found, *preflight.problems(config, stages)]  # those of the search space among them
+    raise InputError(found)
 
 
 def _load_study(path: str, overrides: Sequence[str] | None) -> StudyConfig:
@@ -220,34 +220,35 @@ def _stage(stage: str, reference: str, overrides: list[str] | None, verbose: boo
 
 
 def _resolve(reference: str, overrides: list[str] | None, stages: Sequence[str] = ()) -> tuple[Config, Run | None]:
-    """The config that is meant, and the run where one was named instead of a config."""
+    """A config and, if the reference names a run, that run."""
     if reference.endswith((".yaml", ".yml")):
         return _load(reference, overrides, stages), None
     from jobs.run.folder import Run
-    from potstill.config import home
 
     found = Run.find(reference, str(home() / "runs"))
     if found is None:
         raise InputError([Problem(reference, "is neither a config (.yaml) nor a run's folder or name")])
     if overrides:
-        raise InputError([Problem("--set", "changes a config, not a finished run; give the config instead of the run")])
+        raise InputError(
+            [Problem("--set", "applies to a config, not to a finished run; give the config instead of the run")]
+        )
     run, config = found
     return config, run
 
 
 def _check_imports() -> list[str]:
-    """`jobs` and `actors` are common names: say so when somebody else's is in front of ours."""
+    """Errors for packages of ours that another package of the same (common) name shadows."""
     here = Path(__file__).resolve().parent.parent
     return [
         f"the package {module.__name__!r} was imported from {Path(str(module.__file__)).parent}, not from {here}; "
-        "run from the repository's root, or take the other one off PYTHONPATH"
+        "run from the repository root, or remove the other package from PYTHONPATH"
         for module in (actors, potstill)
         if Path(str(module.__file__)).resolve().parent.parent != here
     ]
 
 
 def main() -> None:
-    """Entry point: errors of the user's making end with one line each and exit code 2, others with 1."""
+    """Entry point. Prints one line per error; exit code 2 for invalid input, 1 for other errors."""
     verbose = any(argument in ("--verbose", "-v") for argument in sys.argv)
     for line in _check_imports():
         print(f"error: {line}", file=sys.stderr)

@@ -1,10 +1,10 @@
-"""What can be known of a task before money is spent: the teacher votes on up to 300 texts, and its votes are looked at.
+"""Assess a task before paying for it, from the teacher's votes on up to 300 texts.
 
     potstill assess conf/trec6.yaml --texts 100
 
-The texts are the task's unlabelled ones, else the train split's with their labels put aside, else some that the teacher
-writes first. About each there are four short questions, so 300 texts cost about as much as relabelling 600 with two
-votes. What is said of the future is said only where tasks were studied with the same teacher (``potstill/study/forecast.py``).
+The texts are the task's unlabelled ones, else those of the train split without their labels, else new ones from the
+teacher. Each text takes four short questions, so 300 texts cost about as much as relabelling 600 with two votes. A
+forecast needs tasks that were studied with the same teacher (``potstill/study/forecast.py``).
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from actors.teachers.pool import TeacherPool
 from jobs import plan, preflight
 from jobs.run.folder import Run, as_json
 from jobs.run.job import Job
-from jobs.runtime import cluster
 from jobs.runtime.progress import Meter
 from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
+from jobs.session import session
 from jobs.stages import generate
 from jobs.stages.ask import Usage, ask
-from jobs.tracking.tracker import open_tracker
 from potstill import draws
 from potstill.config import Config
 from potstill.errors import InputError, Problem, StageError
@@ -48,13 +47,13 @@ from potstill.texts import diversity, repetition
 from potstill.texts.repetition import Repetition
 
 PART = "assess"
-STAGES = ("generate", "relabel")  # whose needs an assessment has: the teacher may have to write
-MOST_CLASSES = 20  # up to which every text may be of every class; beyond, of its nearest ``relabel.neighbours``
+STAGES = ("generate", "relabel")  # an assessment needs what these need, since the teacher may have to generate texts
+MOST_CLASSES = 20  # with more, the teacher chooses among a text's nearest ``relabel.neighbours`` classes
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTexts:
-    """What is asked about. ``labels``: the train split's, used for the learning curve alone; empty where there are none."""
+    """The texts to ask about. ``labels``: of the train split, only for the learning curve; may be empty."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -63,7 +62,7 @@ class SampledTexts:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What ``assess.json`` holds."""
+    """The content of ``assess.json``."""
 
     task: str
     teacher: str
@@ -81,39 +80,29 @@ class Assessment:
 
 
 def assess(config: Config, verbose: bool = False, yes: bool = False, most_texts: int = assessment.TEXTS) -> Assessment:
-    """Ask about ``most_texts`` at most, look at the answers, say what they mean; writes ``<storage>/assess-<run>/``.
+    """Ask about at most ``most_texts`` texts, evaluate and show the answers; writes ``<storage>/assess-<run>/``.
 
-    Raises ``InputError`` before anything is asked or started, ``StageError`` where the teacher answered nothing.
+    Raises ``InputError`` before anything is asked or started, ``StageError`` if the teacher answers nothing.
     """
-    terminal = Terminal()
     _check(config, most_texts)
-    job = preflight.prepare(config, STAGES, terminal, verbose)
+    job = preflight.prepare(config, STAGES, Terminal(), verbose)
     job = replace(job, run=Run(config.storage, f"assess-{job.run.name}"))
     texts = real_texts(job, most_texts)
     _confirm(job, texts, most_texts, yes)
-    with cluster.connect(verbose):
-        preflight.check_cluster(job, ["relabel"])
-        with open_tracker(
-            config,
-            command=PART,
-            task_name=job.task.name,
-            run_dir=job.run.path,
-            run_digest=job.run.digest,
-            warn=terminal.warn,
-        ) as tracker:
-            job = replace(job, tracker=tracker)
-            with TeacherPool(config.teacher, Ledger(config.ledger.uri), terminal.warn) as pool:
-                found = _ask(job, pool, texts or _written(job, pool, most_texts))
-            job.run.write_json(PART, as_json(found))
-            numbers = {**(asdict(found.diagnosis) if found.diagnosis else {}), "seed_accuracy": found.seed_accuracy}
-            tracker.metrics({name: value for name, value in numbers.items() if value is not None})
-            tracker.text("assess.json", json.dumps(as_json(found), indent=2))
+    with session(job, PART, ["relabel"]) as tracked:
+        tracker = tracked.tracker
+        with TeacherPool(config.teacher, Ledger(config.ledger.uri), job.terminal.warn) as pool:
+            found = _ask(tracked, pool, texts or _generated(tracked, pool, most_texts))
+        job.run.write_json(PART, as_json(found))
+        numbers = {**(asdict(found.diagnosis) if found.diagnosis else {}), "seed_accuracy": found.seed_accuracy}
+        tracker.metrics({name: value for name, value in numbers.items() if value is not None})
+        tracker.text("assess.json", json.dumps(as_json(found), indent=2))
     show(job, found, others(config, job.task.name))
     return found
 
 
 def _check(config: Config, most_texts: int) -> None:
-    """Raises ``InputError`` for a number of texts that can't be, with all that is wrong with the config as well."""
+    """Raises ``InputError`` if the number of texts is out of range, with all problems of the config."""
     fewest, most = assessment.FEWEST_TEXTS, assessment.MOST_TEXTS
     if not fewest <= most_texts <= most:
         wrong = Problem(f"--texts = {most_texts}", f"must be from {fewest} to {most:,}")
@@ -121,31 +110,27 @@ def _check(config: Config, most_texts: int) -> None:
 
 
 def real_texts(job: Job, most: int) -> SampledTexts | None:
-    """Up to ``most`` of the task's own texts, drawn by the data seed; ``None`` where it has neither unlabelled nor
-    training texts."""
+    """Up to ``most`` texts of the task, drawn by the data seed; None if it has no unlabelled or training texts."""
     seed = job.config.seed
     if job.data.unlabelled:
-        return SampledTexts(
-            tuple(draws.sample(job.data.unlabelled, most, seed, PART)), (), "the task's unlabelled texts"
-        )
+        sample = draws.sample(job.data.unlabelled, most, seed, PART)
+        return SampledTexts(tuple(sample), (), "the task's unlabelled texts")
     if job.data.train:
         rows = draws.sample(job.data.train, most, seed, PART)
-        return SampledTexts(
-            tuple(r.text for r in rows), tuple(r.label for r in rows), "the train split, labels put aside"
-        )
+        return SampledTexts(tuple(r.text for r in rows), tuple(r.label for r in rows), "the train split without labels")
     return None
 
 
-def _written(job: Job, pool: TeacherPool, most: int) -> SampledTexts:
-    """Up to ``most`` texts that the teacher writes: there are no real ones but the seeds."""
-    examples, _ = generate.generate(_writing(job, most), pool)
+def _generated(job: Job, pool: TeacherPool, most: int) -> SampledTexts:
+    """Up to ``most`` texts from the teacher."""
+    examples, _ = generate.generate(_generating(job, most), pool)
     kept: list[Example] = [one for one in examples if one.kept]
     drawn = draws.sample(kept, most, job.config.seed, PART)
     return SampledTexts(tuple(one.text for one in drawn), (), "written by the teacher, since the task has no others")
 
 
-def _writing(job: Job, most: int) -> Job:
-    """The job that has some ``most`` texts written."""
+def _generating(job: Job, most: int) -> Job:
+    """The job that generates about ``most`` texts."""
     per_class = max(1, most // len(job.labels) // 2)
     augment = job.config.augment.model_copy(update={"per_class": per_class, "over_generate": 1.0})
     return replace(job, config=job.config.model_copy(update={"augment": augment}))
@@ -164,8 +149,8 @@ def _ask(job: Job, pool: TeacherPool, texts: SampledTexts) -> Assessment:
         raw = evidence.read_votes(task, answered.slice(0, len(checks)), len(seeds))
         votes = evidence.read_votes(task, answered.slice(len(checks)), len(texts.texts))
         if not np.isfinite(votes).any():
-            raise StageError(f"{PART}: the teacher answered nothing; see {job.run.path}/response")
-        # Calibrated together: seeds are too few to tell a class that the teacher leans to.
+            raise StageError(f"{PART}: the teacher answered no question; see {job.run.path}/response")
+        # Calibrated together: the seeds are too few to show the teacher's bias towards a class.
         probs = assessment.calibrated(np.concatenate([raw, votes]))
         seed_accuracy = assessment.accuracy(probs[: len(seeds)], [labels.index(seed.label) for seed in seeds])
         diagnosis = assessment.diagnose(probs[len(seeds) :])
@@ -203,8 +188,8 @@ def _plan(
 
 
 def _confirm(job: Job, texts: SampledTexts | None, most: int, yes: bool) -> None:
-    """Say what will be asked; ask first where it may cost more than ``teacher.ask_above_usd``."""
-    stages = [] if texts else plan.plan(_writing(job, most), ["generate"])
+    """Show the plan, and ask for confirmation if it may cost more than ``teacher.ask_above_usd``."""
+    stages = [] if texts else plan.plan(_generating(job, most), ["generate"])
     count = len(texts.texts) if texts else most
     seeds, labels = job.data.seeds, job.labels[:MOST_CLASSES]
     questions = assessment.VoteQuestions(job.task, seeds, job.teacher, job.config.seed)
@@ -215,7 +200,7 @@ def _confirm(job: Job, texts: SampledTexts | None, most: int, yes: bool) -> None
 
 
 def others(config: Config, but: str = "") -> list[dict[str, Any]]:
-    """What ``assess.json`` of all tasks ``but`` one holds that were assessed with the same teacher in this storage."""
+    """The ``assess.json`` of each task ``but`` one that the same teacher assessed in this storage."""
     filesystem, root = url_to_fs(config.storage)
     model = identify(config.teacher).model
     found: dict[str, dict[str, Any]] = {}
@@ -228,8 +213,7 @@ def others(config: Config, but: str = "") -> list[dict[str, Any]]:
 
 
 def studied(config: Config, but: str = "") -> list[Studied]:
-    """Tasks in this storage, all ``but`` one, that were both studied and assessed with the same teacher: gap and
-    diagnostics."""
+    """Gap and diagnostics of each task ``but`` one that the same teacher both studied and assessed in this storage."""
     filesystem, root = url_to_fs(config.storage)
     model = identify(config.teacher).model
     gaps: dict[str, float] = {}
@@ -238,7 +222,7 @@ def studied(config: Config, but: str = "") -> list[Studied]:
             study, tables = read_study(filesystem.unstrip_protocol(path.rsplit("/", 1)[0]))
             found = _gaps(study, tables["differences"].to_pylist(), model)
         except InputError:
-            continue  # of another version
+            continue  # written by another version
         for task, gap in found:
             gaps[task] = max(gaps.get(task, gap), gap)
     return [
@@ -249,7 +233,7 @@ def studied(config: Config, but: str = "") -> list[Studied]:
 
 
 def _gaps(study: Study, differences: Sequence[dict[str, Any]], model: str) -> list[tuple[str, float]]:
-    """Task and macro-F1 minus real data's of each synthetic source, where the study was held against real data."""
+    """(task, macro-F1 minus that of real data) of each synthetic source, if the study's reference is real data."""
     sources = {ref.name: ref.source for ref in map(SourceRef.model_validate, study.config["sources"])}
     teachers = {name for name, its in zip(study.teachers, study.models, strict=False) if its == model}
     if not study.finished or sources[study.reference].strategy != "real":
@@ -266,14 +250,14 @@ def _gaps(study: Study, differences: Sequence[dict[str, Any]], model: str) -> li
 
 
 def show(job: Job, found: Assessment, before: Sequence[dict[str, Any]]) -> None:
-    """The answer first, then the diagnostics with where other tasks lie on them, then the forecast."""
+    """Print the advice, the diagnostics beside those of other tasks, and the forecast."""
     say = job.terminal.say
     say()
     say(f"[bold]{found.task} with {found.teacher}: {found.advice.say}[/]")
     for sentence in found.advice.because:
         say(sentence)
     say()
-    job.terminal.table("what was measured", ["", "here", "other tasks, same teacher"], rows(found, before))
+    job.terminal.table("diagnostics", ["", "here", "other tasks, same teacher"], rows(found, before))
     say(f"on {found.texts_from}")
     say()
     say(forecast_in_words(found.forecast))
@@ -281,10 +265,10 @@ def show(job: Job, found: Assessment, before: Sequence[dict[str, Any]]) -> None:
 
 
 NAMES = {
-    "agreement": "votes for the commonest class",
+    "agreement": "votes for the most frequent class",
     "alpha": "alpha among votes",
     "sampled_agreement": "two samples agree",
-    "entropy": "entropy (1: no idea)",
+    "entropy": "entropy (1: uniform)",
     "same_when_reordered": "same with classes reordered",
     "same_when_rephrased": "same when rephrased",
     "class_coverage": "coverage of the classes",
@@ -292,10 +276,10 @@ NAMES = {
 
 
 def rows(found: Assessment, before: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """One row a diagnostic: its name, here, and the lowest and highest of other tasks."""
+    """One row per diagnostic: name, value, and the range over other tasks."""
     here = asdict(found.diagnosis) if found.diagnosis is not None else {}
     lines = [(title, here.get(name), [one["diagnosis"][name] for one in before]) for name, title in NAMES.items()]
-    lines.append(("right on the seeds", found.seed_accuracy, [one["seed_accuracy"] for one in before]))
+    lines.append(("accuracy on the seeds", found.seed_accuracy, [one["seed_accuracy"] for one in before]))
     lines.append(("Remote Clique of the texts", found.remote_clique, [one["remote_clique"] for one in before]))
     lines.append(("Chamfer of the texts", found.chamfer, [one["chamfer"] for one in before]))
     shown = []
@@ -307,16 +291,18 @@ def rows(found: Assessment, before: Sequence[dict[str, Any]]) -> list[tuple[str,
 
 
 def forecast_in_words(found: Forecast | str) -> str:
-    """What is to be expected of synthetic against real data, or that it can't be known."""
+    """The forecast of synthetic against real data, or why there is none."""
     if isinstance(found, str):
-        return f"How far synthetic data would fall behind real data can't be known: {found}."
+        return f"No forecast of synthetic against real data: {found}."
     span = f"{found.gap.value:+.2f} [{found.gap.low:+.2f}, {found.gap.high:+.2f}]"
     start = f"Forecast of synthetic minus real, macro-F1: {span}"
     if not found.useful:
-        errors = f"a line on votes errs by {found.error:.3f}, the mean by {found.error_of_mean:.3f}"
-        return f"{start}: the mean of {found.tasks} studied tasks, since votes tell no more (each left out in turn, {errors})."
+        errors = f"mean error {found.error:.3f} with votes, {found.error_of_mean:.3f} for the mean"
+        return (
+            f"{start}: the mean of {found.tasks} studied tasks, since votes predict no better (leave-one-out {errors})."
+        )
     rho = "" if found.rank_correlation is None else f", rank correlation {found.rank_correlation:+.2f}"
     return (
-        f"{start} by {' and '.join(found.predictors)}, from {found.tasks} tasks, each left out in turn: mean error "
-        f"{found.error:.3f} (the mean alone: {found.error_of_mean:.3f}){rho}."
+        f"{start} from {' and '.join(found.predictors)} of {found.tasks} tasks; leave-one-out mean error "
+        f"{found.error:.3f} (of the mean alone: {found.error_of_mean:.3f}){rho}."
     )

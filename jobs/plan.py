@@ -1,9 +1,9 @@
-"""What a job would ask before it asks: requests, tokens, cost by stage, and what the ledger holds.
+"""The plan of a job: requests, tokens and cost by stage, and what the ledger already holds.
 
     potstill plan conf/trec6.yaml
 
-Needs no cluster and loads no model; tokens are estimated from the characters (``potstill/endpoint/cost.py``), about within a
-fifth for English text.
+Needs no cluster and loads no model. Tokens are estimated from characters (``potstill/endpoint/cost.py``), within about
+20 % for English text.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ from potstill.task import Task
 
 ASKING = ("generate", "relabel")  # the stages that ask the teacher
 N = TypeVar("N", int, float)
-FIRST_TOKEN_S, COMPLETION_TOKENS_PER_S = 0.5, 80.0  # what hosted models usually take for a reply
+FIRST_TOKEN_S, COMPLETION_TOKENS_PER_S = 0.5, 80.0  # typical of hosted models
 CHOICE_TOKENS = 16  # a class as structured output
+TOKENS = ("prompt tokens (about)", "completion tokens (at most)")
+COLUMNS = ("stage", "requests", "in the ledger", *TOKENS, "cost (about)", "time (about)")
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What asking a teacher costs and how fast it may be asked.
+    """Price and rate limits of a teacher.
 
-    ``price`` is ``None`` where it is not known, ``concurrency`` where nobody can say how fast the teacher is.
-    ``choice_tokens``: completion tokens of the answer to a question for a class. ``window_s``: within which a batch is
-    answered, where the teacher is asked in batches. ``thinking_tokens``: that a reply may have before it begins.
+    ``price`` and ``concurrency`` are None if unknown. ``choice_tokens``: completion tokens of the answer to a
+    classification question; ``window_s``: the longest time a batch takes, in batch mode; ``thinking_tokens``: reasoning
+    tokens before a reply.
     """
 
     price: Price | None
@@ -68,9 +70,9 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage's requests; ``known`` of them are in the ledger (``None``: not to be known beforehand).
+    """One stage's requests; ``known`` of them are in the ledger (None: unknown before the stage runs).
 
-    ``cost_usd`` and ``seconds`` are for what the ledger lacks, at the tokens given; ``None``: not known.
+    ``cost_usd`` and ``seconds`` cover the requests missing in the ledger; None if unknown.
     """
 
     stage: str
@@ -83,33 +85,32 @@ class StagePlan:
 
 
 def plan(job: Job, stages: Sequence[str] = ASKING) -> list[StagePlan]:
-    """Those of ``stages`` that ask the teacher. Relabelling is an estimate as long as its texts are not written yet.
+    """Plan those of ``stages`` that ask the teacher. Relabelling is an estimate until its texts exist.
 
-    Raises ``InputError`` where relabelling is planned alone and nothing was generated.
+    Raises ``InputError`` if relabelling is planned alone and nothing was generated.
     """
     terms = teacher_terms(job.config.teacher)
     planned = []
     if "generate" in stages:
         requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
         tokens = {request.request_id: most_tokens(request, terms) for request in requests}
-        planned.append(
-            plan_tokens("generate", list(tokens.values()), terms, known=count_known(job.config, list(tokens)))
-        )
+        known = count_known(job.config, list(tokens))
+        planned.append(plan_tokens("generate", list(tokens.values()), terms, known=known))
     if "relabel" in stages and job.config.relabel.enabled:
-        alone = "generate" not in stages
-        written = alone or (planned[0].known == planned[0].requests and job.run.has_table("example", "generated"))
-        planned.append(_plan_relabel(job, terms, written))
+        whole = bool(planned) and planned[0].known == planned[0].requests
+        generated = not planned or (whole and job.run.has_table("example", "generated"))
+        planned.append(_plan_relabel(job, terms, generated))
     return planned
 
 
-def _plan_relabel(job: Job, terms: Terms, written: bool) -> StagePlan:
-    """The questions about the texts that are ``written``, or about as many as will be.
+def _plan_relabel(job: Job, terms: Terms, generated: bool) -> StagePlan:
+    """The questions about the generated texts, or about as many as will be generated.
 
-    Of a run that has asked them before, its own table says which: to make them anew, the texts would be embedded.
+    The request table of an earlier run says which are in the ledger; rendering them again would need embeddings.
     """
     config, each = job.config, job.questions.sample()
     texts, known = strategies.texts_wanted(config.augment) * len(job.labels), None
-    if written:
+    if generated:
         texts = sum(example.kept for example in job.run.read(Example, "generated"))
         if job.run.has_table("request", "relabel"):
             with job.run.open_table("request", "relabel") as table:
@@ -119,60 +120,31 @@ def _plan_relabel(job: Job, terms: Terms, written: bool) -> StagePlan:
 
 
 def teacher_terms(teacher: TeacherConfig) -> Terms:
-    """What ``teacher`` costs and how fast it may be asked. One in our own processes costs nothing; how fast it is
-    depends on the cluster's cores or GPUs."""
+    """The terms of a teacher. An embedded one costs nothing, and its speed depends on the cluster's cores or GPUs."""
     if isinstance(teacher, EmbeddedTeacher):
         return Terms(FREE)
+    thinking = REASONING_TOKENS if reasons(teacher.model) else 0
     if teacher.mode == "batch":
-        return Terms(
-            teacher_price(teacher),
-            choice_tokens=CHOICE_TOKENS,
-            window_s=WINDOW_S,
-            thinking_tokens=thinking_tokens(teacher.model),
-        )
-    return http_terms(
-        teacher.model,
-        teacher.base_url,
+        return Terms(teacher_price(teacher), choice_tokens=CHOICE_TOKENS, window_s=WINDOW_S, thinking_tokens=thinking)
+    return Terms(
+        find_price(teacher.model, teacher.base_url, own_price(teacher)),
         teacher.concurrency,
         teacher.requests_per_minute,
         teacher.tokens_per_minute,
-        own_price(teacher),
-    )
-
-
-def http_terms(
-    model: str,
-    base_url: str,
-    concurrency: int,
-    requests_per_minute: float | None = None,
-    tokens_per_minute: float | None = None,
-    price: Price | None = None,
-) -> Terms:
-    """The terms of an endpoint; ``price`` is the config's own, where it names one."""
-    return Terms(
-        find_price(model, base_url, price),
-        concurrency,
-        requests_per_minute,
-        tokens_per_minute,
         CHOICE_TOKENS,
-        thinking_tokens=thinking_tokens(model),
+        thinking_tokens=thinking,
     )
-
-
-def thinking_tokens(model: str) -> int:
-    """Tokens that a model may think before each reply, where it is known to."""
-    return REASONING_TOKENS if reasons(model) else 0
 
 
 def plan_stage(
     stage: str, requests: Sequence[Request], terms: Terms, *, times: int = 1, known: int | None = None
 ) -> StagePlan:
-    """Tokens, dollars and time of ``requests``, each of them ``times`` over, at their longest replies."""
+    """Tokens, dollars and time of ``requests``, each ``times`` times, with the longest replies."""
     return plan_tokens(stage, [most_tokens(request, terms) for request in requests], terms, times=times, known=known)
 
 
 def most_tokens(request: Request, terms: Terms) -> tuple[int, int]:
-    """Tokens of the prompt (about) and of the longest reply."""
+    """Tokens of the prompt (estimated) and of the longest reply."""
     longest = terms.choice_tokens if request.choices else request.sampling.max_tokens
     return about_tokens(request.messages), longest + terms.thinking_tokens
 
@@ -180,7 +152,7 @@ def most_tokens(request: Request, terms: Terms) -> tuple[int, int]:
 def plan_tokens(
     stage: str, each: Sequence[tuple[int, int]], terms: Terms, *, times: int = 1, known: int | None = None
 ) -> StagePlan:
-    """``plan_stage`` of requests of which only ``most_tokens`` were kept."""
+    """``plan_stage`` from the ``most_tokens`` of each request."""
     count = times * len(each)
     prompt_tokens, completion_tokens = times * sum(p for p, _ in each), times * sum(c for _, c in each)
     new = count - (known or 0)
@@ -199,7 +171,7 @@ def plan_tokens(
 
 
 def total(stages: Sequence[StagePlan]) -> StagePlan:
-    """All stages as one; what is not known of one is not known of the whole."""
+    """The sum over stages; a number is None if any stage's is None."""
     return StagePlan(
         "total",
         sum(stage.requests for stage in stages),
@@ -217,7 +189,7 @@ def _sum(values: Sequence[N | None]) -> N | None:
 
 
 def count_known(config: Config, request_ids: Sequence[str]) -> int:
-    """How many requests the ledger holds; one that does not exist yet is not made."""
+    """The number of requests in the ledger. Does not create a missing ledger."""
     try:
         store = LedgerStore(config.ledger.uri, create=False)
     except NoLedgerError:
@@ -236,7 +208,7 @@ def show(config: Config) -> None:
 
 
 def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
-    """What will be asked, as a small table."""
+    """Print the job and its plan."""
     augment, terminal = job.config.augment, job.terminal
     terminal.say(
         f"[bold]{escape(job.task.name)}[/]: {len(job.labels)} classes, {len(job.data.seeds)} seeds, "
@@ -257,41 +229,33 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
 
 
 def print_stages(job: Job, stages: Sequence[StagePlan]) -> None:
-    """Requests, tokens, cost and time by stage, and of which teacher."""
+    """Print the teacher, and requests, tokens, cost and time by stage."""
     identity, terminal = job.teacher.identity, job.terminal
-    terminal.say(f"teacher {identity.model} ({identity.provider}), prompts put as {job.teacher.renderer}")
+    terminal.say(f"teacher {identity.model} ({identity.provider}), prompts rendered as {job.teacher.renderer}")
     terminal.table(
         "",
-        [
-            "stage",
-            "requests",
-            "in the ledger",
-            "prompt tokens (about)",
-            "completion tokens (at most)",
-            "cost (about)",
-            "time (about)",
-        ],
+        COLUMNS,
         [row(stage) for stage in ([*stages, total(stages)] if len(stages) > 1 else stages)],
     )
     if isinstance(job.config.teacher, OpenAITeacher) and job.config.teacher.mode == "batch":
         terminal.say(
-            "asked in batches: times are the longest that the endpoint takes, usually it is far quicker; each stage "
-            "waits for its batches, and what failed in one takes another"
+            "batch mode: times are upper bounds, and batches usually end far earlier; each stage waits for its batches, "
+            "and failed requests need another batch"
         )
     if total(stages).cost_usd is None:
         terminal.say(
-            f"no price of {job.config.teacher.model} is known, so only its tokens are counted; "
+            f"the price of {job.config.teacher.model} is unknown, so only tokens are counted; "
             "set teacher.price: {prompt, completion} in dollars per million tokens"
         )
 
 
 def remarks(job: Job) -> list[str]:
-    """What a user may not expect of a task: fixed seeds that aren't used, a language that the built-in models don't know."""
+    """Warnings about a task: unused seeds, a language that the built-in models know poorly."""
     config, task = job.config, job.task
-    said = []
+    found = []
     unused = len(task.seeds) - len(job.data.seeds)
     if task.seeds and unused > 0:
-        said.append(
+        found.append(
             f"task.seeds_per_class = {config.task.seeds_per_class}: {unused} of the task's {len(task.seeds)} seeds are not "
             "used; raise it to use them"
         )
@@ -299,16 +263,16 @@ def remarks(job: Job) -> list[str]:
         english = ["the sentence encoder behind class descriptions and the regression baseline"]
         english += ["the embedded teacher"] if isinstance(config.teacher, EmbeddedTeacher) else []
         english += ["the embedded student"] if config.student.model == PACKAGED else []
-        said.append(
-            f"the task's language is {task.language!r}, and these know English best: {', '.join(english)}; set "
+        found.append(
+            f"the task's language is {task.language!r}, but these are best in English: {', '.join(english)}; set "
             "relabel.descriptions to 0, and teacher and student.model to models of that language"
         )
-    return said
+    return found
 
 
 def ask_first(job: Job, stages: Sequence[StagePlan], yes: bool) -> None:
-    """Ask whether to go on where the plan costs more than ``teacher.ask_above_usd``. Raises ``InputError`` for a no,
-    and where there is nobody to ask."""
+    """Ask for confirmation if the plan costs more than ``teacher.ask_above_usd``. Raises ``InputError`` if the answer is
+    no, and if standard input is not a terminal."""
     teacher, dollars = job.config.teacher, total(stages).cost_usd
     if yes or not isinstance(teacher, OpenAITeacher) or dollars is None:
         return
@@ -320,13 +284,13 @@ def ask_first(job: Job, stages: Sequence[StagePlan], yes: bool) -> None:
         return
     where = f"teacher.ask_above_usd = {teacher.ask_above_usd:g}"
     if not sys.stdin.isatty():
-        raise InputError([Problem(where, f"{about}; say --yes to start it, or raise the limit")])
+        raise InputError([Problem(where, f"{about}; use --yes to start it, or raise the limit")])
     if not typer.confirm(f"{about}. Start it?"):
         raise InputError([Problem(where, f"{about}; not started")])
 
 
 def row(stage: StagePlan) -> tuple[str, ...]:
-    """A stage as the plan shows it."""
+    """The table row of a stage."""
     return (
         stage.stage,
         f"{stage.requests:,}" if stage.known is not None else f"about {stage.requests:,}",

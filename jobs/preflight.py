@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before work starts, told at once."""
+"""Find everything that is wrong before work starts, and report it at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actors.backends.identity import identify
 from actors.backends.openai import read_key
 from actors.inference import embedder
 from actors.ledger.store import LedgerStore
-from jobs.run import data as loading
+from jobs.run.data import load
 from jobs.run.job import Job
 from jobs.run.job import prepare as read_task
 from jobs.runtime import cluster, paths
@@ -24,7 +24,7 @@ from potstill.config import Config
 from potstill.config.teacher import EmbeddedTeacher, OpenAITeacher
 from potstill.endpoint.cost import teacher_price
 from potstill.errors import InputError, LedgerError, PotstillError, Problem, TeacherError
-from potstill.search import points as search_points
+from potstill.search.points import problems as space_problems
 from potstill.strategies import STRATEGIES
 from potstill.student import encoders
 
@@ -32,24 +32,24 @@ NODE_ANSWERS_S = 60.0
 
 
 def prepare(config: Config, stages: Sequence[str], terminal: Terminal, verbose: bool = False) -> Job:
-    """The job's context, where nothing is wrong as far as shows without a cluster. Raises ``InputError`` with all."""
+    """The job, checked as far as possible without a cluster. Raises ``InputError`` with all problems."""
     prepared: Job | None = None
     found: list[Problem] = []
     storage = _storage(config.storage)
     try:
         if storage:
-            loading.load(config)
+            load(config)
         else:
             prepared = read_task(config, terminal, verbose)
     except InputError as error:
         found += error.problems
     except TeacherError:
-        pass  # told below, with whatever else is wrong
+        pass  # reported below, with the other problems
     if prepared and config.student.early_stopping and "finetune" in stages and not prepared.data.validation:
-        message = "the task has no validation texts to stop by; set it to false, or give the task a validation split"
+        message = "the task has no validation texts; set it to false, or give the task a validation split"
         found.append(Problem("student.early_stopping = True", message))
     found += [
-        *search_points.problems(config),
+        *space_problems(config),
         *storage,
         *_surroundings(config, stages, prepared.task.name if prepared else None),
     ]
@@ -59,14 +59,14 @@ def prepare(config: Config, stages: Sequence[str], terminal: Terminal, verbose: 
 
 
 def check(job: Job, stages: Sequence[str] = ("generate", "relabel", "finetune")) -> None:
-    """The same for a job whose task has been read. Raises ``InputError`` with all problems."""
+    """Check a job whose task has been read. Raises ``InputError`` with all problems."""
     found = [*_storage(job.config.storage), *_surroundings(job.config, stages, job.task.name)]
     if found:
         raise InputError(found)
 
 
 def problems(config: Config, stages: Sequence[str]) -> list[Problem]:
-    """What ``prepare`` would complain about."""
+    """The problems that ``prepare`` would raise."""
     try:
         prepare(config, stages, Terminal())
     except InputError as error:
@@ -75,19 +75,19 @@ def problems(config: Config, stages: Sequence[str]) -> list[Problem]:
 
 
 def check_cluster(job: Job, stages: Sequence[str]) -> None:
-    """What the cluster must have. Asking for what is not there would wait for ever. Raises ``InputError``."""
+    """Raises ``InputError`` if the cluster lacks resources (a request for them would wait for ever) or shared storage."""
     found = [*_resources(job.config, stages, cluster.resources(), cluster.node_cpus()), *_unshared(job.config.storage)]
     if found:
         raise InputError(found)
 
 
 def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> list[Problem]:
-    """Everything but task and storage: places, MLflow, ledger, models."""
+    """Problems of places, MLflow, ledger and models: everything except task and storage."""
     found = [*paths.problems(config), *mlflow_server.problems(config.tracking, config.tracking.experiment or task)]
     try:
         store = LedgerStore(config.ledger.uri)
         try:
-            store.database.check_writable()  # before anything is paid that could not be kept
+            store.database.check_writable()  # before paying for answers that could not be stored
         finally:
             store.close()
     except LedgerError as error:
@@ -98,15 +98,15 @@ def _surroundings(config: Config, stages: Sequence[str], task: str | None) -> li
 
 
 def _models(config: Config, stages: Sequence[str]) -> list[Problem]:
-    """Teacher and student, and what a local cluster can't have."""
+    """Problems of teacher and student, and resources that a local cluster can't have."""
     found: list[Problem] = []
     try:
-        identify(config.teacher)  # whatever the stages: its weights are part of the run's name
+        identify(config.teacher)  # for all stages, since its weights are part of the run's name
         if isinstance(config.teacher, OpenAITeacher) and {"generate", "relabel"} & set(stages):
             read_key(config.teacher)
             if config.teacher.budget_usd is not None and teacher_price(config.teacher) is None:
                 message = (
-                    f"no price of {config.teacher.model!r} is known, so it can't be kept; set teacher.price: "
+                    f"the price of {config.teacher.model!r} is unknown, so the budget can't be enforced; set teacher.price: "
                     "{prompt, completion} in dollars per million tokens"
                 )
                 found.append(Problem(f"teacher.budget_usd = {config.teacher.budget_usd:g}", message))
@@ -146,14 +146,14 @@ def _storage(storage: str) -> list[Problem]:
         probe = f"{root}/.potstill-write-test-{uuid.uuid4().hex[:8]}"
         filesystem.touch(probe)
         filesystem.rm(probe)
-    except Exception as error:  # object stores raise their own kinds
+    except Exception as error:  # object stores raise their own types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [Problem(f"storage = {storage!r}", f"can't be written: {reason}; choose a folder that you may write")]
+        return [Problem(f"storage = {storage!r}", f"can't be written: {reason}; choose a writable folder")]
     return []
 
 
 def _unshared(storage: str) -> list[Problem]:
-    """A folder of one machine is no place for runs of several: each node is asked whether it sees a file in it."""
+    """The problem of a storage folder that some node can't see. Looks for a file in it on each node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -170,13 +170,13 @@ def _unshared(storage: str) -> list[Problem]:
         answers: list[Any] = ray.get(asked, timeout=NODE_ANSWERS_S)
     except ray.exceptions.RayError as error:
         reason = str(error).splitlines()[0]
-        return [Problem(f"storage = {storage!r}", f"could not be looked for on all nodes: {reason}")]
+        return [Problem(f"storage = {storage!r}", f"could not be checked on all nodes: {reason}")]
     finally:
         filesystem.rm(probe)
     blind = [str(node["NodeManagerAddress"]) for node, answer in zip(nodes, answers, strict=True) if not answer]
     if not blind:
         return []
-    message = f"is not shared by the nodes {', '.join(blind)}; choose a network folder or a URL such as s3://"
+    message = f"is not visible to the nodes {', '.join(blind)}; choose a network folder or a URL such as s3://"
     return [Problem(f"storage = {storage!r}", message)]
 
 
@@ -185,6 +185,6 @@ def _sees(path: str) -> bool:
 
 
 def _problem(where: str, error: PotstillError) -> Problem:
-    """An error that says itself which field it is about, as a problem."""
+    """An error as a problem. Its text may already begin with the field."""
     field, colon, message = str(error).partition(": ")
     return Problem(field, message) if colon and field.startswith(where) else Problem(where, str(error))

@@ -1,7 +1,7 @@
-"""Read a task and its real texts, split by the data seed, and say everything that is wrong with them.
+"""Read a task and its real texts, split them by the data seed, and report everything that is wrong with them.
 
-Seeds are drawn by keyed draws, so the same data seed gives the same seeds on every machine; validation
-is carved from train, never from test.
+Seeds come from keyed draws, so the same data seed gives the same seeds on every machine. Validation texts come from
+train, never from test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from potstill.task import DataSource, LabelledText, Task, TaskData, find, read
 from potstill.texts.filters import normalise
 
 VALIDATION_SHARE = 0.1
-UNLABELLED = "unlabelled"  # a split whose labels nobody knows
+UNLABELLED = "unlabelled"  # a split without labels
+Pairs = list[tuple[Any, ...]]  # raw (text, label) rows
 
 
 def load(config: Config) -> tuple[Task, TaskData]:
@@ -38,7 +39,7 @@ def load(config: Config) -> tuple[Task, TaskData]:
     problems: list[Problem] = []
     found = _read_splits(task, path, config.task.data_dir, problems)
     splits = {split: _check(task, split, where, rows, problems) for split, (where, rows) in found.items()}
-    # One line says why a split gave nothing; what follows from that is not said again.
+    # A split without rows because of a reported problem causes no further complaints.
     named = {problem.where for problem in problems}
     broken = {split for split, (where, _) in found.items() if where in named and not splits[split]}
     data = _split(task, config, splits, broken, problems, where=str(path))
@@ -50,7 +51,7 @@ def load(config: Config) -> tuple[Task, TaskData]:
 
 
 def _unlabelled(task: Task, path: Path, config: Config, data: TaskData, problems: list[Problem]) -> tuple[str, ...]:
-    """The texts that the teacher is to label: different ones, none of them in the test split."""
+    """The texts for the teacher to label: distinct, none of them in the test split."""
     named, listed = config.task.unlabelled, (task.data.files or {}).get(UNLABELLED)
     where = f"task.unlabelled = {named!r}"
     if named == "train":
@@ -58,7 +59,8 @@ def _unlabelled(task: Task, path: Path, config: Config, data: TaskData, problems
     elif named or listed:
         place = named or str((path if path.is_dir() else path.parent) / str(listed))
         try:
-            texts = _read_texts(place, task.data)
+            remedy = "set task.unlabelled to a file of texts"
+            texts = [text for (text,) in _read_file(place, task.data, (task.data.text_column,), remedy)]
         except InputError as error:
             problems += error.problems
             return ()
@@ -72,24 +74,6 @@ def _unlabelled(task: Task, path: Path, config: Config, data: TaskData, problems
     if not found:
         problems.append(Problem(where, "holds no text that is not in the test split; give a file with texts"))
     return tuple(found)
-
-
-def _read_texts(place: str, source: DataSource) -> list[Any]:
-    """The texts of a file without labels: one a line in .txt, else its text column."""
-    try:
-        with fsspec.open(place, "rb") as file:
-            content = file.read()
-        if place.endswith(".txt"):
-            return content.decode().splitlines()
-        records = _records(place, content, source.label_column)
-    except FileNotFoundError:
-        raise InputError([Problem(place, "no such file; set task.unlabelled to a file of texts")]) from None
-    except (OSError, pa.ArrowInvalid, ValueError) as error:
-        raise InputError([Problem(place, f"can't be read: {str(error).splitlines()[0]}")]) from error
-    columns = sorted({name for record in records if isinstance(record, dict) for name in record})
-    if records and source.text_column not in columns:
-        raise InputError([Problem(place, f"has no column {source.text_column!r}, only {columns}")])
-    return [record.get(source.text_column) if isinstance(record, dict) else record for record in records]
 
 
 def _split(
@@ -128,7 +112,7 @@ def _split(
                 )
             )
     shown = {normalise(row.text) for row in seeds}
-    # What is in test too would lift the student of real texts, which the distilled one is held against.
+    # Test texts in train would inflate the real-text student that the distilled one is compared with.
     rest = [row for row in train if normalise(row.text) not in shown | in_test]
     validation = splits.get("validation")
     if validation is not None:
@@ -143,16 +127,16 @@ def _split(
 
 
 def _seed_problems(task: Task, in_test: set[str], where: str) -> list[Problem]:
-    """What is wrong with the texts under `seeds:`; one line a kind."""
+    """Problems of the texts under `seeds:`, one line per kind."""
     texts = [seed.text for seed in task.seeds]
     plain = [normalise(text) or text.strip() for text in texts]
     complaints = {
         "is blank": [text for text in texts if not text.strip()],
-        "stands twice": [text for i, text in enumerate(texts) if text.strip() and plain[i] in plain[:i]],
+        "occurs twice": [text for i, text in enumerate(texts) if text.strip() and plain[i] in plain[:i]],
         "is in the test split": [text for i, text in enumerate(texts) if text.strip() and plain[i] in in_test],
     }
     return [
-        Problem(f"{where}: seeds", f"{found[0]!r} {complaint}{f', and so {len(found) - 1} more' * (len(found) > 1)}")
+        Problem(f"{where}: seeds", f"{found[0]!r} {complaint}{f' (and {len(found) - 1} more)' * (len(found) > 1)}")
         for complaint, found in complaints.items()
         if found
     ]
@@ -163,7 +147,7 @@ def _of(rows: Iterable[LabelledText], label: str) -> list[LabelledText]:
 
 
 def _distinct(rows: Iterable[LabelledText]) -> list[LabelledText]:
-    """Rows whose text occurs with one label only, each text once."""
+    """Rows with distinct texts; texts with several labels are left out."""
     rows = list(rows)
     labels: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows:
@@ -175,13 +159,13 @@ def _distinct(rows: Iterable[LabelledText]) -> list[LabelledText]:
 def _check(
     task: Task, split: str, where: str, rows: Sequence[tuple[Any, Any]], problems: list[Problem]
 ) -> list[LabelledText]:
-    """Good rows of a split; what is wrong with the others goes to ``problems``, one line a kind."""
+    """The valid rows of a split. Adds one problem per kind of invalid row to ``problems``."""
     good: list[LabelledText] = []
     bad: dict[str, list[int]] = collections.defaultdict(list)
     unknown: collections.Counter[str] = collections.Counter()
     for number, (text, label) in enumerate(rows):
         if not isinstance(text, str):
-            bad[f"text is no string but {type(text).__name__}"].append(number)
+            bad[f"text is of type {type(text).__name__}"].append(number)
         elif not text.strip():
             bad["text is empty"].append(number)
         elif label is None or label == "":
@@ -202,35 +186,30 @@ def _check(
     return good
 
 
-def _read_splits(
-    task: Task, path: Path, data_dir: str | None, problems: list[Problem]
-) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
-    """Every split's place and its raw (text, label) pairs; a file that can't be used is a problem and an empty split."""
+def _read_splits(task: Task, path: Path, data_dir: str | None, problems: list[Problem]) -> dict[str, tuple[str, Pairs]]:
+    """Place and raw rows of each split. An unreadable file is a problem and an empty split."""
+    source = task.data
     if data_dir is not None:
         folder = f"{data_dir.rstrip('/')}/{task.name}"
-        plain = DataSource(files={"train": "train.parquet", "test": "test.parquet"})
+        source = DataSource(files={"train": "train.parquet", "test": "test.parquet"})
         places = {split: f"{folder}/{split}.parquet" for split in ("train", "test", "validation")}
         if not _exists(places["test"]):
             raise InputError([Problem(f"task.data_dir = {data_dir!r}", f"has no {places['test']}")])
-        return _read_files({split: place for split, place in places.items() if _exists(place)}, plain, problems)
-    if task.data.hub is not None:
+        places = {split: place for split, place in places.items() if _exists(place)}
+    elif source.hub is not None:
         return _read_hub(task)
-    base = path if path.is_dir() else path.parent
-    files = {
-        split: name if "://" in name or Path(name).is_absolute() else str(base / name)
-        for split, name in (task.data.files or {}).items()
-        if split != UNLABELLED
-    }
-    return _read_files(files, task.data, problems)
-
-
-def _read_files(
-    places: dict[str, str], source: DataSource, problems: list[Problem]
-) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
-    splits = {}
+    else:
+        base = path if path.is_dir() else path.parent
+        places = {
+            split: name if "://" in name or Path(name).is_absolute() else str(base / name)
+            for split, name in (source.files or {}).items()
+            if split != UNLABELLED
+        }
+    splits: dict[str, tuple[str, Pairs]] = {}
     for split, place in places.items():
         try:
-            splits[split] = (place, _read_file(place, source))
+            remedy = "set task.data_dir or data.files to the data"
+            splits[split] = (place, _read_file(place, source, (source.text_column, source.label_column), remedy))
         except InputError as error:
             problems += error.problems
             splits[split] = (place, [])
@@ -241,19 +220,24 @@ def _exists(place: str) -> bool:
     try:
         filesystem, inner = url_to_fs(place)
     except (ValueError, ImportError) as error:
-        raise InputError([Problem(place, f"is no place that can be read: {error}")]) from error
+        raise InputError([Problem(place, f"can't be read: {error}")]) from error
     return bool(filesystem.exists(inner))
 
 
-def _read_file(place: str, source: DataSource) -> list[tuple[Any, Any]]:
+def _read_file(place: str, source: DataSource, columns: Sequence[str], remedy: str) -> Pairs:
+    """The ``columns`` of a file's rows. A .txt file, one text a line, has only a text column."""
     try:
         with fsspec.open(place, "rb") as file:
-            records = _records(place, file.read(), source.label_column)
+            content = file.read()
+        if place.endswith(".txt") and source.label_column not in columns:
+            records = [{source.text_column: line} for line in content.decode().splitlines()]
+        else:
+            records = _records(place, content, source.label_column)
     except FileNotFoundError:
-        raise InputError([Problem(place, "no such file; point task.data_dir or data.files to the data")]) from None
+        raise InputError([Problem(place, f"no such file; {remedy}")]) from None
     except (OSError, pa.ArrowInvalid, ValueError) as error:
         raise InputError([Problem(place, f"can't be read: {str(error).splitlines()[0]}")]) from error
-    return _pairs(records, source, place)
+    return _select(records, columns, place)
 
 
 def _records(place: str, content: bytes, label_column: str) -> list[Any]:
@@ -261,31 +245,29 @@ def _records(place: str, content: bytes, label_column: str) -> list[Any]:
         return pyarrow.parquet.read_table(pa.BufferReader(content)).to_pylist()
     if place.endswith((".csv", ".tsv")):
         options = pyarrow.csv.ParseOptions(delimiter="\t" if place.endswith(".tsv") else ",", newlines_in_values=True)
-        # Labels as they are written: Arrow would make 1 of 01 and True of true.
+        # Keep labels as written: Arrow would turn 01 into 1 and true into True.
         as_written = pyarrow.csv.ConvertOptions(column_types={label_column: pa.string()})
         return pyarrow.csv.read_csv(
             pa.BufferReader(content), parse_options=options, convert_options=as_written
         ).to_pylist()
     if place.endswith((".jsonl", ".ndjson")):
-        # Not Arrow's reader: a column of mixed types is for it the whole file's problem, here one row's.
+        # Arrow's reader would reject the whole file for one value of another type.
         return [json.loads(line) for line in content.splitlines() if line.strip()]
-    raise InputError([Problem(place, "is none of .parquet, .csv, .tsv, .jsonl")])
+    raise InputError([Problem(place, "must be .parquet, .csv, .tsv or .jsonl")])
 
 
-def _pairs(records: list[Any], source: DataSource, place: str) -> list[tuple[Any, Any]]:
-    columns = sorted({name for record in records for name in (record if isinstance(record, dict) else {})})
-    missing = [name for name in (source.text_column, source.label_column) if records and name not in columns]
+def _select(records: list[Any], columns: Sequence[str], place: str) -> Pairs:
+    present = sorted({name for record in records if isinstance(record, dict) for name in record})
+    missing = [name for name in columns if records and name not in present]
     if missing:
-        raise InputError([Problem(place, f"has no column {' and no '.join(map(repr, missing))}, only {columns}")])
+        raise InputError([Problem(place, f"has no column {' and no '.join(map(repr, missing))}, only {present}")])
     return [
-        (record.get(source.text_column), record.get(source.label_column))
-        if isinstance(record, dict)
-        else (record, None)
+        tuple(map(record.get, columns)) if isinstance(record, dict) else (record, *[None] * (len(columns) - 1))
         for record in records
     ]
 
 
-def _read_hub(task: Task) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
+def _read_hub(task: Task) -> dict[str, tuple[str, Pairs]]:
     import datasets
 
     hub = task.data.hub
@@ -295,16 +277,10 @@ def _read_hub(task: Task) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
         where = f"{hub.dataset}[{name}]"
         try:
             table = datasets.load_dataset(hub.dataset, hub.config, split=name, revision=hub.revision)
-        except Exception as error:
-            # The hub's client raises anything from OSError to its own kinds; each means: no data from there.
+        except Exception as error:  # the hub's client raises OSError and types of its own
             note = "" if hub.verified else " (this id was never verified)"
-            raise InputError(
-                [
-                    Problem(
-                        where,
-                        f"can't be loaded{note}: {str(error).splitlines()[0]}; or set task.data_dir (of a study: data_dir) to local copies",
-                    )
-                ]
-            ) from error
-        splits[split] = (where, _pairs(table.to_list(), task.data, where))
+            remedy = "or set task.data_dir (of a study: data_dir) to local copies"
+            message = f"can't be loaded{note}: {str(error).splitlines()[0]}; {remedy}"
+            raise InputError([Problem(where, message)]) from error
+        splits[split] = (where, _select(table.to_list(), (task.data.text_column, task.data.label_column), where))
     return splits

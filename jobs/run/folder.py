@@ -1,7 +1,7 @@
 """A run's folder: ``<storage>/<run>/<table>/<part>.parquet`` and a few JSON files beside them.
 
-A run is named by its task and the digest of everything that decides its result, so the same config
-comes back to the same folder, and a stage command finds the tables of the stage before.
+A run is named by its task and the digest of everything that decides its result. So the same config has the same folder,
+and a stage command finds the tables of the stage before it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from potstill.rows import Row, from_table, to_table
 from potstill.student.arms import RECIPE
 from potstill.task import Task, TaskData
 
-ROW_GROUP = 10_000  # rows of a stream of tables that are written together
+ROW_GROUP = 10_000  # rows of a stream that are written together
 
 
 def name_run(config: Config, task: Task, data: TaskData, teacher_weights: str | None) -> str:
-    """``<task>-<digest>``: the same config, task, seeds, test texts, teacher and training recipe are the same run.
+    """``<task>-<digest>`` of config, task, seeds, test texts, teacher and training recipe.
 
-    ``teacher_weights``: the digest of the teacher's weights; a model may be replaced under its path.
+    ``teacher_weights``: the digest of the teacher's weights, since the model under a path may change.
     """
-    said = task.model_dump(mode="json", exclude={"data", "licence", "language", "subjectivity"})
-    parts = [config.digest(), said, list(task.labels), data.digest(), teacher_weights, RECIPE]
+    described = task.model_dump(mode="json", exclude={"data", "licence", "language", "subjectivity"})
+    parts = [config.digest(), described, list(task.labels), data.digest(), teacher_weights, RECIPE]
     return f"{task.name}-{digest(parts, size=5)}"
 
 
@@ -60,31 +60,37 @@ class Run:
 
     @property
     def path(self) -> str:
-        """Where the run is, as an fsspec path that means the same everywhere, protocol included."""
+        """The run's folder as an fsspec path with protocol, valid on every node."""
         return f"{self.storage.rstrip('/')}/{self.name}" if "://" in self.storage else self._root
 
     def place(self, relative: str) -> str:
-        """The path of a file of the run as its file system knows it (no protocol), its folder made."""
+        """The path of a file in its file system (without protocol). Creates the parent folder."""
         full = f"{self._root}/{relative}"
         self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
         return full
 
+    @contextlib.contextmanager
+    def _replacing(self, relative: str, mode: str) -> Iterator[Any]:
+        """A new file that takes its place at the end of the block."""
+        place = self.place(relative)
+        with self._fs.open(f"{place}.new", mode) as file:
+            yield file
+        self._fs.mv(f"{place}.new", place)
+
     def write(self, kind: type[Row], part: str, rows: Sequence[Row]) -> None:
-        """Write ``<table>/<part>.parquet``, replacing an earlier one whole."""
+        """Write ``<table>/<part>.parquet`` atomically."""
         self.write_table(kind.__name__.lower(), part, to_table(rows, kind))
 
     def write_table(self, table: str, part: str, content: pa.Table) -> None:
-        """Write an Arrow table, replacing an earlier one whole."""
-        place = self.place(f"{table}/{part}.parquet")
-        with self._fs.open(f"{place}.new", "wb") as file:
+        """Write an Arrow table atomically."""
+        with self._replacing(f"{table}/{part}.parquet", "wb") as file:
             pq.write_table(content, file, compression="zstd")
-        self._fs.mv(f"{place}.new", place)
 
     @contextlib.contextmanager
     def stream(self, table: str, part: str, schema: pa.Schema) -> Iterator[TableStream]:
-        """Write a table as its rows come, replacing an earlier one whole at the end of the block.
+        """Write a table as its rows come; it replaces an earlier one at the end of the block.
 
-        Also where the block breaks off: what had come by then is there to be looked at.
+        After an error, the rows so far are kept for inspection.
         """
         place = self.place(f"{table}/{part}.parquet")
         try:
@@ -98,42 +104,36 @@ class Run:
                 finally:
                     stream.flush()
         except BaseException:
-            with contextlib.suppress(OSError):  # why it broke off is what counts
+            with contextlib.suppress(OSError):  # the first error matters more
                 self._fs.mv(f"{place}.new", place)
             raise
         self._fs.mv(f"{place}.new", place)
 
     def read(self, kind: type[Row], part: str) -> list[Row]:
-        """Rows of an earlier stage. Raises ``InputError`` naming the stage that has to run first."""
+        """Rows of an earlier stage. Raises ``InputError`` if they are missing."""
         return from_table(self.read_table(kind.__name__.lower(), part), kind)
 
     def read_table(self, table: str, part: str) -> pa.Table:
-        """An Arrow table of an earlier stage. Raises ``InputError`` if it is not there."""
+        """An Arrow table of an earlier stage. Raises ``InputError`` if it is missing."""
         with self.open_table(table, part) as file:
             return file.read()
 
     def open_table(self, table: str, part: str) -> pq.ParquetFile:
-        """The file of a table, to be read in parts. Raises ``InputError`` if it is not there."""
-        place = f"{self._root}/{table}/{part}.parquet"
-        try:
-            return pq.ParquetFile(self._fs.open(place, "rb"))
-        except FileNotFoundError:
-            raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
+        """The file of a table, for reading in parts. Raises ``InputError`` if it is missing."""
+        return pq.ParquetFile(self._open(f"{table}/{part}.parquet", "rb"))
 
     def has_table(self, table: str, part: str) -> bool:
-        """Whether an earlier stage, or an earlier try, has left that table."""
+        """Whether the run has that table."""
         return bool(self._fs.exists(f"{self._root}/{table}/{part}.parquet"))
 
     def create(self, name: str) -> Any:
-        """A file of the run to be written, in binary."""
+        """A file of the run, open for binary writing."""
         return self._fs.open(self.place(name), "wb")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``<name>.json``, replacing an earlier one whole."""
-        place = self.place(f"{name}.json")
-        with self._fs.open(f"{place}.new", "w") as file:
+        """Write ``<name>.json`` atomically."""
+        with self._replacing(f"{name}.json", "w") as file:
             json.dump(value, file, indent=2, ensure_ascii=False)
-        self._fs.mv(f"{place}.new", place)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, such as ``report.html``."""
@@ -141,23 +141,26 @@ class Run:
             file.write(text)
 
     def has_file(self, name: str) -> bool:
-        """Whether the run's folder holds a file of that name."""
+        """Whether the run has that file."""
         return bool(self._fs.isfile(f"{self._root}/{name}"))
 
     def read_json(self, name: str) -> Any:
-        """Read ``<name>.json``. Raises ``InputError`` if it is not there."""
-        place = f"{self._root}/{name}.json"
+        """Read ``<name>.json``. Raises ``InputError`` if it is missing."""
+        with self._open(f"{name}.json", "r") as file:
+            return json.load(file)
+
+    def _open(self, relative: str, mode: str) -> Any:
         try:
-            with self._fs.open(place, "r") as file:
-                return json.load(file)
+            return self._fs.open(f"{self._root}/{relative}", mode)
         except FileNotFoundError:
-            raise InputError([Problem(place, "is not there yet; run the stage before this one first")]) from None
+            message = "does not exist yet; run the previous stage first"
+            raise InputError([Problem(f"{self._root}/{relative}", message)]) from None
 
     def write_config(self, config: Config, name: str = "config.yaml") -> None:
-        """Keep the whole config, defaults filled in, as ready-to-run YAML.
+        """Write the whole config, defaults included, as ready-to-run YAML.
 
-        Passwords in URIs are left out: whoever runs it again has them in PGPASSWORD, ~/.pgpass,
-        MLFLOW_TRACKING_PASSWORD or a --set.
+        Passwords in URIs are left out; a later run takes them from PGPASSWORD, ~/.pgpass, MLFLOW_TRACKING_PASSWORD or
+        --set.
         """
         content = config.model_dump(mode="json")
         for section in ("ledger", "tracking"):
@@ -169,13 +172,13 @@ class Run:
 
     @staticmethod
     def find(reference: str, storage: str) -> tuple[Run, Config] | None:
-        """The run that a folder or a run's name means, with its config; ``None`` if there is none."""
+        """The run with that folder or name, and its config; None if there is none."""
         for place in (reference.rstrip("/"), f"{storage.rstrip('/')}/{reference}"):
             filesystem, inner = url_to_fs(place)
             if filesystem.isfile(f"{inner}/config.yaml"):
                 with filesystem.open(f"{inner}/config.yaml", "r") as file:
                     content = yaml.safe_load(file)
-                content.get("relabel", {}).pop("channel", None)  # a former field, in runs of older versions
+                content.get("relabel", {}).pop("channel", None)  # a field of older versions
                 config = parse(content, where=f"{inner}/config.yaml")
                 parent, name = inner.rsplit("/", 1)
                 protocol = "" if "://" not in place else place.split("://", 1)[0] + "://"
@@ -184,7 +187,7 @@ class Run:
 
 
 class TableStream:
-    """The rows of a table that is being written; small batches are gathered, since Parquet keeps a record of each."""
+    """Writes the rows of a table; collects small batches, since each row group has an overhead in Parquet."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
@@ -199,12 +202,12 @@ class TableStream:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what waits."""
+        """Write the collected rows."""
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting))
             self._waiting, self._rows = [], 0
 
 
 def as_json(value: Any) -> Any:
-    """A frozen report dataclass as plain JSON data."""
+    """A dataclass as plain JSON data."""
     return json.loads(json.dumps(asdict(value)))

@@ -1,4 +1,4 @@
-"""What every stage needs, put together once: config, task, data, the run's folder, terminal, tracker."""
+"""The context of a job, built once and passed to every stage."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from actors.backends.identity import identify
-from jobs.run import data as loading
+from jobs.run.data import load
 from jobs.run.folder import Run, name_run
-from jobs.runtime import torch_worker as bench
+from jobs.runtime import torch_worker
 from jobs.runtime.terminal import Terminal
 from jobs.tracking.tracker import NullTracker, Tracker
 from potstill.config import Config
@@ -24,7 +24,7 @@ from potstill.teacher import Teacher
 
 @dataclass(frozen=True)
 class Job:
-    """The context of a running job. ``embed``: groups of texts to arrays (``jobs/runtime/torch_worker.py``)."""
+    """A running job. ``embed``: groups of texts to arrays (``jobs/runtime/torch_worker.py``)."""
 
     config: Config
     task: Task
@@ -33,22 +33,22 @@ class Job:
     terminal: Terminal
     tracker: Tracker
     verbose: bool = False
-    embed: Callable[..., list[np.ndarray]] = lambda *groups: bench.embed(*groups)
+    embed: Callable[..., list[np.ndarray]] = lambda *groups: torch_worker.embed(*groups)
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Who the teacher is and how prompts are put to it. Raises ``TeacherError`` if a local model is missing."""
+        """The teacher's identity and prompt renderer. Raises ``TeacherError`` if a local model is missing."""
         identity = identify(self.config.teacher)
         return Teacher(identity, choose_renderer(self.config.teacher.renderer, identity))
 
     @cached_property
     def strategy(self) -> Strategy:
-        """Where the texts come from."""
+        """The source of the texts."""
         return STRATEGIES[self.config.augment.strategy]
 
     @cached_property
     def questions(self) -> Questions:
-        """What the teacher is asked about a text's class."""
+        """The questions about a text's class."""
         config = self.config
         return Questions(self.task, self.data.seeds, config.relabel, self.teacher, config.seed)
 
@@ -58,7 +58,7 @@ class Job:
         return list(self.task.labels)
 
     def describe(self) -> None:
-        """Write config and task into the run's folder, which is to be understood without what they were read from."""
+        """Write config and task into the run's folder, so that it is complete without their files."""
         self.run.write_config(self.config)
         self.run.write_json("task", self.task.model_dump(mode="json"))
 
@@ -66,10 +66,14 @@ class Job:
 def prepare(config: Config, terminal: Terminal, verbose: bool = False, run: Run | None = None) -> Job:
     """Read task and data. Starts nothing; raises ``InputError`` with all problems.
 
-    Without a ``run`` it is found by its name, which the teacher's weights are part of: ``TeacherError`` where they
-    are not there.
+    Without ``run``, its name is computed from the config and the teacher's weights; raises ``TeacherError`` if these
+    are missing.
     """
-    task, data = loading.load(config)
-    if run is None:
-        run = Run(config.storage, name_run(config, task, data, identify(config.teacher).weights_digest))
-    return Job(config, task, data, run, terminal, NullTracker(), verbose)
+    task, data = load(config)
+    return Job(config, task, data, run or find_run(config, task, data), terminal, NullTracker(), verbose)
+
+
+def find_run(config: Config, task: Task, data: TaskData, storage: str | None = None) -> Run:
+    """The run of a config, in ``storage`` or the config's. Raises ``TeacherError`` if the teacher's weights are missing."""
+    weights = identify(config.teacher).weights_digest
+    return Run(storage or config.storage, name_run(config, task, data, weights))

@@ -1,10 +1,10 @@
 """Ctrl-C and SIGTERM (``ray job stop``): the job ends within ``DEADLINE_S`` and leaves no process behind.
 
-The first signal raises ``KeyboardInterrupt``, so that stages unwind: no request is sent any more, those on their way
-to an endpoint are waited for (``actors.teachers.pool.INTERRUPTED_S``), claims in the ledger are released, the MLflow run is
-marked as killed. Whatever of that takes longer than ``DEADLINE_S`` is given up. Every answer was committed when it came;
-what is lost are requests that the endpoint needed longer for, which it may charge all the same. A signal is noticed even
-while a library has put its own handler in place of ours (Ray Train and Tune do).
+The first signal raises ``KeyboardInterrupt``, so that stages unwind: no further request is sent, requests in flight are
+awaited (``actors.teachers.pool.INTERRUPTED_S``), claims in the ledger are released, the MLflow run is marked as killed.
+After ``DEADLINE_S`` the process ends regardless. Every received answer is in the ledger; only requests that the endpoint
+answers later are lost, and it may charge for them. Signals are noticed even if a library has replaced our handler, as
+Ray Train and Tune do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NoReturn
 import psutil
 
 DEADLINE_S = 3.0
-LINE = "stopped; everything the teacher answered is in the ledger, the same command goes on from there"
+LINE = "stopped; all answers of the teacher are in the ledger; run the same command again to resume"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: int | None = None
@@ -32,15 +32,15 @@ _family: set[psutil.Process] = set()
 
 
 def received() -> bool:
-    """Whether the job was told to stop."""
+    """Whether the job has received a stop signal."""
     return _received is not None
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM end the process: exit code 130 or 143, one line on standard error.
+    """Inside the block, SIGINT and SIGTERM end the process: exit code 130 or 143, one line on standard error.
 
-    For the main thread of a command; leaving it without a signal puts everything back.
+    For the main thread of a command. Without a signal, the former handlers are restored at the end.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -55,24 +55,24 @@ def handled() -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
-        writer.close()  # which ends the watching thread
+        writer.close()  # ends the watching thread
 
 
 def _children() -> set[psutil.Process]:
-    """Every process that this one started, directly or not, and that has not lost its parent since."""
+    """All live descendants of this process."""
     return set(psutil.Process().children(recursive=True))
 
 
 def _unwind(number: int, _frame: FrameType | None) -> None:
     global _received, _unwinding
     _received = _received or number
-    if not _unwinding:  # a second signal must not break off the clean-up after the first
+    if not _unwinding:  # a second signal must not interrupt the clean-up
         _unwinding = True
         raise KeyboardInterrupt
 
 
 def _watch(reader: socket.socket) -> None:
-    """Python's C code writes the number of every signal here, whoever handles it."""
+    """Read the number of each signal, which Python's C code writes regardless of the handler."""
     global _received
     with reader:
         while numbers := reader.recv(1):
@@ -81,18 +81,18 @@ def _watch(reader: socket.socket) -> None:
         else:
             return
     _received = _received or numbers[0]
-    # Listed at once: when the clean-up has ended a parent, its children are nobody's descendants.
+    # List them now: once the clean-up has ended a parent, its children are no longer our descendants.
     _family.update(_children())
     threading.Event().wait(DEADLINE_S)
     _end()
 
 
 def _end() -> NoReturn:
-    """Not ``sys.exit``: the interpreter's own clean-up joins threads of Ray, which can take many seconds."""
+    """End the process. ``sys.exit`` would join Ray's threads, which can take many seconds."""
     with _ending:
         family = _family | _children()
         for child in family:
-            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            with contextlib.suppress(psutil.Error):  # it has already ended
                 child.kill()
         psutil.wait_procs(family, timeout=1.0)
         print(f"\n{LINE}", file=sys.stderr)

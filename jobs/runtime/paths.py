@@ -1,8 +1,8 @@
-"""Paths of a config, made independent of where its parts run.
+"""Make the paths of a config absolute, so that they are valid in every process.
 
-A relative path means the folder in which the command is typed; Ray's workers have others. A submitted job's
-folder is a copy of the repository under a name that changes with every edit, so nothing may be kept there:
-the next job would not find it, and would pay for the same answers again.
+A relative path is relative to the folder of the command; Ray's workers run in other folders. A submitted job runs in a
+copy of the repository whose name changes with every edit. Nothing may be stored there: the next job would not find it
+and would pay for the same answers again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from potstill.config import Config, Section, TaskRef
-from potstill.config.teacher import TeacherConfig
+from potstill.config import Config
 from potstill.errors import Problem
 from potstill.study.config import StudyConfig
 from potstill.task import find_shipped
@@ -25,70 +24,29 @@ _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)(.*)$")
 def make_absolute(config: Config, base: Path | None = None) -> Config:
     """``config`` with every relative path resolved against ``base`` (default: the current directory)."""
     base = base or Path.cwd()
-
-    def changed(section: Section, **changes: Callable[[str, Path], str]) -> dict[str, str]:
-        values = {name: getattr(section, name) for name in changes}
-        return {name: changes[name](value, base) for name, value in values.items() if value is not None}
-
-    return config.model_copy(
-        update={
-            "storage": _absolute(config.storage, base),
-            "task": config.task.model_copy(
-                update=changed(config.task, preset=_absolute_preset, data_dir=_absolute, unlabelled=_absolute_texts)
-            ),
-            "ledger": config.ledger.model_copy(update=changed(config.ledger, uri=absolute_uri)),
-            "teacher": config.teacher.model_copy(update=changed(config.teacher, model=_absolute_if_there)),
-            "student": config.student.model_copy(update=changed(config.student, model=_absolute_if_there)),
-            "tracking": config.tracking.model_copy(
-                update=changed(config.tracking, uri=absolute_uri, artifacts=_absolute)
-            ),
-        }
-    )
+    sections = {name: _resolve(getattr(config, name), name, base) for name in _RULES}
+    return config.model_copy(update={"storage": _absolute(config.storage, base), **sections})
 
 
 def make_study_absolute(config: StudyConfig, base: Path | None = None) -> StudyConfig:
     """``make_absolute`` for a study."""
     base = base or Path.cwd()
-    # A job's config has all these places, and the rules for them.
-    like = make_absolute(
-        Config.model_validate(
-            {
-                "task": "demo",
-                "storage": config.storage,
-                "ledger": config.ledger,
-                "student": config.student,
-                "tracking": config.tracking,
-            }
-        ),
-        base,
-    )
-
-    def task(one: TaskRef) -> TaskRef:
-        return make_absolute(like.model_copy(update={"task": one}), base).task
-
-    def teacher(one: TeacherConfig) -> TeacherConfig:
-        return make_absolute(like.model_copy(update={"teacher": one}), base).teacher
-
-    def student(one: dict[str, Any]) -> dict[str, Any]:
-        return {**one, "model": _absolute_if_there(one["model"], base)} if isinstance(one.get("model"), str) else one
-
-    return config.model_copy(
-        update={
-            "tasks": tuple(task(one) for one in config.tasks),
-            "data_dir": None if config.data_dir is None else _absolute(config.data_dir, base),
-            "judgements": None if config.judgements is None else _absolute(config.judgements, base),
-            "teachers": {name: teacher(one) for name, one in config.teachers.items()},
-            "students": {name: student(one) for name, one in config.students.items()},
-            "storage": like.storage,
-            "ledger": like.ledger,
-            "student": like.student,
-            "tracking": like.tracking,
-        }
-    )
+    update: dict[str, Any] = {
+        name: _resolve(getattr(config, name), name, base) for name in ("ledger", "student", "tracking")
+    }
+    places = {name: getattr(config, name) for name in ("storage", "data_dir", "judgements")}
+    update |= {name: _absolute(place, base) for name, place in places.items() if place is not None}
+    update["tasks"] = tuple(_resolve(one, "task", base) for one in config.tasks)
+    update["teachers"] = {name: _resolve(one, "teacher", base) for name, one in config.teachers.items()}
+    update["students"] = {
+        name: {**one, "model": _absolute_if_there(one["model"], base)} if isinstance(one.get("model"), str) else one
+        for name, one in config.students.items()
+    }
+    return config.model_copy(update=update)
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """Places inside a submitted job's copy of the repository that must outlive it."""
+    """Problems of places inside a submitted job's copy of the repository, which must outlive it."""
     places = {
         "storage": config.storage,
         "ledger.uri": config.ledger.uri,
@@ -105,19 +63,19 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def is_local(place: str) -> bool:
-    """Whether a path is of one machine's file system as far as its name tells (it may be a network mount)."""
+    """Whether a path looks local to one machine (it may still be a network mount)."""
     return "://" not in place or place.startswith("file://")
 
 
 def _absolute(place: str, base: Path) -> str:
     if "://" in place or place.startswith("memory:"):
         return place
-    # Not resolved: a link that is turned elsewhere later is meant to be followed then.
+    # Symbolic links stay, so that a later change of their target takes effect.
     return str(base / Path(place).expanduser())
 
 
 def absolute_uri(uri: str, base: Path) -> str:
-    """``uri`` with a relative path of SQLite's resolved against ``base``."""
+    """``uri`` with a relative SQLite path resolved against ``base``."""
     match = _SQLITE.match(uri)
     if match is None or match[2].startswith((":memory:", "file:")):
         return uri
@@ -125,17 +83,33 @@ def absolute_uri(uri: str, base: Path) -> str:
 
 
 def _absolute_preset(preset: str, base: Path) -> str:
-    """A preset is a name first: a path it is if no preset is so called and it is there."""
+    """A preset is a path only if no shipped preset has that name and the path exists."""
     path = base / Path(preset).expanduser()
     return str(path) if preset and find_shipped(preset) is None and path.exists() else preset
 
 
 def _absolute_texts(unlabelled: str, base: Path) -> str:
-    """``train`` means the train split."""
+    """``train`` stands for the train split."""
     return unlabelled if unlabelled == "train" else _absolute(unlabelled, base)
 
 
 def _absolute_if_there(model: str, base: Path) -> str:
-    """A model may be a name too (a hub id, the packaged one), so it is a path if it looks like one or is there."""
+    """A model is a path if it looks like one or exists, else a name (a hub id or the packaged model)."""
     path = base / Path(model).expanduser()
     return str(path) if model.startswith(("./", "../", "~")) or (model and path.exists()) else model
+
+
+_RULES: dict[str, dict[str, Callable[[str, Path], str]]] = {
+    "task": {"preset": _absolute_preset, "data_dir": _absolute, "unlabelled": _absolute_texts},
+    "ledger": {"uri": absolute_uri},
+    "teacher": {"model": _absolute_if_there},
+    "student": {"model": _absolute_if_there},
+    "tracking": {"uri": absolute_uri, "artifacts": _absolute},
+}
+"""How to resolve each path, by section and field of a config."""
+
+
+def _resolve(section: Any, name: str, base: Path) -> Any:
+    """A section with absolute paths, by the rules of ``name``."""
+    values = {field: (getattr(section, field), rule) for field, rule in _RULES[name].items()}
+    return section.model_copy(update={f: rule(value, base) for f, (value, rule) in values.items() if value is not None})

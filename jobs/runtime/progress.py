@@ -1,9 +1,9 @@
-"""How far a stage that asks the teacher has come: counted by a ``Meter``, read as a ``Progress``, written as a line.
+"""The progress of a stage that asks the teacher: counted by a ``Meter``, read as a ``Progress``, formatted as a line.
 
     1,204/4,000  212 req/s  18,400 tok/s  $0.41 of ~$1.37  retries 3  ledger 512  ETA 0:13
 
-Rates are of the last minute, so that a teacher that falls silent shows, and of the last three batches where these took
-longer. What the ledger held is counted as done, but makes no rate.
+Rates cover the last minute, so that a silent teacher shows, or the last three batches if these took longer. Answers from
+the ledger count as done, but not towards rates.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 WINDOW_S = 60.0
-SAMPLE_S = 0.5  # batches that come closer together are one sample
+SAMPLE_S = 0.5  # batches within this time are one sample
 LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a progress line shows. Rates and ``expected_usd`` are ``None`` until something new has been answered.
+    """The numbers of a progress line. Rates and ``expected_usd`` are None until the first new answer.
 
-    ``note``: what goes on beside, such as how far a batch is. ``reused`` is how many of ``done`` the ledger held; ``cost_usd`` is what was newly paid.
+    ``reused``: those of ``done`` that came from the ledger; ``cost_usd``: newly paid; ``note``: extra text, such as the
+    state of a batch.
     """
 
     done: int
@@ -39,9 +40,9 @@ class Progress:
 
 
 class Meter:
-    """Counts a stage's answers; ``record`` gets the numbers every 10 s at most, with the second as the step.
+    """Counts a stage's answers. ``record`` gets the numbers at most every 10 s, with the elapsed second as step.
 
-    One thread counts; any may read.
+    One thread may count; any thread may read.
     """
 
     def __init__(
@@ -55,20 +56,20 @@ class Meter:
         self._total = self._new = self._reused = self._tokens = self._retries = 0
         self._cost_usd = 0.0
         self._note = ""
-        # (second, new answers, their tokens) so far; the first is where the window begins.
+        # Running totals (second, new answers, their tokens); the window begins at the first.
         self._samples = collections.deque([(self._start, 0, 0)])
 
     def note(self, text: str) -> None:
-        """What goes on beside, until the next note."""
+        """Set the note."""
         self._note = text
 
     def expect(self, requests: int) -> None:
-        """So many more are to be answered."""
+        """Add to the expected requests."""
         with self._lock:
             self._total += requests
 
     def count(self, *, new: int = 0, reused: int = 0, tokens: int = 0, cost_usd: float = 0.0, retries: int = 0) -> None:
-        """A batch came: answers that were newly asked (with their tokens and dollars), and those of the ledger."""
+        """Count a batch: new answers (with their tokens and dollars) and answers from the ledger."""
         now = self._clock()
         with self._lock:
             self._reused += reused
@@ -85,7 +86,7 @@ class Meter:
             self._record(progress_metrics(self.progress()), int(now - self._start))
 
     def progress(self) -> Progress:
-        """The numbers of this moment."""
+        """The present numbers."""
         now = self._clock()
         with self._lock:
             done = self._new + self._reused
@@ -111,7 +112,7 @@ class Meter:
 
 
 def format_progress(progress: Progress, width: int | None = None) -> str:
-    """One line. What is 0 or not known is left out, and what matters least where ``width`` (characters) is short."""
+    """One line without zeros and unknowns. Drops the least important parts to fit ``width`` characters."""
     parts = {"done": f"{progress.done:,}/{progress.total:,}"}
     if progress.requests_per_s is not None:
         parts["requests"] = f"{_rate(progress.requests_per_s)} req/s"
@@ -136,7 +137,7 @@ def format_progress(progress: Progress, width: int | None = None) -> str:
 
 
 def progress_metrics(progress: Progress) -> dict[str, float]:
-    """The same under the names that MLflow shows, as curves over the stage's seconds."""
+    """The numbers under their MLflow names."""
     return {
         "progress/requests": progress.done,
         "progress/requests_reused": progress.reused,
@@ -148,7 +149,7 @@ def progress_metrics(progress: Progress) -> dict[str, float]:
 
 
 def format_usd(dollars: float) -> str:
-    """Dollars with cents, two digits under ten cents: ``$1,204.50``, ``$0.41``, ``$0.0037``."""
+    """Dollars with cents, or two significant digits below ten cents: ``$1,204.50``, ``$0.41``, ``$0.0037``."""
     if 0 < dollars < 0.0001:
         return "<$0.0001"
     if 0 < dollars < 0.0995:

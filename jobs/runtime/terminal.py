@@ -1,4 +1,4 @@
-"""What a person reads while a job runs: the plan, one progress line a stage, a small table at the end."""
+"""The terminal output of a job: messages, tables, one progress line per stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from jobs.runtime.progress import Progress, format_progress
 
 LIVE_EVERY_S, PLAIN_EVERY_S = 0.5, 30.0
-WIDE = 140  # a bar of full length fits beside the numbers
+WIDE = 140  # wide enough for a full-length bar beside the numbers
 AROUND_NUMBERS = 24  # characters of a live line without its bar: spinner, name, clock and the gaps between
 
 
@@ -24,7 +24,7 @@ class Terminal:
     """Writes to standard output; live lines on a terminal, plain ones in a log file."""
 
     def __init__(self, console: Console | None = None, plain_every_s: float = PLAIN_EVERY_S) -> None:
-        # A log file has no width of its own, and rich's 80 columns would cut paths in two.
+        # A log file has no width, and rich's default of 80 columns would break paths.
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.plain_every_s = plain_every_s
 
@@ -33,11 +33,11 @@ class Terminal:
         self.console.print(text, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A line that the user should not miss."""
+        """A warning line."""
         self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-        """A small table: the first columns (``left`` of them) to the left, the others to the right."""
+        """A table. The first ``left`` columns are left-aligned, the others right-aligned."""
         table = Table(
             title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
         )
@@ -49,7 +49,7 @@ class Terminal:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageLine]:
-        """One line that shows how far a stage is."""
+        """A progress line for a stage; prints a summary at the end of the block."""
         line = StageLine(self, name)
         try:
             with line:
@@ -98,14 +98,13 @@ class StageLine:
         self._progress.stop()
 
     def follow(self, read: Callable[[], Progress]) -> None:
-        """From now on show the numbers that ``read`` gives; it is called from another thread, also when nothing comes
-        in, so that a teacher that fell silent shows."""
+        """Show the numbers of ``read``, which a thread calls at intervals, so that a silent teacher shows."""
         self._read = read
         if not self._ticker.is_alive():
             self._ticker.start()
 
     def note(self, text: str) -> None:
-        """What is going on just now."""
+        """Show a text on the live line."""
         self._progress.update(self._task, note=text)
 
     def _tick(self) -> None:
@@ -121,6 +120,6 @@ class StageLine:
             self._console.print(f"  {self._name:<8}  {format_progress(progress)}", soft_wrap=True)
 
     def finish(self, summary: str, style: str = "green") -> None:
-        """Leave one plain line behind."""
+        """Print the final line."""
         seconds = time.monotonic() - self._start
         self._console.print(f"[{style}]{self._name:<10}[/] {seconds:5.0f} s  {escape(summary)}", soft_wrap=True)

@@ -1,10 +1,10 @@
-"""Search: many distill jobs up to their validation score, the best of them drawn afresh, one winner tested once.
+"""Search: many distill jobs up to their validation score, the best repeated with fresh draws, one winner tested once.
 
     potstill search conf/trec6-search.yaml --set search.trials=40
 
 config -> preflight -> plan -> trials (Ray Tune) -> finals -> winner -> the winner's own distill run. Trials share one
-teacher pool, one limiter and the ledger, so a text is paid for once however many trials want it. The same command
-goes on where it was stopped, and with more trials it grows.
+teacher pool, one limiter and the ledger, so each text is paid for once. The same command resumes a stopped search;
+with more trials it extends it.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from dataclasses import replace
 
 from actors.ledger.handle import Ledger
 from actors.search_workers import account_of, start_search_workers
-from jobs import plan, preflight
-from jobs.distill import STAGES
+from jobs import STAGES, plan, preflight
 from jobs.run.folder import Run, name_run
-from jobs.run.job import Job
+from jobs.run.job import Job, find_run
 from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
-from jobs.search import plan as search_plan
 from jobs.search import report as search_report
-from jobs.search.finals import Final, name_winner, run_finals, say_warnings
+from jobs.search.finals import Final, name_winner, print_warnings, run_finals
 from jobs.search.log import SearchLog
+from jobs.search.plan import SearchPlan, budget_problems, plan_search, print_plan
 from jobs.search.table import TrialTable
 from jobs.search.trial import Quiet, Scene
 from jobs.search.tuning import run_trials
 from jobs.search.validation import make_validation
+from jobs.session import session
 from jobs.stages import evaluate, finetune, generate, relabel
-from jobs.tracking.tracker import open_tracker
 from potstill.config import Config
 from potstill.config.teacher import OpenAITeacher
 from potstill.draws import digest
 from potstill.errors import InputError, Problem, StageError
-from potstill.search import points as search_points
 from potstill.search.ending import Ending, gist
 from potstill.search.placement import Placement, place
+from potstill.search.points import search_of
 from potstill.student.arms import RECIPE
 
 CLOSING_S = 30.0
@@ -46,9 +45,9 @@ GROWS = {"trials", "concurrency", "budget_usd", "budget_hours", "top_k", "repeat
 
 
 def search(config: Config, verbose: bool = False, yes: bool = False, resume: bool = False) -> None:
-    """Run a search to its end. ``resume``: there has to be something to go on with.
+    """Run a search to its end. ``resume`` requires an earlier run of it.
 
-    Raises ``InputError`` before anything is asked or started, ``StageError`` where no trial came to its end.
+    Raises ``InputError`` before anything is asked or started, ``StageError`` if no trial finishes.
     """
     terminal = Terminal()
     if config.search is None:
@@ -58,81 +57,74 @@ def search(config: Config, verbose: bool = False, yes: bool = False, resume: boo
     job = replace(job, run=Run(config.storage, name_search(job)))
     table = TrialTable.load(job.run)
     if resume and not len(table):
-        raise InputError([Problem("--resume", f"there is no trial yet in {job.run.path}; leave it out to begin")])
-    planned = search_plan.plan_search(job)
-    found = search_plan.budget_problems(config, planned)
-    bound = cluster.upper_bound()
-    found += place(config, bound, planned.trials)[1] if bound is not None else []
+        raise InputError([Problem("--resume", f"no trial in {job.run.path} yet; leave it out to start the search")])
+    planned = plan_search(job)
+    found = budget_problems(config, planned)
+    if (bound := cluster.upper_bound()) is not None:
+        found += place(config, bound, planned.trials)[1]
     if found:
         raise InputError(found)
-    search_plan.print_plan(job, planned)
+    print_plan(job, planned)
     if len(table):
-        told = ", ".join(f"{len(table.of(s))} {s}" for s in ("finished", "stopped", "failed") if table.of(s))
-        terminal.say(f"goes on from {len(table)} trials ({told or 'none finished'}) in {job.run.path}")
+        counts = ", ".join(f"{len(table.of(s))} {s}" for s in ("finished", "stopped", "failed") if table.of(s))
+        terminal.say(f"resumes with {len(table)} trials ({counts or 'none finished'}) in {job.run.path}")
     plan.ask_first(job, planned.most, yes)
-    with cluster.connect(verbose):
-        preflight.check_cluster(job, STAGES)
-        placement, found = place(config, cluster.resources(), planned.trials)
-        if placement is None:
-            raise InputError(found)
-        job.run.write_config(config)
-        with open_tracker(
-            config,
-            command="search",
-            task_name=job.task.name,
-            run_dir=job.run.path,
-            run_digest=job.run.digest,
-            warn=terminal.warn,
-        ) as tracker:
-            tracker.tags({"potstill.run": job.run.name})
-            _run(replace(job, tracker=tracker), placement, table, planned)
+    with session(job, "search", STAGES, check=lambda: _place(config, planned)) as tracked:
+        _run(tracked, _place(config, planned), table, planned)
+
+
+def _place(config: Config, planned: SearchPlan) -> Placement:
+    """The search's placement on the connected cluster. Raises ``InputError`` if one trial does not fit."""
+    placement, found = place(config, cluster.resources(), planned.trials)
+    if placement is None:
+        raise InputError(found)
+    return placement
 
 
 def name_search(job: Job) -> str:
-    """``<task>-search-<digest>``: the same base config, data, teacher and space are the same search, however long."""
-    weights = job.teacher.identity.weights_digest
-    base = name_run(job.config, job.task, job.data, weights)
-    content = search_points.search_of(job.config).model_dump(mode="json", exclude=GROWS)
+    """``<task>-search-<digest>``: the base config, data, teacher and space name a search; its length does not."""
+    base = name_run(job.config, job.task, job.data, job.teacher.identity.weights_digest)
+    content = search_of(job.config).model_dump(mode="json", exclude=GROWS)
     validation = [[row.text, row.label] for row in job.data.validation]
     return f"{job.task.name}-search-{digest([base, content, validation, RECIPE], size=5)}"
 
 
-def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan.SearchPlan) -> None:
+def _run(job: Job, placement: Placement, table: TrialTable, planned: SearchPlan) -> None:
     import ray
 
-    search, terminal, started = search_points.search_of(job.config), job.terminal, time.monotonic()
+    started = time.monotonic()
     ledger = Ledger(job.config.ledger.uri)
     config = _within_budget(job.config, table)
     log_dir = None if job.verbose or "://" in job.run.path else f"{job.run.path}/logs"
-    workshop = start_search_workers(placement, config.teacher, ledger, log_dir)
+    search_workers = start_search_workers(placement, config.teacher, ledger, log_dir)
     try:
-        ray.get(workshop.start.remote())
-        validation = make_validation(replace(job, config=config), workshop, ledger)
-        table.settle(account_of(workshop))
-        scene = Scene(config, job.task, job.data, validation, job.run, workshop, ledger, placement)
-        where = "GPU" if placement.gpus else "CPU"
-        terminal.say(
+        ray.get(search_workers.start.remote())
+        validation = make_validation(replace(job, config=config), search_workers, ledger)
+        table.settle(account_of(search_workers))
+        scene = Scene(config, job.task, job.data, validation, job.run, search_workers, ledger, placement)
+        training = placement.torch_workers if placement.workers == 1 else placement.concurrency
+        job.terminal.say(
             f"scored on {validation}; {placement.concurrency} trials at a time, "
-            f"{placement.torch_workers if placement.workers == 1 else placement.concurrency} training on {where}s"
+            f"{training} training on {'GPU' if placement.gpus else 'CPU'}s"
         )
-        ending = Ending(_for_trials(job.config, planned), _deadline(job.config, started))
-        with SearchLog(job, table, workshop, planned.trials) as log:
+        ending = _ending(job.config, planned, started)
+        with SearchLog(job, table, search_workers, planned.trials) as log:
             run_trials(scene, table, ending, log.listener)
-        _say_why(job, table, ending)
+        _report_failures(job, table, ending)
         finals = run_finals(scene, job, table)
-        winner = name_winner(finals, search.objective)
+        winner = name_winner(finals, search_of(job.config).objective)
         job.run.write_config(winner.config, "best.yaml")
         search_report.print_trials(job, table, finals)
-        say_warnings(winner, terminal)
+        print_warnings(winner, job.terminal)
         own = _winners_job(job, winner, scene)
-        again = replace(own, terminal=Quiet())  # all of it is in the ledger, and is told by say_warnings
+        again = replace(own, terminal=Quiet())  # the ledger has every answer, and print_warnings has shown the warnings
         with scene.pool() as pool:
             generate.generate(again, pool)
             relabel.relabel(again, pool)
     finally:
-        with contextlib.suppress(ray.exceptions.RayError):  # what broke off is told by what is raised
-            table.settle(ray.get(workshop.close.remote(), timeout=CLOSING_S))
-        ray.kill(workshop)
+        with contextlib.suppress(ray.exceptions.RayError):  # the error that ended the block matters more
+            table.settle(ray.get(search_workers.close.remote(), timeout=CLOSING_S))
+        ray.kill(search_workers)
     own = replace(own, embed=job.embed)
     finetune.finetune(own)
     evaluate.evaluate(own)
@@ -140,17 +132,16 @@ def _run(job: Job, placement: Placement, table: TrialTable, planned: search_plan
 
 
 def _winners_job(job: Job, winner: Final, scene: Scene) -> Job:
-    """The winner as the distill job that ``best.yaml`` makes: tested, reported, registered."""
-    weights = job.teacher.identity.weights_digest
-    run = Run(job.config.storage, name_run(winner.config, job.task, job.data, weights))
+    """The winner as the distill job of ``best.yaml``: tested, reported, registered."""
+    run = find_run(winner.config, job.task, job.data)
     found = replace(job, config=winner.config, run=run, embed=scene.embed)
     found.describe()
     return found
 
 
 def _within_budget(config: Config, table: TrialTable) -> Config:
-    """The config with the rest of the search's budget as the limiter's cap; it holds to the cent, whatever trials do."""
-    budget = search_points.search_of(config).budget_usd
+    """The config with the limiter capped at the search's remaining budget."""
+    budget = search_of(config).budget_usd
     if budget is None or not isinstance(config.teacher, OpenAITeacher):
         return config
     left = max(budget - table.spent_usd, 1e-9)
@@ -158,31 +149,24 @@ def _within_budget(config: Config, table: TrialTable) -> Config:
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"budget_usd": min(caps)})})
 
 
-def _for_trials(config: Config, planned: search_plan.SearchPlan) -> float | None:
-    """Dollars for the trials: the budget without what the finals may cost."""
-    budget = search_points.search_of(config).budget_usd
-    return None if budget is None else budget - (planned.finals.cost_usd or 0.0)
+def _ending(config: Config, planned: SearchPlan, started: float) -> Ending:
+    """Trials end at the time limit, or at the budget less the planned cost of the finals."""
+    search = search_of(config)
+    budget = None if search.budget_usd is None else search.budget_usd - (planned.finals.cost_usd or 0.0)
+    return Ending(budget, None if search.budget_hours is None else started + 3600 * search.budget_hours)
 
 
-def _deadline(config: Config, started: float) -> float | None:
-    hours = search_points.search_of(config).budget_hours
-    return None if hours is None else started + 3600 * hours
-
-
-def _say_why(job: Job, table: TrialTable, ending: Ending) -> None:
-    """Why trials ended before their number was full. Raises ``StageError`` where none is good for anything."""
+def _report_failures(job: Job, table: TrialTable, ending: Ending) -> None:
+    """Warn of failed trials and of an early end. Raises ``StageError`` if no trial finished."""
     if ending.error is not None:
         raise StageError(f"search: {ending.reason}: {ending.error}")
     if ending.reason is not None:
         job.terminal.warn(f"no more trials: {ending.reason}")
     kinds: dict[str, list[str]] = {}
     for trial in table.of("failed"):
-        error = str(trial.error)
-        kinds.setdefault(gist(error), []).append(error)
+        kinds.setdefault(gist(str(trial.error)), []).append(str(trial.error))
     for errors in kinds.values():
         job.terminal.warn(f"{len(errors)} trial(s) failed: {errors[0]}")
     if not table.of("finished"):
-        raise StageError(
-            "search: no trial came to its last rung; the same command goes on"
-            + ("" if ending.reason is None else f" ({ending.reason})")
-        )
+        reason = "" if ending.reason is None else f" ({ending.reason})"
+        raise StageError(f"search: no trial reached its last rung; run the same command again to resume{reason}")

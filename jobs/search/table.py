@@ -1,9 +1,8 @@
-"""The trials of a search: what was tried, how far each came, what it gave. Kept in the search's folder and read back
-by the next run.
+"""The trials of a search, their rungs and results. Kept in the search's folder for the next run.
 
-``trials.json`` is rewritten at every change; what a rung gave is beside it under a digest of its own
-(``jobs/search/trial.py``), so a driver that dies loses at most the rungs that were running. ``spent.json`` is what all runs of
-the search have spent by the limiter's account: finals, held-back texts and rungs that failed are in no trial's.
+``trials.json`` is rewritten at every change. Rung results are stored separately (``jobs/search/trial.py``), so a driver
+that dies loses at most the running rungs. ``spent.json`` holds the dollars that all runs of the search spent by the
+limiter's account, including finals, held-back texts and failed rungs, which no trial counts.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import pyarrow as pa
 from jobs.run.folder import Run
 from jobs.search.trial import RungResult
 from potstill.limits.pacer import PacerState
-from potstill.search import points as search_points
-from potstill.search.points import Point
+from potstill.search.points import Point, digest, from_json, jsonable
 
 Status = Literal["running", "finished", "stopped", "failed"]
 TABLE = "trials"
@@ -27,7 +25,7 @@ SPENT = "spent"
 
 @dataclass(slots=True)
 class Trial:
-    """One trial. ``finished``: came to the last rung; ``stopped``: others were better at an earlier one."""
+    """One trial. ``finished``: reached the last rung; ``stopped``: lost to other trials at an earlier one."""
 
     number: int
     point: Point
@@ -37,12 +35,12 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """What names the trial, whatever its number."""
-        return search_points.digest(self.point)
+        """The digest of the trial's point."""
+        return digest(self.point)
 
     @property
     def scores(self) -> dict[str, float]:
-        """Of the last rung that it came to."""
+        """Scores of the last rung it reached."""
         return self.rungs[-1].scores
 
     def used(self, name: str) -> float:
@@ -63,10 +61,20 @@ class TrialTable:
 
     @classmethod
     def load(cls, run: Run) -> TrialTable:
-        """What an earlier run of the search left; empty where there was none."""
+        """The table of the search's earlier runs; empty if there were none."""
         rows = run.read_json(TABLE) if run.has_file(f"{TABLE}.json") else []
         spent = run.read_json(SPENT) if run.has_file(f"{SPENT}.json") else {"usd": 0.0}
-        return cls(run, [_trial(row) for row in rows], spent["usd"])
+        trials = [
+            Trial(
+                row["number"],
+                from_json(row["point"]),
+                row["status"],
+                [RungResult.from_json(rung) for rung in row["rungs"]],
+                row["error"],
+            )
+            for row in rows
+        ]
+        return cls(run, trials, spent["usd"])
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -82,16 +90,16 @@ class TrialTable:
 
     @property
     def rungs_usd(self) -> float:
-        """Dollars that trials' rungs newly paid."""
+        """Dollars that the trials' rungs newly paid."""
         return sum(trial.used("cost_usd_new") for trial in self.trials)
 
     @property
     def spent_usd(self) -> float:
-        """Dollars that all runs of the search spent so far, on whatever it was."""
+        """Dollars that all runs of the search have spent so far, for any purpose."""
         return max(self._before_usd + self._now_usd, self.rungs_usd)
 
     def settle(self, account: PacerState | None) -> None:
-        """Keep what this run has spent, if that is known; what is on its way counts at its worst for the next run."""
+        """Store this run's spending, if known. For the next run, reserved dollars count as spent."""
         if account is None:
             return
         self._now_usd = account.spent_usd
@@ -101,15 +109,15 @@ class TrialTable:
             self._run.write_json(SPENT, {"usd": usd})
 
     def begin(self, point: Point) -> Trial:
-        """The trial at ``point``, a new one if there is none."""
-        key = search_points.digest(point)
+        """The trial at ``point``, created if missing."""
+        key = digest(point)
         if key not in self._by_key:
             self._by_key[key] = Trial(len(self._by_key) + 1, dict(point))
             self.save()
         return self._by_key[key]
 
     def add(self, trial: Trial, number: int, result: RungResult) -> bool:
-        """A rung was reached (from 0); whether that is news. What it paid counts for the first trial that came to it."""
+        """Record a rung (from 0); True if it is new. Its cost counts only for the first trial that reached it."""
         if number < len(trial.rungs):
             return False
         met = any(rung.key == result.key for one in self.trials for rung in one.rungs)
@@ -118,36 +126,27 @@ class TrialTable:
         return True
 
     def end(self, trial: Trial, status: Status, error: str | None = None) -> None:
-        """How a trial ended."""
+        """Set a trial's status."""
         if (trial.status, trial.error) != (status, error):
             trial.status, trial.error = status, error
             self.save()
 
     def save(self) -> None:
-        """Write it, replacing the last one whole."""
-        rows = [{**asdict(trial), "point": search_points.jsonable(trial.point)} for trial in self.trials]
+        """Write ``trials.json``."""
+        rows = [{**asdict(trial), "point": jsonable(trial.point)} for trial in self.trials]
         self._run.write_json(TABLE, rows)
 
     def as_arrow(self) -> pa.Table:
-        """One row a trial: its point (``point.<field>``), status, scores of its last rung, usage and seconds."""
+        """One row per trial: its point (``point.<field>``), status, scores of its last rung, usage and seconds."""
         return pa.Table.from_pylist([_row(trial) for trial in self.trials])
 
 
-def _trial(row: dict[str, Any]) -> Trial:
-    return Trial(
-        row["number"],
-        search_points.from_json(row["point"]),
-        row["status"],
-        [RungResult.from_json(rung) for rung in row["rungs"]],
-        row["error"],
-    )
-
-
 def _row(trial: Trial) -> dict[str, Any]:
-    last = trial.rungs[-1] if trial.rungs else None
     point = {
         f"point.{name}": str(list(value)) if isinstance(value, tuple) else value for name, value in trial.point.items()
     }
+    last = trial.rungs[-1] if trial.rungs else None
+    scores = ("macro_f1", "accuracy", "cost_usd", "tokens", "training_s")
     return {
         "trial": trial.number,
         **point,
@@ -155,8 +154,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "rungs": len(trial.rungs),
         "per_class": last.per_class if last else None,
         "epochs": last.epochs if last else None,
-        **{name: last.scores[name] if last else None for name in ("macro_f1", "accuracy", "cost_usd", "tokens")},
-        "training_s": last.scores["training_s"] if last else None,
+        **{name: last.scores[name] if last else None for name in scores},
         "low": last.low if last else None,
         "high": last.high if last else None,
         "kept": last.kept if last else None,

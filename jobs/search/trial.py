@@ -1,8 +1,8 @@
-"""One trial of a search, as far as a rung: a distill job without its test.
+"""One rung of a trial: a distill job that ends at a validation score.
 
-A rung generates and relabels its texts through the pool that all trials share, trains a student on them and scores it
-on validation texts. What it gave is written under the digest of everything that decides it before anybody hears of
-it, so that a search that was stopped, or grows, or meets the same rung from another point finds it there.
+A rung generates and relabels its texts through the shared pool, trains a student on them and scores it on validation
+texts. The result is stored under the digest of everything that decides it before it is reported. A search that
+resumes, grows or reaches the same rung from another point finds it there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import numpy as np
 from rich.console import Console
 
 from actors import student_folder
-from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.search_workers import SharedPool, fetch
 from actors.teachers.pool import TeacherPool, cause
-from jobs.run.folder import Run, name_run
-from jobs.run.job import Job
+from jobs.run.folder import Run
+from jobs.run.job import Job, find_run
 from jobs.runtime.terminal import Terminal
 from jobs.stages import finetune, generate, relabel
 from jobs.stages import train as training
@@ -40,16 +39,16 @@ from potstill.student.arms import Arm
 from potstill.task import LabelledText, Task, TaskData
 from potstill.texts.filters import normalise
 
-RESAMPLES = 200  # the intervals of validation scores are for the eye
+RESAMPLES = 200  # intervals of validation scores are only shown
 
 
 @dataclass(frozen=True, slots=True)
 class RungResult:
-    """What one rung gave, and what it took when it was first computed.
+    """The result of a rung and its cost when it was first computed.
 
-    ``scores`` by metric of ``search.objective`` and more; ``low`` and ``high`` bound macro-F1 (95 %, bootstrap over
-    validation texts); ``by_seed``: macro-F1 of each training seed, where there are several. ``usage`` is of
-    generation and relabelling, ``kept`` counts texts the student saw.
+    ``scores``: by metric, those of ``search.objective`` among them; ``low`` and ``high``: the 95 % interval of macro-F1
+    (bootstrap over validation texts); ``by_seed``: macro-F1 of each training seed; ``usage``: of generation and
+    relabelling; ``kept``: texts the student saw.
     """
 
     key: str
@@ -67,69 +66,65 @@ class RungResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RungResult:
-        """What ``asdict`` made of one, after a way through JSON."""
+        """Read what ``asdict`` wrote."""
         return cls(**{**data, "by_seed": tuple(data["by_seed"]), "warnings": tuple(data["warnings"])})
 
     def found_again(self) -> RungResult:
-        """The same for another trial that meets it: nothing is newly paid."""
+        """The result for another trial that reaches the same rung: it pays nothing new."""
         new = dict.fromkeys((name for name in self.usage if name.endswith("_new")), 0.0)
         return replace(self, usage={**self.usage, **new, "requests_reused": self.usage["requests"]})
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What all trials of a search have in common; sent to each of them. ``run``: the search's own folder."""
+    """What all trials of a search share; sent to each of them. ``run``: the search's folder."""
 
     config: Config
     task: Task
     data: TaskData
     validation: Validation
     run: Run
-    workshop: Any
+    search_workers: Any
     ledger: Ledger
     placement: Placement
 
     def job(self, config: Config) -> Job:
-        """A job in a folder of the search, quiet and untracked; the same texts whatever the config's data seed."""
-        weights = identify(config.teacher).weights_digest
-        run = Run(f"{self.run.path}/runs", name_run(config, self.task, self.data, weights))
+        """A quiet, untracked job in the search's folder, with the same data regardless of the config's data seed."""
+        run = find_run(config, self.task, self.data, f"{self.run.path}/runs")
         return Job(config, self.task, self.data, run, Quiet(), NullTracker(), embed=self.embed)
 
     def embed(self, *groups: Sequence[str]) -> list[np.ndarray]:
-        """As ``jobs.runtime.torch_worker.embed``, in a process that stays."""
-        found: list[np.ndarray] = _ask(self.workshop.embed.remote([list(group) for group in groups]))
+        """As ``jobs.runtime.torch_worker.embed``, by a search worker."""
+        found: list[np.ndarray] = _ask(self.search_workers.embed.remote([list(group) for group in groups]))
         return found
 
     def pool(self) -> TeacherPool:
         """The search's teachers."""
-        return SharedPool(self.workshop, self.config.teacher, self.ledger)
+        return SharedPool(self.search_workers, self.config.teacher, self.ledger)
 
 
 class Quiet(Terminal):
-    """Keeps what a stage has to warn of."""
+    """A terminal that shows nothing and keeps the warnings."""
 
     def __init__(self) -> None:
         super().__init__(Console(file=StringIO()), plain_every_s=3600.0)
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
-        """Remember it."""
+        """Keep a warning."""
         self.warnings.append(text)
 
 
 def owners(owner: str) -> tuple[str, str, str]:
-    """The names under which ``owner`` claims rungs, students until it has their answers, and anchors until they are
-    trained. Claimed in this order, and by digest within each, so that no two wait for each other."""
+    """The names under which ``owner`` claims rungs, students (until they have predicted) and anchors (until trained).
+
+    Claims are made in this order, and by digest within each, to avoid deadlock.
+    """
     return owner, f"{owner} asks", f"{owner} trains"
 
 
-def rung_key(scene: Scene, job: Job) -> str:
-    """The digest of what decides a rung's scores."""
-    return digest([job.run.name, scene.validation.digest, job.config.student.repeats], size=8)
-
-
 def stored(scene: Scene, key: str) -> RungResult | None:
-    """The result of a rung that was computed before."""
+    """The stored result of a rung; None if there is none."""
     try:
         return RungResult.from_json(scene.run.read_json(f"rungs/{key}"))
     except InputError:
@@ -137,16 +132,16 @@ def stored(scene: Scene, key: str) -> RungResult | None:
 
 
 def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep: bool = False) -> RungResult:
-    """Compute a rung, or find it. ``keep``: the students stay in the config's storage, where a distill job finds them.
+    """Compute a rung or load its result. ``keep``: leave the students in the config's storage, for a distill job.
 
-    ``owner`` names whoever asks: a trial that is started again, after its node was lost, must come under the same
-    name, since what it had claimed is still its own. Raises the stages' errors.
+    ``owner`` holds the claims. A trial that restarts after losing its node must use the same name, since it still
+    holds its earlier claims. Raises the stages' errors.
     """
     job = scene.job(config.model_copy(update={"student": config.student.model_copy(update={"repeats": repeats})}))
-    key = rung_key(scene, job)
+    key = digest([job.run.name, scene.validation.digest, job.config.student.repeats], size=8)
     if (found := stored(scene, key)) is not None:
         return found
-    _ask(scene.workshop.claim.remote(key, owner))
+    _ask(scene.search_workers.claim.remote(key, owner))
     try:
         if (found := stored(scene, key)) is not None:
             return found
@@ -154,7 +149,7 @@ def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep
         scene.run.write_json(f"rungs/{key}", asdict(result))
         return result
     finally:
-        _ask(scene.workshop.release.remote(owner))
+        _ask(scene.search_workers.release.remote(owner))
 
 
 def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungResult:
@@ -184,10 +179,7 @@ def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungRe
         low=shown.macro_f1.low,
         high=shown.macro_f1.high,
         by_seed=tuple(one.macro_f1.value for one in scores.values()),
-        usage={
-            **generate.usage_metrics(usage),
-            "tokens_new": float(usage.new_tokens),
-        },
+        usage={**generate.usage_metrics(usage), "tokens_new": float(usage.new_tokens)},
         kept=sum(example.kept for example in job.run.read(Example, "relabelled")),
         seconds={
             "generate": wrote - started,
@@ -202,9 +194,9 @@ def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungRe
 def _students(
     scene: Scene, job: Job, owner: str, keep: bool
 ) -> tuple[training.TrainingResult, dict[str, list[Prediction]], float]:
-    """A rung's students, their answers, and when they were trained.
+    """A rung's students, their predictions, and the time when training ended.
 
-    Until they have answered and are deleted nobody else has them: another rung may come to the very same rows.
+    Students are claimed until they have predicted and are deleted, since another rung may need the very same ones.
     """
     arms = _arms(scene, job)
     storage = job.config.storage if keep else scene.run.path
@@ -218,21 +210,22 @@ def _students(
         trained = time.monotonic()
         predictions = _predict(scene, job, result)
         if not keep:
-            # A student is 90 MB; an anchor stays, since the next trial needs it again.
+            # A student takes 90 MB. Anchors stay, since the next trial needs them.
             for name in predictions:
                 student_folder.discard(f"{storage}/students/{result.students[name].digest}")
     finally:
-        _ask(scene.workshop.release.remote(asker))
+        _ask(scene.search_workers.release.remote(asker))
     return result, predictions, trained
 
 
 def _claim(scene: Scene, students: Iterable[str], owner: str) -> None:
+    """Claim students by digest, in order."""
     for key in sorted(students):
-        _ask(scene.workshop.claim.remote(f"student {key}", owner))
+        _ask(scene.search_workers.claim.remote(f"student {key}", owner))
 
 
 def _arms(scene: Scene, job: Job) -> list[Arm]:
-    """The students of a rung: the distilled one under each training seed, and one a fold where seeds are held out."""
+    """The students of a rung: the distilled one per training seed, and one per fold of held-out seeds."""
     held = {normalise(text.text) for text in scene.validation.texts}
     arms = [
         replace(arm, rows=tuple(row for row in arm.rows if normalise(row.text) not in held))
@@ -246,7 +239,7 @@ def _arms(scene: Scene, job: Job) -> list[Arm]:
     for number, fold in enumerate(scene.validation.folds):
         out = {normalise(seed.text): seed.example_id for seed in fold}
         blind = [row for row in distilled.rows if not seen.get(row.text, set()) & set(out.values())]
-        # Texts that were written with a held-out seed in sight tell of it; without any others they have to do.
+        # Prefer texts whose prompts did not show a held-out seed, if they cover all classes.
         labels = {int(np.argmax(row.label_probs)) for row in blind if normalise(row.text) not in seeds}
         chosen = blind if len(labels) == len(job.labels) else distilled.rows
         left = tuple(row for row in chosen if normalise(row.text) not in out)
@@ -255,7 +248,7 @@ def _arms(scene: Scene, job: Job) -> list[Arm]:
 
 
 def _seeds_seen(job: Job) -> dict[str, set[str]]:
-    """For every text the seeds that its prompt showed."""
+    """The ids of the seeds in each text's prompt."""
     shown: dict[str, set[str]] = {}
     for number in range(1, job.run.read_json("generate")["rounds"] + 1):
         table = job.run.read_table("request", f"generate-{number}").select(["request_id", "exemplar_ids"])
@@ -266,35 +259,35 @@ def _seeds_seen(job: Job) -> dict[str, set[str]]:
 def _train(
     scene: Scene, job: Job, arms: Sequence[Arm], storage: str, owner: str, mine: set[str]
 ) -> training.TrainingResult:
-    """Train what has no export yet; the students ``mine`` are claimed already."""
+    """Train students that have no export yet; ``mine`` are already claimed."""
     student, labels = job.config.student, job.labels
     if scene.placement.workers > 1:
         return training.train(arms, student, labels, storage)
 
     def run(one: dict[str, Any]) -> None:
-        # Trials have anchors in common: the first trains them, and the others need not wait for what is its own.
+        # Trials share anchors: the first one trains them and releases them before it trains its own students.
         shared = [arm for arm in one["arms"] if arm["digest"] not in mine]
         *_, trainer = owners(owner)
         try:
             _claim(scene, {arm["digest"] for arm in shared}, trainer)
             if shared:
-                _ask(scene.workshop.train.remote({**one, "arms": shared}))
+                _ask(scene.search_workers.train.remote({**one, "arms": shared}))
         finally:
-            _ask(scene.workshop.release.remote(trainer))
+            _ask(scene.search_workers.release.remote(trainer))
         if own := [arm for arm in one["arms"] if arm["digest"] in mine]:
-            _ask(scene.workshop.train.remote({**one, "arms": own}))
+            _ask(scene.search_workers.train.remote({**one, "arms": own}))
 
     return training.train_with(run, arms, student, labels, storage, scene.placement.device)
 
 
 def _predict(scene: Scene, job: Job, result: training.TrainingResult) -> dict[str, list[Prediction]]:
-    """Every student's answers on what it is to be scored on: the validation texts, or the seeds of its fold."""
+    """Each student's predictions on the validation texts, or on the seeds of its fold."""
     folders = {n: one.export for n, one in result.students.items() if not n.startswith(finetune.SEEDS_ONLY)}
     folds = {f"fold{number}": fold for number, fold in enumerate(scene.validation.folds)}
     texts = list(scene.validation.texts) + [seed for fold in folds.values() for seed in fold]
     device, length = scene.placement.device, job.config.student.max_length
     plain = [text.text for text in texts]
-    probs = _ask(scene.workshop.predict.remote(folders, plain, job.labels, length, device))
+    probs = _ask(scene.search_workers.predict.remote(folders, plain, job.labels, length, device))
     place = {text.example_id: i for i, text in enumerate(texts)}
 
     def rows(name: str, wanted: Sequence[LabelledText]) -> list[Prediction]:
@@ -305,7 +298,7 @@ def _predict(scene: Scene, job: Job, result: training.TrainingResult) -> dict[st
 
 
 def _scores(scene: Scene, job: Job, predictions: Mapping[str, list[Prediction]]) -> dict[str, Any]:
-    """Scores of each training seed; the folds' answers on held-out seeds count with each."""
+    """Scores per training seed; the folds' predictions on held-out seeds count towards each."""
     folds = [row for name, rows in predictions.items() if name.startswith("fold") for row in rows]
     seed = scene.config.task_seed
     return {
@@ -316,10 +309,10 @@ def _scores(scene: Scene, job: Job, predictions: Mapping[str, list[Prediction]])
 
 
 def _ask(answer: Any) -> Any:
-    """A result of the workshop. Raises ``StageError`` where its processes are gone."""
+    """A result of the search workers. Raises ``StageError`` if their processes are gone."""
     import ray
 
     try:
         return fetch(answer)
     except ray.exceptions.RayError as error:
-        raise StageError(f"a process of the search broke off: {cause(error)}") from error
+        raise StageError(f"a search worker died: {cause(error)}") from error

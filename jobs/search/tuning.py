@@ -1,8 +1,8 @@
-"""Ray Tune over the trials of a search: Optuna's TPE or fixed points, ASHA over rungs, and a table of our own.
+"""Run the trials of a search with Ray Tune: Optuna's TPE or fixed points, ASHA over rungs, results in our own table.
 
-Tune decides what is tried next and what stops; it keeps nothing. What came out is in the search's table, and a search
-that goes on tells Tune all of it again: trials that are there already report what is stored, which costs about a
-second each and no computing. So a search can be resumed, and also grow, which Tune's own ``restore`` can't.
+Tune decides which trial runs next and which stops; the search's table holds the results. A resumed search replays the
+table to a new Tune: known trials report their stored results, at about a second each. So a search can resume and also
+grow, which Tune's own ``restore`` can't do.
 """
 
 from __future__ import annotations
@@ -22,16 +22,26 @@ from jobs.search.trial import RungResult, Scene, owners, run_rung
 from potstill.config import Config
 from potstill.config.search import Range, SearchConfig
 from potstill.errors import PotstillError
-from potstill.search import points as search_points
 from potstill.search.ending import Ending
 from potstill.search.placement import TRIAL_CPUS
-from potstill.search.points import Point
+from potstill.search.points import (
+    Point,
+    categories,
+    decode,
+    digest,
+    encode,
+    fixed_points,
+    random_points,
+    search_of,
+    size,
+    trial_rungs,
+)
 from potstill.search.ranking import mode
 
-LOST_NODES = 2  # of a trial, before it counts as failed
-MOST_TRIES = 10  # suggestions in a row that were tried before: then another point is drawn
+LOST_NODES = 2  # times a trial may lose its node before it counts as failed
+MOST_TRIES = 10  # consecutive repeated suggestions before a random point is drawn instead
 _ENVIRONMENT = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the job has a handler of its own (jobs/runtime/interrupt.py)
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the job has its own handler (jobs/runtime/interrupt.py)
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -41,7 +51,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who hears of a search: each is called in the driver's process, with the trial as it is then."""
+    """Callbacks of a search, called in the driver process with the trial's present state."""
 
     began: Callable[[Trial], None]
     rung: Callable[[Trial], None]
@@ -49,19 +59,18 @@ class Listener:
 
 
 def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listener) -> None:
-    """Run the search's trials until all are done or ``ending`` has a reason. The table is brought up to date as they
-    go.
+    """Run the search's trials until all are done or ``ending`` has a reason, and keep the table up to date.
 
-    What the table holds is not computed again. Needs a connected ``ray``; raises what Tune raises.
+    Results in the table are not computed again. Needs a connected ``ray``; raises what Tune raises.
     """
-    search = search_points.search_of(scene.config)
+    search = search_of(scene.config)
     for attempt in range(1 + LOST_NODES):
-        # A trial that was to begin on a node that went is lost to Tune, so what is left after it is given to another.
-        points = search_points.fixed_points(search)
+        # Tune loses a trial whose node vanished before it began, so another Tune runs what is left.
+        points = fixed_points(search)
         if points is not None and not search.halving:
             done = {trial.key for trial in table.trials if trial.status == "finished"}
             done |= {trial.key for trial in table.of("failed")} if attempt else set()
-            points = [point for point in points if search_points.digest(point) not in done]
+            points = [point for point in points if digest(point) not in done]
         if ending.reason is not None or not _left(search, points, table, again=attempt == 0):
             return
         _run_tune(scene, points, table, ending, listener)
@@ -70,10 +79,10 @@ def run_trials(scene: Scene, table: TrialTable, ending: Ending, listener: Listen
 def _run_tune(
     scene: Scene, points: Sequence[Point] | None, table: TrialTable, ending: Ending, listener: Listener
 ) -> None:
-    """Tune over ``points``, or what TPE suggests."""
+    """Run Tune over ``points``, or over TPE's suggestions."""
     from ray import tune
 
-    search = search_points.search_of(scene.config)
+    search = search_of(scene.config)
     os.environ.update(_ENVIRONMENT)
     scratch = tempfile.mkdtemp(prefix="potstill-tune-")
     watch = _make_watch(scene.config, points, table, ending, _releasing(scene, listener))
@@ -110,11 +119,11 @@ def _run_tune(
 
 
 def _releasing(scene: Scene, listener: Listener) -> Listener:
-    """A listener that also gives up what an ended trial had claimed: its process may have died over it."""
+    """A listener that also releases the claims of an ended trial, whose process may have died."""
 
     def ended(trial: Trial) -> None:
         for owner in owners(trial.key):
-            scene.workshop.release.remote(owner)
+            scene.search_workers.release.remote(owner)
         listener.ended(trial)
 
     return Listener(listener.began, listener.rung, ended)
@@ -126,36 +135,36 @@ def trial(
     points: Sequence[Point] | None,
     known: Mapping[str, tuple[Status, int]],
 ) -> None:
-    """What Tune runs for each trial: its rungs, one after another; Tune stops it between two of them."""
+    """The function that Tune runs for each trial: its rungs in order. Tune may stop it between two of them."""
     from ray import tune
 
-    search = search_points.search_of(scene.config)
-    point = points[config["number"]] if points is not None else search_points.decode(search, config)
-    name = search_points.digest(point)
+    search = search_of(scene.config)
+    point = points[config["number"]] if points is not None else decode(search, config)
+    name = digest(point)
     status, told = known.get(name, ("running", 0))
-    for number, rung in enumerate(search_points.trial_rungs(scene.config, point)):
+    for number, rung in enumerate(trial_rungs(scene.config, point)):
         report: dict[str, Any] = {"rung": number, "resource": search.reduction**number, "point": name}
         try:
             result = run_rung(scene, rung, owner=name)
         except PotstillError as error:
-            # Not raised: what a stage says does not become true by trying again, as for a lost node.
+            # Not raised: unlike for a lost node, a retry would fail the same way.
             nothing: dict[str, Any] = dict.fromkeys(search.objective, math.nan)
             tune.report({**report, **nothing, "error": str(error)})
             return
         scores: dict[str, Any] = {metric: result.scores[metric] for metric in search.objective}
         tune.report({**report, **scores, "result": asdict(result)})
         if status == "stopped" and number + 1 == told:
-            return  # it was stopped here when more was known than is now
+            return  # an earlier run stopped it here, knowing more trials
 
 
 def _left(search: SearchConfig, points: Sequence[Point] | None, table: TrialTable, again: bool) -> bool:
-    """Whether there is anything to do. ``again``: also what failed, in an earlier run of the search."""
+    """Whether trials are left to run. ``again``: including those that failed in an earlier run of the search."""
     if table.of("running") or (again and table.of("failed")):
         return True
     if points is None:
-        return len(table) < min(search.trials, search_points.size(search) or search.trials)
+        return len(table) < min(search.trials, size(search) or search.trials)
     known = {trial.key for trial in table.trials}
-    return any(search_points.digest(point) not in known for point in points)
+    return any(digest(point) not in known for point in points)
 
 
 def _scheduler(search: SearchConfig) -> Any:
@@ -163,7 +172,7 @@ def _scheduler(search: SearchConfig) -> Any:
 
     if not search.halving:
         return FIFOScheduler()
-    # Rung n has the resource reduction ** n; the last one is no milestone, since a trial ends there anyhow.
+    # Rung n has the resource reduction ** n. The last rung is not a milestone, since the trial ends there.
     return ASHAScheduler(
         time_attr="resource",
         metric=search.objective[0],
@@ -175,16 +184,16 @@ def _scheduler(search: SearchConfig) -> Any:
 
 
 def _optuna(config: Config, table: TrialTable) -> Any:
-    """Optuna's TPE, which suggests nothing twice; what was tried before is told again first, in its order."""
+    """Optuna's TPE without repeated suggestions. It first replays the table's trials in order."""
     import optuna
     from ray.tune.search import Searcher
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    search = search_points.search_of(config)
+    search = search_of(config)
 
     class DistinctSearch(OptunaSearch):
-        """A point that is being tried, or was, would only find its own result again."""
+        """Suggests each point once: a repeated trial would only load the stored result."""
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
@@ -196,14 +205,14 @@ def _optuna(config: Config, table: TrialTable) -> Any:
         def suggest(self, trial_id: str) -> Any:
             for last_try in (False,) * MOST_TRIES + (True,):
                 if last_try:
-                    # TPE insists on what it knows: any point that is left, then.
-                    left = (p for p in search_points.random_points(search) if search_points.digest(p) not in self._seen)
+                    # TPE keeps repeating itself, so take any remaining point.
+                    left = (p for p in random_points(search) if digest(p) not in self._seen)
                     point = next(left, None)
                     if point is None:
                         break
-                    self._ot_study.enqueue_trial(search_points.encode(search, point))
+                    self._ot_study.enqueue_trial(encode(search, point))
                 suggested = super().suggest(trial_id)
-                name = search_points.digest(search_points.decode(search, suggested))
+                name = digest(decode(search, suggested))
                 if name not in self._seen:
                     self._seen.add(name)
                     return suggested
@@ -217,7 +226,7 @@ def _optuna(config: Config, table: TrialTable) -> Any:
         space,
         metric=list(search.objective) if several else search.objective[0],
         mode=[mode(m) for m in search.objective] if several else mode(search.objective[0]),
-        points_to_evaluate=[search_points.encode(search, trial.point) for trial in table.trials],
+        points_to_evaluate=[encode(search, trial.point) for trial in table.trials],
         sampler=optuna.samplers.TPESampler(
             seed=search.seed, n_startup_trials=max(4, min(10, search.trials // 3)), constant_liar=not several
         ),
@@ -225,11 +234,11 @@ def _optuna(config: Config, table: TrialTable) -> Any:
 
 
 def distribution(one: Range) -> Any:
-    """A range as Optuna takes it."""
+    """A range as an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if one.choice is not None:
-        return CategoricalDistribution(search_points.categories(one))
+        return CategoricalDistribution(categories(one))
     low, high = one.ends
     if one.randint is not None:
         step = int(one.step or 1)
@@ -242,10 +251,10 @@ def distribution(one: Range) -> Any:
 def _make_watch(
     config: Config, points: Sequence[Point] | None, table: TrialTable, ending: Ending, listener: Listener
 ) -> Any:
-    """A Tune callback that keeps the table, with a ``stopper`` that ends Tune when there is a reason."""
+    """A Tune callback that updates the table, with a ``stopper`` that ends Tune once ``ending`` has a reason."""
     from ray import tune
 
-    search = search_points.search_of(config)
+    search = search_of(config)
 
     class Stopper(tune.Stopper):
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -264,7 +273,7 @@ def _make_watch(
             self._of: dict[str, Trial] = {}
 
         def __reduce__(self) -> Any:
-            # Tune writes all that it was given to a file that nobody reads; terminal and tracker can't go there.
+            # Tune pickles its arguments into a file that is never read; terminal and tracker can't be pickled.
             return tune.Callback, ()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -288,10 +297,9 @@ def _make_watch(
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             mine = self._of.get(trial.trial_id)
             if mine is not None:
-                lines = (
-                    (trial.get_error().args or ("the trial's process was lost",)) if trial.get_error() else ("lost",)
-                )
-                reason = str(lines[-1]).strip().splitlines()[-1]
+                error = trial.get_error()
+                details = (error.args or ("the trial's process was lost",)) if error else ("lost",)
+                reason = str(details[-1]).strip().splitlines()[-1]
                 table.end(mine, "failed", reason)
                 ending.failed(reason)
                 listener.ended(mine)
@@ -299,9 +307,9 @@ def _make_watch(
         def _begin(self, trial: Any) -> Trial:
             if trial.trial_id not in self._of:
                 config = trial.config
-                point = points[config["number"]] if points is not None else search_points.decode(search, config)
+                point = points[config["number"]] if points is not None else decode(search, config)
                 mine = self._of[trial.trial_id] = table.begin(point)
-                if mine.status == "failed":  # in an earlier run of the search
+                if mine.status == "failed":  # in an earlier run
                     table.end(mine, "running")
                 listener.began(mine)
             return self._of[trial.trial_id]
@@ -310,7 +318,7 @@ def _make_watch(
             mine = self._of.get(trial.trial_id)
             if mine is None:
                 return
-            whole = len(search_points.trial_rungs(config, mine.point))
+            whole = len(trial_rungs(config, mine.point))
             if mine.error is None or mine.status != "failed":
                 if len(mine.rungs) == whole:
                     table.end(mine, "finished")

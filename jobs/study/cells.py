@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from actors.backends.identity import identify
 from jobs.run import data as loading
-from jobs.run.folder import Run, name_run
-from jobs.run.job import Job
+from jobs.run.job import Job, find_run
 from jobs.runtime.terminal import Terminal
 from jobs.tracking.tracker import NullTracker
 from potstill.config import Config, TaskRef
@@ -85,7 +83,7 @@ def plan_cells(study: StudyConfig, terminal: Terminal, verbose: bool = False) ->
                     named[reference, task.name] = None
                     problems += _lacking(config, task, data, source)
                     data = replace(data, seeds=()) if source.seeds == "hidden" else data
-                    run = Run(config.storage, name_run(config, task, data, identify(config.teacher).weights_digest))
+                    run = find_run(config, task, data)
                     job = Job(config, task, data, run, terminal, NullTracker(), verbose)
                     cells += _of_students(study, source, teacher, repeat, job)
     places = {name: reference.preset for reference, name in named}

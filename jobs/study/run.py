@@ -17,9 +17,9 @@ from typing import Any
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs import preflight
-from jobs.runtime import cluster
 from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
+from jobs.session import session
 from jobs.stages import predict as evaluation
 from jobs.stages import train as training
 from jobs.stages.finetune import remarks
@@ -29,7 +29,7 @@ from jobs.study import report as study_report
 from jobs.study.cells import Cell, FitGroup, groups, plan_cells
 from jobs.study.folder import Finished, StudyFolder
 from jobs.study.texts import SourceTexts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
-from jobs.tracking.tracker import Tracker, open_tracker
+from jobs.tracking.tracker import Tracker
 from potstill import draws
 from potstill.errors import InputError, Problem, StageError
 from potstill.measures import baselines
@@ -59,22 +59,17 @@ def study(config: StudyConfig, verbose: bool = False, yes: bool = False) -> None
         if planned := study_plan.plan_sources(left):
             study_plan.show(planned, terminal)
             study_plan.confirm(planned, yes)
-        with cluster.connect(verbose):
-            for cell in _one_a_teacher(cells):
-                preflight.check_cluster(cell.job, STAGES)
-            with open_tracker(
-                cells[0].job.config,
-                command="study",
-                task_name=config.name,
-                run_dir=folder.run.path,
-                run_digest=folder.run.digest,
-                warn=terminal.warn,
-                content=config.model_dump(mode="json"),
-            ) as tracker:
-                failed = _run(config, left, folder, tracker, started)
-                folder.write_tables(time.monotonic() - started, finished=not failed)
-                study_report.log(tracker, *folder.read())
-                tracker.text("report.html", study_page.write(folder.run))
+        study_job, *others = [replace(cell.job, run=folder.run) for cell in _one_a_teacher(cells)]
+
+        def check_others() -> None:
+            for other in others:
+                preflight.check_cluster(other, STAGES)
+
+        with session(study_job, "study", STAGES, check=check_others, study=config) as job:
+            failed = _run(config, left, folder, job.tracker, started)
+            folder.write_tables(time.monotonic() - started, finished=not failed)
+            study_report.log(job.tracker, *folder.read())
+            job.tracker.text("report.html", study_page.write(folder.run))
     else:
         folder.write_tables(folder.read()[0].seconds, finished=True)  # as this version of the code makes them
         study_page.write(folder.run)

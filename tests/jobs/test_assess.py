@@ -1,4 +1,4 @@
-"""The assessment as a command: with a scripted teacher at every run, with the real one where slow tests run."""
+"""The assessment as a command, with a scripted teacher; with the real one as a slow test."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def make_config(tmp_path, **changes):
 
 
 def make_task(tmp_path, texts):
-    """A task of two classes with so many ``texts`` a split, and seeds of its own; the path of its YAML."""
+    """The YAML of a task with two classes, its own seeds and ``texts`` per split."""
     content = {
         "name": "bare",
         "description": "What a note is about.",
@@ -69,21 +69,21 @@ def make_task(tmp_path, texts):
     return str(tmp_path / "bare.yaml")
 
 
-def test_it_asks_four_questions_a_text_and_says_what_they_mean(tmp_path, world, capsys):
+def test_it_asks_four_questions_per_text_and_shows_the_advice(tmp_path, world, capsys):
     found = assess.assess(make_config(tmp_path))
     votes = [request for request in world.asked if request.stage == "assess"]
     assert len(votes) == assessment.VOTES * (found.diagnosis.texts + found.seeds)
     assert 0.0 <= found.seed_accuracy <= 1.0
     shown = capsys.readouterr().out
-    assert shown.index("mailroom with") < shown.index("what was measured")
-    assert "can't be known: 0 tasks were both studied and assessed with this teacher; a forecast needs 5" in shown
+    assert shown.index("mailroom with") < shown.index("diagnostics")
+    assert "real data: 0 tasks were both studied and assessed with this teacher; a forecast needs 5" in shown
     (folder,) = (tmp_path / "runs").glob("assess-mailroom-*")
     kept = json.loads((folder / "assess.json").read_text())
     assert kept["diagnosis"]["texts"] == found.diagnosis.texts
     assert kept["advice"]["say"] == found.advice.say
 
 
-def test_fewer_texts_are_a_part_of_the_same(tmp_path, world):
+def test_fewer_texts_are_a_subset(tmp_path, world):
     config = make_config(tmp_path, task=make_task(tmp_path, {"train": 40, "test": 12}))
     whole = assess.assess(config)
     asked = {request.request_id for request in world.asked}
@@ -95,7 +95,7 @@ def test_fewer_texts_are_a_part_of_the_same(tmp_path, world):
 
 
 @pytest.mark.parametrize("texts", [assessment.FEWEST_TEXTS - 1, assessment.MOST_TEXTS + 1])
-def test_a_number_of_texts_that_can_t_be_is_told_with_everything_else(tmp_path, world, monkeypatch, capsys, texts):
+def test_a_number_of_texts_out_of_range_is_reported_with_everything_else(tmp_path, world, monkeypatch, capsys, texts):
     (tmp_path / "file").write_text("in the way")
     content = {"task": MAILROOM, "storage": str(tmp_path / "file/runs"), "tracking": {"uri": "none"}}
     config = write_config(tmp_path / "config.yaml", content)
@@ -110,7 +110,7 @@ def test_a_number_of_texts_that_can_t_be_is_told_with_everything_else(tmp_path, 
     assert not world.asked
 
 
-def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_path, world, capsys):
+def test_other_tasks_are_shown_and_studied_ones_give_a_forecast(tmp_path, world, capsys):
     first = assess.assess(make_config(tmp_path))
     (folder,) = (tmp_path / "runs").glob("assess-mailroom-*")
     kept = json.loads((folder / "assess.json").read_text())
@@ -124,7 +124,7 @@ def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_pa
         other = {**kept, "task": name, "diagnosis": {**kept["diagnosis"], "alpha": alpha}}
         (place / "assess.json").write_text(json.dumps(other))
         gaps = {"promptmix": alpha - 1.0, "zero_shot": alpha - 1.5, "annotate": 0.5, "k_shot": 0.5}
-        for source, gap in gaps.items():  # people wrote the last two's texts
+        for source, gap in gaps.items():  # the last two have human texts
             rows.append({"teacher": "t", "task": name, "source": source, "student": "s", "reference": "real",
                          "reference_student": "s", "macro_f1": gap})  # fmt: skip
     names = [{"name": name} for name in ("real", "promptmix", "zero_shot", "annotate", "k_shot")]
@@ -142,14 +142,14 @@ def test_other_tasks_are_shown_beside_it_and_studied_ones_give_a_forecast(tmp_pa
 
 
 @pytest.mark.parametrize("useful", [True, False])
-def test_a_rank_correlation_is_told_of_a_line_and_not_of_a_mean(useful):
+def test_the_forecast_gives_a_rank_correlation_for_predictors_only(useful):
     found = Forecast(Interval(-0.1, -0.2, 0.0), ("alpha",) if useful else (), 9, 0.05, 0.04, -0.5, useful)
     said = assess.forecast_in_words(found)
     assert "-0.10 [-0.20, +0.00]" in said
     assert ("rank correlation -0.50" in said, "the mean of 9 studied tasks" in said) == (useful, not useful)
 
 
-def test_a_task_without_texts_has_them_written_first(tmp_path, world, capsys):
+def test_texts_are_generated_for_a_task_without_any(tmp_path, world, capsys):
     config = make_config(tmp_path, task=make_task(tmp_path, {"test": 12}))
     found = assess.assess(config)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("gen", "total"))][

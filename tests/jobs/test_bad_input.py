@@ -1,4 +1,4 @@
-"""What a user may get wrong about an endpoint and the ledger: told in one line, before anything is asked or paid."""
+"""Invalid endpoint and ledger settings give one error line before anything is asked or paid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command in this process, on a config with that teacher and ledger: exit code, what it said, its complaints."""
+    """Run a command in this process with that teacher and ledger: exit code, stdout, stderr."""
 
     def call(name: str, teacher: dict[str, Any], *more: str, **content: Any) -> tuple[int, str, str]:
         monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
@@ -51,7 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def refuse(run: Run, endpoint: Endpoint, teacher: dict[str, Any], **content: Any) -> str:
-    """The one complaint of ``potstill generate`` about it; the endpoint has been sent nothing."""
+    """The one error of ``potstill generate``; checks that the endpoint received nothing."""
     before = len(endpoint.book())
     code, _, err = run("generate", teacher, "--yes", **content)
     assert code == 2, err
@@ -92,7 +92,7 @@ def test_no_key(run: Run, endpoint: Endpoint, value: str | None, monkeypatch: py
         ("base_url", "https://me:secret@host/v1", "must not contain a key or password"),
     ],
 )
-def test_values_that_can_not_be(run: Run, endpoint: Endpoint, field: str, value: Any, expected: str) -> None:
+def test_values_out_of_range(run: Run, endpoint: Endpoint, field: str, value: Any, expected: str) -> None:
     said = refuse(run, endpoint, openai(endpoint, **{field: value}))
     assert f"teacher.{field} = " in said
     assert expected in said
@@ -100,7 +100,7 @@ def test_values_that_can_not_be(run: Run, endpoint: Endpoint, field: str, value:
 
 def test_a_budget_needs_a_price(run: Run, endpoint: Endpoint) -> None:
     assert refuse(run, endpoint, openai(endpoint, budget_usd=2)) == (
-        "teacher.budget_usd = 2: no price of 'scripted-1' is known, so it can't be kept; set teacher.price: "
+        "teacher.budget_usd = 2: the price of 'scripted-1' is unknown, so the budget can't be enforced; set teacher.price: "
         "{prompt, completion} in dollars per million tokens"
     )
 
@@ -111,20 +111,20 @@ def test_a_plan_without_a_price_counts_tokens_and_says_so(run: Run, endpoint: En
     (total,) = [line for line in out.splitlines() if line.split()[:1] == ["total"]]
     assert "price unknown" in total
 
-    assert "no price of scripted-1 is known, so only its tokens are counted; set teacher.price" in " ".join(out.split())
+    assert "the price of scripted-1 is unknown, so only tokens are counted; set teacher.price" in " ".join(out.split())
 
 
 def test_relabelling_alone_is_asked_about_first(run: Run, endpoint: Endpoint) -> None:
     teacher = openai(endpoint, price={"prompt": 1000, "completion": 1000}, ask_above_usd=0.01)
     code, _, err = run("relabel", teacher)
-    assert (code, one_line(err).partition(": ")[2]) == (2, "is not there yet; run the stage before this one first")
+    assert (code, one_line(err).partition(": ")[2]) == (2, "does not exist yet; run the previous stage first")
     job = prepare(parse({"task": str(MAILROOM), "teacher": teacher}), Terminal())
     job.run.write(Example, "generated", [Example(str(i), f"text {i}", job.labels[0]) for i in range(50)])
     before = len(endpoint.book())
     code, out, err = run("relabel", teacher)
     assert code == 2
     assert one_line(err).startswith("teacher.ask_above_usd = 0.01: the job may cost about $")
-    assert one_line(err).endswith("say --yes to start it, or raise the limit")
+    assert one_line(err).endswith("use --yes to start it, or raise the limit")
     (row,) = [line.split() for line in out.splitlines() if line.split()[:1] in (["generate"], ["relabel"])]
     assert row[:3] == ["relabel", "about", str(2 * (50 + len(job.data.seeds)))]
     assert len(endpoint.book()) == before
@@ -150,7 +150,7 @@ def about_ledger(run: Run, endpoint: Endpoint, file: Path) -> str:
     return said.removeprefix(where)
 
 
-def test_a_ledger_that_is_none(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_ledger_that_is_not_a_database(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("just some text that is long enough to be no database header at all")
     assert about_ledger(run, endpoint, notes).endswith("file is not a database; it is not a ledger; name another file")
@@ -161,7 +161,9 @@ def test_a_database_of_something_else(run: Run, endpoint: Endpoint, tmp_path: Pa
     file = tmp_path / "other.db"
     with sqlite3.connect(file) as connection:
         connection.execute("create table recipes (name text)")
-    assert "it has a table 'recipes'), no ledger; name another one" in about_ledger(run, endpoint, file)
+    assert "is not a ledger but another database (it has a table 'recipes'); name another one" in about_ledger(
+        run, endpoint, file
+    )
 
 
 def test_a_ledger_of_a_newer_schema(run: Run, endpoint: Endpoint, ledger: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_ledger_in_a_folder_that_is_a_file(run: Run, endpoint: Endpoint, tmp_p
 def test_a_disk_that_takes_nothing(
     endpoint: Endpoint, tmp_path: Path, ledger: Path, options: str, wanted: tuple[str, ...], exists: bool
 ) -> None:
-    """A file system of the command's own, which is gone when it ends; root would not mind a folder's permissions."""
+    """On a private file system of the command, since root ignores a folder's permissions."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("no mounts of one's own here")
     before, disk = len(endpoint.book()), tmp_path / "disk"

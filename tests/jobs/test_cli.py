@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, and one line for each thing that is wrong."""
+"""The command line: help, and one line per error."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def refused(home, monkeypatch, capsys):
-    """Run a command in this process (a new one takes seconds to import everything): what it complained of."""
+    """Run a command in this process (a new one takes seconds to import everything) and return its errors."""
 
     def call(*arguments):
         monkeypatch.setenv("POTSTILL_HOME", str(home))
@@ -49,7 +49,7 @@ def refused(home, monkeypatch, capsys):
 
 
 def errors(code, text):
-    """The complaints of a command that must have refused to start."""
+    """The error lines of a command that must have refused to start."""
     assert code == 2, text
     assert "Traceback" not in text
     assert all(line.startswith("error: ") for line in text.splitlines()), text
@@ -57,7 +57,7 @@ def errors(code, text):
 
 
 def task(folder, **splits):
-    """A layout folder with three classes; ``splits`` replace the good texts."""
+    """A layout folder with two classes; ``splits`` replace the valid texts."""
     folder.mkdir()
     good = {label: json.loads((MAILROOM / "classes.json").read_text())[label] for label in ("invoice", "application")}
     (folder / "classes.json").write_text(json.dumps(good))
@@ -101,7 +101,7 @@ def test_a_mistyped_command_says_so(arguments, monkeypatch, capsys):
     assert "Usage" in capsys.readouterr().err
 
 
-def test_a_broken_config_is_one_line_for_each_fault_and_the_rest_is_checked_as_well(refused, tmp_path):
+def test_a_broken_config_gives_one_line_per_error_and_the_rest_is_checked_too(refused, tmp_path):
     """Unknown field, unknown task, more shots than seeds, storage, MLflow, ledger, teacher, CPUs: all at once."""
     (tmp_path / "file").write_text("in the way")
     config = write_config(
@@ -134,7 +134,7 @@ def test_a_broken_config_is_one_line_for_each_fault_and_the_rest_is_checked_as_w
 
 
 @pytest.mark.parametrize("command", ["plan", "relabel", "finetune", "evaluate"])
-def test_every_command_tells_all_that_is_wrong_with_a_config(command, refused, tmp_path):
+def test_every_command_reports_all_errors_of_a_config(command, refused, tmp_path):
     (tmp_path / "file").write_text("in the way")
     config = write_config(
         tmp_path / "c.yaml",
@@ -150,7 +150,7 @@ def test_every_command_tells_all_that_is_wrong_with_a_config(command, refused, t
         assert sum(part in line for line in found) == 1, (part, found)
 
 
-def test_bad_texts_are_told_with_everything_else(refused, tmp_path):
+def test_bad_texts_are_reported_with_everything_else(refused, tmp_path):
     """Empty and non-string texts, labels not among the classes, too few seeds; and storage."""
     (tmp_path / "file").write_text("in the way")
     preset = task(
@@ -176,17 +176,17 @@ def test_bad_texts_are_told_with_everything_else(refused, tmp_path):
     [
         ({"test": [("a text", None)]}, "has no column 'label'"),
         ({"test": []}, "no test split with labels"),
-        ({"test": [(1, "invoice"), (2, "application")]}, "text is no string but int in 2 row(s)"),
+        ({"test": [(1, "invoice"), (2, "application")]}, "text is of type int in 2 row(s)"),
         ({"train": [("one", "invoice"), ("two", "invoice")]}, "class 'application' has 0 labelled example(s)"),
     ],
 )
-def test_one_fault_is_one_line(refused, tmp_path, splits, expected):
+def test_one_error_is_one_line(refused, tmp_path, splits, expected):
     config = write_config(tmp_path / "c.yaml", {"task": task(tmp_path / "pets", **splits)})
     (line,) = refused("plan", config)
     assert expected in line
 
 
-def test_a_class_that_stands_twice(refused, tmp_path):
+def test_a_class_that_occurs_twice(refused, tmp_path):
     content = {"name": "t", "description": "some texts", "data": {"files": {"test": "t.csv"}}}
     path = tmp_path / "t.yaml"
     path.write_text(yaml.safe_dump(content) + "classes:\n  cat: About cats.\n  cat: About other cats.\n  dog: A dog.\n")
@@ -217,7 +217,7 @@ def test_a_teacher_of_more_processes_than_cpus_is_refused_before_ray_starts(refu
 
 @pytest.mark.slow
 def test_more_cpus_than_the_cluster_has_is_an_error_and_no_hang(home, tmp_path):
-    """Asked of the real cluster: here RAY_OVERRIDE_RESOURCES stands for a machine that gives Ray less than it has."""
+    """RAY_OVERRIDE_RESOURCES stands for a machine that gives Ray less than it has."""
     config = write_config(
         tmp_path / "c.yaml", {"task": str(MAILROOM), "teacher": {"actors": 1}, "student": {"workers": 2}}
     )

@@ -1,4 +1,4 @@
-"""The whole job on a tiny invented task, by `ray job submit`: real Ray, embedded teacher, DeepSpeed, MLflow on SQLite."""
+"""The whole job on a tiny task by `ray job submit`: real Ray, embedded teacher, DeepSpeed, MLflow on SQLite."""
 
 import json
 import re
@@ -27,7 +27,7 @@ CONFIG = {
 
 
 class Finished(NamedTuple):
-    """A home with one run in it, what two jobs printed, and a third that was refused."""
+    """A home with one run, the output of two jobs, and a refused third job."""
 
     home: Path
     folder: Path
@@ -48,7 +48,7 @@ def finished(tmp_path_factory, models):
     with head_node(home, place) as head:
         first = submit(head, tree, "distill", "tiny.yaml")
         assert first.returncode == 0, first.stdout + first.stderr
-        # Another content is another package, in another folder on the node.
+        # A changed file makes another package in another folder on the node.
         with (tree / "jobs/__init__.py").open("a") as file:
             file.write("\n# edited\n")
         second = submit(head, tree, "distill", "tiny.yaml")
@@ -64,7 +64,7 @@ def count_generated(home):
 
 
 def job_said(printed):
-    """What the job printed, without what ``ray job submit`` says around it."""
+    """The job's own output, without that of ``ray job submit``."""
     lines = printed.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("mailroom: 3 classes"))
     end = next(number for number, line in enumerate(lines) if line.startswith("next "))
@@ -109,14 +109,14 @@ def test_the_second_run_asks_nothing_and_trains_nothing(finished):
     assert usage["requests"] == count_generated(finished.home) > usage["new_requests"] == 0
 
 
-def test_a_folder_that_the_next_edit_takes_away_is_refused(finished):
+def test_storage_inside_the_submitted_copy_is_refused(finished):
     assert finished.refused.returncode != 0
     assert (
         "is inside this submitted job's copy of the repository and lost after the next edit" in finished.refused.stdout
     )
 
 
-def test_the_report_holds_up(finished):
+def test_the_report_agrees_with_the_predictions(finished):
     folder, first = finished.folder, finished.first
     report = json.loads((folder / "report.json").read_text())
     predictions = read(folder, Prediction, "distilled")
@@ -139,7 +139,7 @@ def test_the_page_is_written_and_logged(finished):
     assert all(rows[0]["label"] is None and 0.0 < rows[0]["remote_clique"] < 2.0 for rows in measured.values())
 
 
-def test_the_output_is_short_and_free_of_chatter(finished):
+def test_the_output_is_short_and_quiet(finished):
     said = job_said(finished.first)
     assert 20 < len(said) < 45
     for noise in ("Traceback", "INFO", "DeprecationWarning", "(pid=", "core_worker"):

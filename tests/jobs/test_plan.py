@@ -1,4 +1,4 @@
-"""What a plan says before anything is asked: requests, tokens, dollars, and what one may not expect."""
+"""The plan: requests, tokens, dollars and warnings."""
 
 import io
 from dataclasses import replace
@@ -8,6 +8,7 @@ from rich.console import Console
 
 from actors.ledger.store import LedgerStore
 from jobs import plan
+from jobs.plan import teacher_terms
 from jobs.runtime.progress import format_duration, format_usd
 from jobs.runtime.terminal import Terminal
 from jobs.stages import generate
@@ -34,6 +35,13 @@ def question(text, *choices):
     )
 
 
+OWN_SERVER = {"model": "qwen", "base_url": "http://localhost:8000/v1", "concurrency": 8}
+
+
+def http_terms(**settings):
+    return teacher_terms(OpenAITeacher(**{"kind": "openai", "model": "gpt-4o-mini", **settings}))
+
+
 def test_a_stage_costs_what_its_tokens_do_and_takes_what_its_limits_allow():
     terms = plan.Terms(Price(1.0, 2.0, request=0.01), concurrency=2, requests_per_minute=30, choice_tokens=5)
     asked = [question("a" * 42), question("b" * 84, "yes", "no")]
@@ -51,8 +59,8 @@ def test_a_stage_costs_what_its_tokens_do_and_takes_what_its_limits_allow():
 
 
 @pytest.mark.parametrize("model", ["o3-mini", "gpt-5-nano", "openai/o1"])
-def test_what_a_model_thinks_is_in_the_plan_and_its_price(model):
-    """It is asked for so many tokens more, and charges for them."""
+def test_the_plan_counts_reasoning_tokens(model):
+    """Reasoning tokens are requested and charged on top."""
     for mode in ("realtime", "batch"):
         price = {"prompt": 1.0, "completion": 2.0}
         teacher = {"kind": "openai", "model": model, "mode": mode, "price": price}
@@ -83,7 +91,7 @@ def test_the_whole_is_known_where_all_stages_are():
 
 
 def test_a_finished_job_costs_nothing_more(job):
-    """Where all texts are written, relabelling is planned with what the run's own table says was asked."""
+    """If all texts exist, relabelling is planned from the run's own request table."""
     generated = list(generate.plan_requests(job, generate.next_counts(job, [], {})))
     asked = [question(f"of which class is text {i}?", "yes", "no") for i in range(2 * (5 + len(job.data.seeds)))]
     texts = [written(job.labels[0], i, kept=i < 5) for i in range(8)]
@@ -99,7 +107,7 @@ def test_a_finished_job_costs_nothing_more(job):
     assert plan.plan(job)[1].known == 5
     job.run.write(Request, "relabel", asked)
     store.commit(asked, [Response(request.request_id, choice_logprobs=(0.0, -1.0)) for request in asked])
-    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64)
+    terms = http_terms(concurrency=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "teacher_terms", lambda teacher: terms)
         assert plan.total(plan.plan(job)).cost_usd == 0
@@ -129,7 +137,7 @@ def shown_plan(job, monkeypatch, terms):
     return stream.getvalue()
 
 
-def test_a_plan_says_what_one_may_not_expect(job):
+def test_a_plan_warns_of_unused_seeds_and_foreign_languages(job):
     assert plan.remarks(job) == []
     fixed = [*job.data.seeds, *(LabelledText(f"more {i}", f"more {i}", job.labels[i % 3]) for i in range(9))]
     seeds = tuple(Seed(text=one.text, label=one.label) for one in fixed)
@@ -146,14 +154,14 @@ def test_a_plan_says_what_one_may_not_expect(job):
         assert plan.remarks(replace(job, task=job.task.model_copy(update={"language": language}))) == []
 
 
-def test_the_embedded_teacher_costs_nothing_and_nobody_knows_how_fast_it_is(job, monkeypatch):
+def test_the_embedded_teacher_costs_nothing_and_its_speed_is_unknown(job, monkeypatch):
     rows = shown_plan(job, monkeypatch, plan.teacher_terms(job.config.teacher)).splitlines()
     (total,) = [row.split() for row in rows if row.startswith("total")]
     assert total[-2:] == ["$0.00", "-"]
 
 
 def test_an_endpoint_has_a_price_and_a_time(job, monkeypatch):
-    terms = plan.http_terms("gpt-4o-mini", "https://api.openai.com/v1", concurrency=64, requests_per_minute=60)
+    terms = http_terms(concurrency=64, requests_per_minute=60)
     text = shown_plan(job, monkeypatch, terms)
     generated, relabelled, whole = (
         row for row in text.splitlines() if row.startswith(("generate", "relabel", "total"))
@@ -178,9 +186,9 @@ def test_batches_are_half_the_price_and_take_up_to_a_day():
     assert plan.plan_stage("generate", asked, batch, known=3).seconds == 0
 
 
-def test_a_server_of_ones_own_has_no_price_until_the_config_names_one(job, monkeypatch):
-    text = shown_plan(job, monkeypatch, plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8))
+def test_an_own_server_has_no_price_until_the_config_names_one(job, monkeypatch):
+    text = shown_plan(job, monkeypatch, http_terms(**OWN_SERVER))
     assert text.count("price unknown") == 3
     assert "set teacher.price" in text
-    named = plan.http_terms("qwen", "http://localhost:8000/v1", concurrency=8, price=Price(0.1, 0.2))
+    named = http_terms(**OWN_SERVER, price={"prompt": 0.1, "completion": 0.2})
     assert "price unknown" not in shown_plan(job, monkeypatch, named)

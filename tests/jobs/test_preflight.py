@@ -16,5 +16,5 @@ def test_a_folder_that_some_node_does_not_see_is_refused(ray_cluster, tmp_path, 
     monkeypatch.setattr(preflight, "_sees", lambda path: False)
     (problem,) = preflight._unshared(str(tmp_path))
     assert problem.where == f"storage = '{tmp_path}'"
-    assert "is not shared by the nodes" in problem.message
+    assert "is not visible to the nodes" in problem.message
     assert list(tmp_path.iterdir()) == []  # the test files are gone

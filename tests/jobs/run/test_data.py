@@ -68,7 +68,7 @@ def test_seeds_are_never_test_texts(tmp_path):
         assert {row.text for row in data.seeds} == {"train message 9 about my cat", "train message 9 about my dog"}
 
 
-def test_no_real_text_that_is_in_test_is_learned_from(tmp_path):
+def test_test_texts_are_removed_from_train_and_validation(tmp_path):
     leaked = [(text.upper() + "!", label) for text, label in rows(3, "train")]
     for splits in ({}, {"validation": rows(4, "train")}):
         _, data = load(config(folder(tmp_path, test=rows(5, "test") + leaked, **splits)))
@@ -98,12 +98,12 @@ GIVEN = [("she purrs", "cat"), ("she barks", "dog")]
     ("seeds", "expected"),
     [
         ([("TEST message 0 about my cat.", "cat")], "'TEST message 0 about my cat.' is in the test split"),
-        ([("She barks!", "dog")], "'She barks!' stands twice"),
-        ([("She barks!", "cat"), ("she purrs", "cat")], "'She barks!' stands twice, and so 1 more"),
-        ([("  ", "cat"), ("\t", "cat")], "'  ' is blank, and so 1 more"),
+        ([("She barks!", "dog")], "'She barks!' occurs twice"),
+        ([("She barks!", "cat"), ("she purrs", "cat")], "'She barks!' occurs twice (and 1 more)"),
+        ([("  ", "cat"), ("\t", "cat")], "'  ' is blank (and 1 more)"),
     ],
 )
-def test_seeds_that_can_not_be_used(tmp_path, seeds, expected):
+def test_invalid_seeds_are_reported(tmp_path, seeds, expected):
     assert {seed.text for seed in load(given(tmp_path, *GIVEN))[1].seeds} == {"she purrs", "she barks"}
     with pytest.raises(InputError) as caught:
         load(given(tmp_path, *GIVEN, *seeds))
@@ -128,7 +128,7 @@ def test_labels_of_a_csv_file_are_read_as_written(tmp_path):
     [
         ({"train": [("a cat", "cat"), ("my cat", "cat")]}, "class 'dog' has 0 labelled example(s)"),
         ({"test": [("", "cat"), ("x y", "dog")]}, "text is empty in 1 row(s), the first is row 0"),
-        ({"test": [(1, "cat"), (2, "dog")]}, "text is no string but int in 2 row(s)"),
+        ({"test": [(1, "cat"), (2, "dog")]}, "text is of type int in 2 row(s)"),
         ({"test": [("a b", None), ("x y", "dog")]}, "label is missing in 1 row(s)"),
         ({"test": [("a b", "fish"), ("x y", "dog")]}, "labels not among the classes cat, dog: 'fish' (1)"),
         ({"test": []}, "no test split"),
@@ -179,7 +179,7 @@ def test_a_hub_data_set_is_read_from_a_local_folder_of_the_same_layout(tmp_path)
     assert {row.label for row in data.test} == {"cat", "dog"}
 
 
-def test_places_that_are_not_there(tmp_path):
+def test_a_missing_data_dir_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"has no .*trec6/test\.parquet"):
         load(parse({"task": {"preset": "trec6", "data_dir": str(tmp_path)}}))
 
@@ -190,9 +190,9 @@ SHARED = Path(__file__).parents[4] / "shared/data"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_every_preset_fits_its_data(name):
-    """Where copies of the data lie beside the repository: every label is known, every class has seeds and test texts."""
+    """With copies of the data beside the repository: every label is known, every class has seeds and test texts."""
     if not (SHARED / name / "test.parquet").is_file():
-        pytest.skip(f"{SHARED}/{name} is not there")
+        pytest.skip(f"{SHARED}/{name} does not exist")
     task, data = load(parse({"task": {"preset": name, "data_dir": str(SHARED)}}))
     assert {row.label for row in data.seeds} == {row.label for row in data.test} == set(task.labels)
 
@@ -211,10 +211,10 @@ def test_texts_without_labels_are_read_and_test_texts_are_not_among_them(tmp_pat
     task = {"preset": str(place), "unlabelled": str(file)}
     _, data = load(parse({"task": task, "augment": {"strategy": "annotate"}}))
     assert data.unlabelled == ("a new one", "another")
-    assert load(parse({"task": task}))[1].unlabelled == ()  # nobody asked for them
+    assert load(parse({"task": task}))[1].unlabelled == ()  # only annotate needs them
 
 
-def test_the_train_split_can_stand_in_for_texts_without_labels(tmp_path):
+def test_the_train_split_can_supply_texts_without_labels(tmp_path):
     task = {"preset": str(folder(tmp_path)), "unlabelled": "train"}
     _, data = load(parse({"task": task, "augment": {"strategy": "annotate"}}))
     assert set(data.unlabelled) == {row.text for row in data.train}
@@ -225,12 +225,12 @@ def test_the_train_split_can_stand_in_for_texts_without_labels(tmp_path):
     [
         (None, "needs texts without labels and the task has none"),
         ("nowhere.txt", "no such file; set task.unlabelled"),
-        ("texts.doc", "is none of .parquet"),
+        ("texts.doc", "must be .parquet"),
         ("texts.jsonl", "has no column 'text', only"),
         ("only_test.txt", "holds no text that is not in the test split"),
     ],
 )
-def test_texts_to_annotate_that_are_not_there_are_told(tmp_path, unlabelled, expected):
+def test_missing_texts_to_annotate_are_reported(tmp_path, unlabelled, expected):
     place = folder(tmp_path)
     (tmp_path / "texts.doc").write_text("x")
     (tmp_path / "texts.jsonl").write_text(json.dumps({"body": "x"}))

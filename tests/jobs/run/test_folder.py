@@ -63,12 +63,12 @@ def name(weights: str | None = "w", data: TaskData = DATA, **changes: Any) -> st
         {"data": TaskData(TEXTS, (), (), ())},
     ],
 )
-def test_what_decides_the_result_decides_the_name(changes: dict[str, Any]) -> None:
+def test_everything_that_decides_the_result_changes_the_name(changes: dict[str, Any]) -> None:
     assert name(**changes).startswith("pets-")
     assert name(**changes) != name()
 
 
-def test_what_does_not_decide_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_fields_do_not_change_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = {"licence": "CC0", "language": "de", "data": {"files": {"test": "/x/test.csv"}}}
     assert name_run(CONFIG, Task.model_validate({**TASK, **elsewhere}), DATA, "w") == name()
     here = name()
@@ -89,7 +89,7 @@ def test_a_job_is_named_by_its_teachers_weights(tmp_path: Path, monkeypatch: pyt
     assert named("a") != named("b")
 
 
-def test_a_missing_teacher_is_told_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_teacher_is_reported_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(teacher: object) -> None:
         raise TeacherError("teacher.model = 'x' needs the package y")
 
@@ -100,12 +100,12 @@ def test_a_missing_teacher_is_told_with_the_rest(tmp_path: Path, monkeypatch: py
     ledger, teacher = (str(problem) for problem in preflight.problems(config, ["finetune"]))
     assert "ledger" in ledger
     assert "needs the package y" in teacher
-    run = Run(config.storage, "mailroom-0")  # whoever knows the run needs no teacher to find it
+    run = Run(config.storage, "mailroom-0")  # a known run needs no teacher
     assert prepare(config, Terminal(), run=run).run is run
 
 
 @pytest.mark.parametrize("storage", ["memory://potstill-test/runs", "memory://potstill-test/runs/"])
-def test_a_runs_path_means_the_same_everywhere(storage: str) -> None:
+def test_a_runs_path_is_the_same_on_every_node(storage: str) -> None:
     run = Run(storage, "pets-1")
     assert run.path == "memory://potstill-test/runs/pets-1"
     run.write_json("report", {"a": 1})
@@ -115,7 +115,7 @@ def test_a_runs_path_means_the_same_everywhere(storage: str) -> None:
     found = Run.find(run.path, "/nowhere")
     assert found is not None
     assert found[0].read_json("report") == {"a": 1}
-    assert outbox_folder(run.path).parent.name == "tracking-spool"  # not below a folder of the protocol-less name
+    assert outbox_folder(run.path).parent.name == "tracking-spool"  # not in a folder named without the protocol
 
 
 def test_a_local_runs_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_the_next_command_finds_the_run(storage: str, tmp_path: Path, monkeypatc
     assert "potstill promote pets-student --tracking-uri http://me@mlflow:5000" in shown.getvalue()
 
 
-def test_the_data_set_is_known_by_its_rows() -> None:
+def test_the_data_set_is_identified_by_its_rows() -> None:
     rows = [Example("1", "she purrs", "cat"), Example("2", "she barks", "dog")]
     assert digest_examples(rows) == digest_examples([Example("9", "she purrs", "cat", alpha=0.5), rows[1]])
     for other in (Example("1", "he purrs", "cat"), Example("1", "she purrs", "dog")):
@@ -172,7 +172,7 @@ def test_a_run_s_config_holds_no_password(tmp_path: Path, password: str) -> None
     assert written["ledger"]["uri"] == written["tracking"]["uri"] == "postgresql://me@db:5432/x?sslmode=require"
 
 
-def test_a_table_that_can_not_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_raises_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(str(tmp_path), "pets-1")
 
     def full(*arguments: Any, **options: Any) -> None:

@@ -4,7 +4,7 @@ from jobs.runtime import paths
 from potstill.config import parse
 
 
-def test_relative_paths_mean_where_the_command_is_typed(tmp_path):
+def test_relative_paths_are_relative_to_the_folder_of_the_command(tmp_path):
     (tmp_path / "models/own").mkdir(parents=True)
     config = parse(
         {
@@ -27,7 +27,7 @@ def test_relative_paths_mean_where_the_command_is_typed(tmp_path):
     assert paths.make_absolute(absolute, tmp_path / "elsewhere") == absolute
 
 
-def test_what_is_no_relative_path_stays(tmp_path):
+def test_other_paths_and_names_stay(tmp_path):
     config = parse(
         {
             "task": "trec6",
@@ -43,7 +43,7 @@ def test_what_is_no_relative_path_stays(tmp_path):
         assert paths.make_absolute(other, tmp_path).tracking.uri == uri
 
 
-def test_a_task_is_a_name_or_a_place(tmp_path):
+def test_a_task_is_a_name_or_a_path(tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "trec6").mkdir()
     (tmp_path / "tasks").mkdir()
@@ -72,7 +72,7 @@ def test_a_task_is_a_name_or_a_place(tmp_path):
         ("tracking.artifacts", {"tracking": {"artifacts": "artifacts"}}),
     ],
 )
-def test_nothing_is_kept_in_a_submitted_copy(tmp_path, field, content):
+def test_nothing_is_stored_in_a_submitted_copy(tmp_path, field, content):
     package = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
     config = parse({"task": "trec6", **content})
     (problem,) = paths.problems(paths.make_absolute(config, package))

@@ -1,4 +1,4 @@
-"""Progress: rates against a clock of our own, lines character by character, plain and live."""
+"""Progress: rates with a fake clock, exact lines, plain and live output."""
 
 import io
 import re
@@ -63,7 +63,7 @@ def test_the_whole_line():
         ),
     ],
 )
-def test_what_is_nothing_or_not_known_is_left_out(progress, line):
+def test_zeros_and_unknowns_are_left_out(progress, line):
     assert format_progress(progress) == line
 
 
@@ -79,7 +79,7 @@ def test_what_is_nothing_or_not_known_is_left_out(progress, line):
         (0, "1,204/4,000"),
     ],
 )
-def test_a_narrow_terminal_loses_what_matters_least(width, line):
+def test_a_narrow_terminal_drops_the_least_important_parts(width, line):
     assert format_progress(FULL, width) == line
 
 
@@ -108,7 +108,7 @@ def test_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_a_meter_tells_new_answers_from_those_of_the_ledger(clock):
+def test_a_meter_separates_new_answers_from_ledger_answers(clock):
     meter = Meter(clock=clock)
     meter.expect(100)
     meter.count(reused=40)

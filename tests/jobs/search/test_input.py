@@ -1,4 +1,4 @@
-"""What a user may get wrong about a search: told before anything is asked or started."""
+"""Invalid searches are refused before anything is asked or started."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 
 from jobs.__main__ import main
+from jobs.runtime import cluster
+from jobs.search.run import search
+from potstill.config import parse
+from potstill.errors import InputError
 from tests.support.command_line import write_config
 
 HTTP = {
@@ -22,7 +26,7 @@ SPACE = {"augment.shots": [1, 2], "augment.per_class": [5, 10]}
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """A command in this process: exit code and everything it said."""
+    """Run a command in this process: exit code and output."""
 
     def call(name: str, search: dict[str, Any] | None, *more: str, **content: Any) -> tuple[int, str]:
         monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
@@ -48,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ({"space": SPACE, "objective": "f1"}, (), "search.objective.0 = 'f1'"),
         ({"space": SPACE, "budget_usd": 0.001}, (), "search.budget_usd = 0.001: one trial may cost about $"),
         ({"space": {"augment.shots": [2, 5]}}, (), "augment.shots = 5 is more than task.seeds_per_class = 2"),
-        ({"space": SPACE}, ("--resume",), "--resume: there is no trial yet"),
+        ({"space": SPACE}, ("--resume",), "--resume: no trial in "),
         ({"space": SPACE}, ("--set", "student.workers=4096"), "student.workers = 4096"),
     ],
 )
@@ -57,6 +61,42 @@ def test_bad_input_is_one_line_before_anything_starts(run: Any, search: Any, mor
     assert code == 2
     assert words in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["plan", "search", "distill", "assess"])
+@pytest.mark.parametrize(
+    ("space", "complaint"),
+    [
+        ({"augment.shot": [1]}, "search.space.augment.shot: the config has no field augment.shot"),
+        ({"augment.shots": [2, 5]}, "search.space.augment.shots = 5: augment.shots = 5 is more than"),
+        ({"student.seed": [1, 2]}, "search.space.student.seed: can't be searched"),
+    ],
+)
+def test_every_command_checks_the_search_space(run: Any, command: str, space: Any, complaint: str) -> None:
+    code, said = run(command, {"space": space})
+    assert code == 2
+    (line,) = said.splitlines()
+    assert line.startswith(f"error: {complaint}"), said
+
+
+def test_a_bad_search_space_is_reported_with_everything_else(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, said = run("plan", {"space": {"augment.shot": [1]}}, storage=str(tmp_path / "file/runs"))
+    assert code == 2
+    space, storage = said.splitlines()
+    assert "search.space.augment.shot" in space
+    assert storage.startswith("error: storage = ")
+
+
+def test_search_called_from_python_checks_its_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "connect", lambda *_: pytest.fail("the cluster was started"))
+    ledger = {"uri": f"sqlite:///{tmp_path}/ledger.db"}
+    content = {"task": "demo", "storage": str(tmp_path / "runs"), "ledger": ledger, "tracking": {"uri": "none"}}
+    with pytest.raises(InputError) as caught:
+        search(parse({**content, "teacher": HTTP, "search": {"space": {"augment.shot": [1]}}}))
+    (problem,) = caught.value.problems
+    assert problem.where == "search.space.augment.shot"
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_budget_that_one_trial_fits_into_but_not_the_finals_says_so(run: Any) -> None:
@@ -70,7 +110,7 @@ def test_the_plan_shows_what_sharing_saves(run: Any) -> None:
     code, said = run("plan", {"space": SPACE, "searcher": "grid"})
     assert code == 0
     assert "trials unshared" in said
-    assert "shared, the trials ask" in said
+    assert "with sharing, the trials ask" in said
     _, bounds = run("plan", {"space": SPACE})
     assert "these are bounds" in bounds
     assert "shared, at least" in bounds

@@ -1,4 +1,4 @@
-"""The plan of a search against brute force over the very requests of its trials."""
+"""The plan of a search against brute force over the requests of its trials."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def job(tmp_path: Path) -> Any:
     return make
 
 
-def test_texts_held_back_are_planned_where_the_task_has_no_real_ones(job: Any) -> None:
+def test_held_back_texts_are_planned_if_the_task_has_no_real_ones(job: Any) -> None:
     real = job()
     assert search_plan.plan_search(real).held_back is None
     made = replace(job(held_back=8), data=replace(real.data, train=(), validation=()))
@@ -49,11 +49,11 @@ def test_texts_held_back_are_planned_where_the_task_has_no_real_ones(job: Any) -
 
 
 def requests_of(job: Job, point: search_points.Point) -> list[str]:
-    one = search_plan._at(job, search_points.apply(job.config, point))
+    one = replace(job, config=search_points.apply(job.config, point))
     return [request.request_id for request in generate.plan_requests(one, generate.next_counts(one, [], {}))]
 
 
-def test_of_a_grid_the_plan_is_exact(job: Any) -> None:
+def test_the_plan_of_a_grid_is_exact(job: Any) -> None:
     made = job(searcher="grid")
     planned = search_plan.plan_search(made)
     asked = [requests_of(made, point) for point in search_points.grid(made.config.search)]
@@ -63,7 +63,7 @@ def test_of_a_grid_the_plan_is_exact(job: Any) -> None:
     assert planned.shared.requests < 0.8 * planned.naive.requests
 
 
-def test_more_texts_are_shared_whole_and_other_shots_not_at_all(job: Any) -> None:
+def test_more_texts_include_fewer_and_other_shots_share_nothing(job: Any) -> None:
     made = job(searcher="grid")
     few, many, other = (
         set(requests_of(made, {"augment.shots": shots, "augment.per_class": texts}))
@@ -73,14 +73,14 @@ def test_more_texts_are_shared_whole_and_other_shots_not_at_all(job: Any) -> Non
     assert not many & other
 
 
-def test_another_beta_shares_where_its_alphas_meet(job: Any) -> None:
+def test_another_beta_shares_common_alphas(job: Any) -> None:
     made = job(searcher="grid")
     one = set(requests_of(made, {"augment.per_class": 20, "augment.alpha.beta": (5, 2)}))
     two = set(requests_of(made, {"augment.per_class": 20, "augment.alpha.beta": (4, 2)}))
     assert 0 < len(one & two) < len(one)
 
 
-def test_of_tpe_the_bounds_hold_whatever_it_suggests(job: Any) -> None:
+def test_the_bounds_hold_for_any_suggestions_of_tpe(job: Any) -> None:
     made = job(trials=5, scheduler="none")
     planned = search_plan.plan_search(made)
     assert not planned.exact

@@ -1,4 +1,4 @@
-"""A whole search on a tiny task through the test endpoint: what it shares, what it finds, how it goes on and grows."""
+"""A whole search on a tiny task through the test endpoint: sharing, results, resuming, growing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Place:
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """The search in a process group of its own; what is left of it is killed."""
+        """The search in its own process group; it is killed on leaving."""
         process = subprocess.Popen(
             command("search", self.config, *arguments),
             cwd=ROOT,
@@ -94,7 +94,7 @@ class Place:
         return found
 
     def table(self) -> list[tuple[Any, ...]]:
-        """Points and scores, without what depends on the machine's mood."""
+        """Points and scores, without timings."""
         return [
             (
                 row["point"],
@@ -105,7 +105,7 @@ class Place:
         ]
 
     def answered(self) -> int:
-        """Requests that the endpoint answered, without those that try out what it takes."""
+        """Requests that the endpoint answered, except probes of its abilities."""
         return sum(e.answered and "Is water wet?" not in e.prompt and e.route == "chat" for e in self.endpoint.book())
 
     def kept(self) -> int:
@@ -122,7 +122,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def finished(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Done, int]:
-    """A search that nobody disturbed, and what the endpoint had answered by its end."""
+    """An uninterrupted search, and the number of requests that the endpoint answered."""
     place = Place(endpoint, tmp_path_factory.mktemp("search"))
     done = place.run("search")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -140,7 +140,7 @@ def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Pl
     usage = [rung["usage"] for row in trials for rung in row["rungs"]]
     new, asked = (sum(one[name] for one in usage) for name in ("requests_new", "requests"))
     assert new < 0.8 * asked  # 2 texts a class are a prefix of 4, and alphas are on one grid
-    # What trials and finals say they newly asked is what the endpoint was asked.
+    # The new requests of trials and finals add up to the endpoint's.
     (winner,) = json.loads((place.runs / "search.json").read_text())["finals"]
     (final,) = [
         json.loads(path.read_text())
@@ -153,7 +153,7 @@ def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Pl
     assert winner["scores"]["macro_f1"] == final["scores"]["macro_f1"]
 
 
-def test_it_says_what_a_user_wants_to_know(finished: tuple[Place, Done, int]) -> None:
+def test_the_terminal_shows_trials_finals_and_the_winner(finished: tuple[Place, Done, int]) -> None:
     place, done, _ = finished
     for words in ("best trials", "drawn afresh", "winner: trial", "on the test texts", "registered now", "best.yaml"):
         assert words in done.stdout, done.stdout
@@ -185,7 +185,7 @@ def test_mlflow_has_a_parent_and_a_child_a_trial(finished: tuple[Place, Done, in
     assert {"best.yaml", "search.md", "figures", "tables"} <= top
 
 
-def test_the_best_config_is_one_that_distill_takes(finished: tuple[Place, Done, int]) -> None:
+def test_distill_accepts_the_best_config(finished: tuple[Place, Done, int]) -> None:
     from potstill.config import load
 
     place, _, _ = finished
@@ -214,14 +214,14 @@ def test_killed_resumed_and_grown_it_is_the_same_search(
                 if child.is_running():
                     child.kill()
         before, kept = place.answered(), place.kept()
-        # Stopped before its finals, which are not what this is about.
+        # Stopped before its finals, which this test does not need.
         with place.running("--resume", "--set", "search.trials=4") as process:
             wait_for(process, lambda: [row["status"] for row in place.trials()] == ["finished"] * 4)
             stopped = time.time()
             os.killpg(process.pid, signal.SIGINT)
             said, _ = process.communicate(timeout=300)
         assert process.returncode == 130, said
-        assert "goes on from" in said
+        assert "resumes with" in said
         assert place.table() == undisturbed.table()
         # Asked twice is at most what was on its way when the driver died, and lost what was when it was stopped.
         late = sum(entry.ended is None or entry.ended > stopped - 10.0 for entry in endpoint.book())
@@ -230,7 +230,7 @@ def test_killed_resumed_and_grown_it_is_the_same_search(
 
 def test_trials_that_all_fail_alike_end_it_after_three(tmp_path: Path) -> None:
     with Endpoint(latency_s=0.02) as endpoint:
-        endpoint.script(poison={"\n": 400})  # all but the one-line question that tries out what it takes
+        endpoint.script(poison={"\n": 400})  # all but the one-line probe
         place = Place(endpoint, tmp_path)
         done = place.run("search")
         assert done.returncode == 1, done.stdout + done.stderr

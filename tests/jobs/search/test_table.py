@@ -1,4 +1,4 @@
-"""The table of trials and the plots of it: what is written comes back, and every trial is shown."""
+"""The table of trials and its plots."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_table(folder: Path) -> TrialTable:
     return table
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
+def test_the_table_survives_a_round_trip(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     again = TrialTable.load(Run(str(tmp_path), "task-search-1"))
     assert again.trials == table.trials
@@ -54,21 +54,21 @@ def account(spent_usd: float, reserved_usd: float = 0.0) -> PacerState:
     return PacerState(0, 0, 0, spent_usd, reserved_usd, 1.0, None)
 
 
-def test_what_earlier_runs_spent_counts_whatever_it_was_for(tmp_path: Path) -> None:
+def test_spending_of_earlier_runs_counts_for_any_purpose(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "task-search-1")
     table = TrialTable.load(run)
-    table.settle(account(3.0))  # texts held back, before there is any trial
+    table.settle(account(3.0))  # held-back texts, before the first trial
     assert TrialTable.load(run).spent_usd == 3.0
     table.settle(account(4.0, reserved_usd=0.5))
     assert table.spent_usd == 4.0
-    again = TrialTable.load(run)  # nobody heard what became of the rest
+    again = TrialTable.load(run)  # reserved dollars count as spent
     assert again.spent_usd == 4.5
     again.settle(account(1.0))
     again.settle(None)
     assert again.spent_usd == TrialTable.load(run).spent_usd == 5.5
 
 
-def test_the_limiter_gets_what_the_account_leaves(tmp_path: Path) -> None:
+def test_the_limiter_gets_the_remaining_budget(tmp_path: Path) -> None:
     config = parse(
         {
             "task": "demo",
@@ -84,7 +84,7 @@ def test_the_limiter_gets_what_the_account_leaves(tmp_path: Path) -> None:
 
 
 def test_a_rung_that_failed_is_settled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_log, "account_of", lambda workshop: account(1.5))
+    monkeypatch.setattr(search_log, "account_of", lambda workers: account(1.5))
     config = parse({"task": "demo", "search": {"space": {"augment.shots": [1, 2]}}})
     table = TrialTable(Run(str(tmp_path), "task-search-1"))
     job: Any = SimpleNamespace(config=config, terminal=Quiet(), tracker=NullTracker())
@@ -96,7 +96,7 @@ def test_a_rung_that_failed_is_settled_too(tmp_path: Path, monkeypatch: pytest.M
     assert TrialTable.load(Run(str(tmp_path), "task-search-1")).spent_usd == 1.5
 
 
-def test_a_trial_is_its_point_and_a_rung_is_news_once(tmp_path: Path) -> None:
+def test_a_trial_is_its_point_and_a_rung_is_added_once(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     known = table.begin(point(2))
     assert (len(table), known.number) == (5, 2)
@@ -105,7 +105,7 @@ def test_a_trial_is_its_point_and_a_rung_is_news_once(tmp_path: Path) -> None:
     assert table.begin(point(2, beta=(1, 1))).number == 6
 
 
-def test_a_rung_that_two_trials_meet_is_paid_once(tmp_path: Path) -> None:
+def test_a_rung_of_two_trials_is_paid_once(tmp_path: Path) -> None:
     table = TrialTable(Run(str(tmp_path), "task-search-1"))
     first, second = table.begin(point(1)), table.begin(point(2))
     table.add(first, 0, rung(0.5))
@@ -116,11 +116,11 @@ def test_a_rung_that_two_trials_meet_is_paid_once(tmp_path: Path) -> None:
     assert table.rungs_usd == TrialTable.load(Run(str(tmp_path), "task-search-1")).rungs_usd == 0.25
 
 
-def test_the_arrow_table_has_a_row_a_trial_with_what_it_newly_asked(tmp_path: Path) -> None:
+def test_the_arrow_table_has_one_row_per_trial_with_its_new_requests(tmp_path: Path) -> None:
     rows = make_table(tmp_path).as_arrow().to_pylist()
     assert [row["trial"] for row in rows] == [1, 2, 3, 4, 5]
     assert rows[0]["point.augment.alpha.beta"] == "[5, 2]"
-    # Its rungs asked 4 each; the last needed 10 answers in all, so 2 were there already.
+    # Each rung asked 4; the last needed 10 answers, so 2 were in the ledger.
     assert (rows[0]["requests_new"], rows[0]["requests_reused"]) == (8.0, 2.0)
     assert rows[3]["rungs"] == 1
 

@@ -1,5 +1,5 @@
-"""A rung's students without Ray: who has one when, since two rungs with the same rows have the same one and each
-deletes it; and what the process that trains them is told."""
+"""A rung's students without Ray: claims, since rungs with equal rows share students and each deletes them; and the
+arguments of the training process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = {SEEDS_ONLY: "b", DISTILLED: "c", "fold0": "a"}
 
 
 class Diary:
-    """A workshop that writes down what it is asked for."""
+    """Search workers that record their calls."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -52,12 +52,12 @@ def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
 
 def rung(diary: Diary, folder: Path, keep: bool = False) -> None:
     run = SimpleNamespace(path=str(folder), write_json=lambda name, value: None)
-    scene: Any = SimpleNamespace(workshop=diary, run=run, placement=SimpleNamespace(workers=1, device="cpu"))
+    scene: Any = SimpleNamespace(search_workers=diary, run=run, placement=SimpleNamespace(workers=1, device="cpu"))
     job: Any = SimpleNamespace(config=SimpleNamespace(student=None, storage=str(folder)), labels=("x", "y"), run=run)
     trial._students(scene, job, "me", keep)
 
 
-def test_a_student_is_claimed_until_it_has_answered_and_is_deleted(diary: Diary, tmp_path: Path) -> None:
+def test_a_student_is_claimed_until_it_has_predicted_and_is_deleted(diary: Diary, tmp_path: Path) -> None:
     rung(diary, tmp_path)
     arms = {name: {"name": name, "digest": key} for name, key in KEYS.items()}
     assert diary.words == [
@@ -65,7 +65,7 @@ def test_a_student_is_claimed_until_it_has_answered_and_is_deleted(diary: Diary,
         "claim student c me asks",
         "claim student b me trains",
         f"train {{'arms': [{arms[SEEDS_ONLY]}]}}",
-        "release me trains",  # an anchor stays, and others need it at once
+        "release me trains",  # an anchor stays, and other trials need it now
         f"train {{'arms': [{arms[DISTILLED]}, {arms['fold0']}]}}",
         "predict",
         "discard c",
@@ -74,7 +74,7 @@ def test_a_student_is_claimed_until_it_has_answered_and_is_deleted(diary: Diary,
     ]
 
 
-def test_claims_are_given_up_after_an_error(diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_are_released_after_an_error(diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def predict(*arguments: Any) -> None:
         raise ValueError("no answers")
 
@@ -85,7 +85,7 @@ def test_claims_are_given_up_after_an_error(diary: Diary, tmp_path: Path, monkey
     assert set(trial.owners("me")) == {"me", "me asks", "me trains"}
 
 
-def test_a_process_that_stays_is_told_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_training_process_gets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trial.training, "_collect", lambda job, reused: None)
     trial.training.train_with(told.append, ARMS[:1], StudentConfig(threads=3), ("x", "y"), str(tmp_path))

@@ -1,4 +1,4 @@
-"""Optuna behind Ray Tune: what was tried is told again first, nothing is suggested twice, the objective is learnt."""
+"""Optuna behind Ray Tune: known trials are replayed first, no point is suggested twice, the objective is learned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(**search: Any) -> Config:
 
 
 def suggest_all(found: Any, wanted: Config, score: Any, most: int = 50) -> list[dict[str, Any]]:
-    """Points in order of suggestion, each told its score, until there are no more."""
+    """All suggested points in order; the search receives each one's score."""
     from ray.tune.search import Searcher
 
     points = []
@@ -41,7 +41,7 @@ def suggest_all(found: Any, wanted: Config, score: Any, most: int = 50) -> list[
     return points
 
 
-def test_a_finite_space_is_tried_whole_and_nothing_twice(tmp_path: Path) -> None:
+def test_each_point_of_a_finite_space_is_tried_once(tmp_path: Path) -> None:
     wanted = config()
     found = tuning._optuna(wanted, TrialTable(Run(str(tmp_path), "t")))
     points = suggest_all(found, wanted, lambda point: point["augment.alpha.low"])
@@ -49,7 +49,7 @@ def test_a_finite_space_is_tried_whole_and_nothing_twice(tmp_path: Path) -> None
     assert len(names) == len(set(names)) == 12
 
 
-def test_what_was_tried_comes_first_in_its_order(tmp_path: Path) -> None:
+def test_known_trials_come_first_in_their_order(tmp_path: Path) -> None:
     wanted = config()
     table = TrialTable(Run(str(tmp_path), "t"))
     tried = list(search_points.grid(wanted.search))[5:9]
@@ -109,7 +109,7 @@ RUNGS = {"rungs": 2, "searcher": "grid", "scheduler": "asha"}
 
 
 def result(wanted: Config, number: int, macro_f1: float, spent: float = 0.0) -> dict[str, Any]:
-    """What a trial reports of a rung, as it comes through Tune."""
+    """A trial's report of a rung, as Tune passes it on."""
     scores = {"macro_f1": macro_f1, "accuracy": macro_f1, "cost_usd": spent, "tokens": 1.0, "training_s": 1.0}
     usage = {"requests": 2.0, "requests_new": 1.0, "cost_usd_new": spent, "tokens_new": 1.0}
     found = RungResult(f"k{number}-{spent}", "run", 4, 1, scores, 0.0, 1.0, (macro_f1,), usage, 8, {"train": 1.0}, ())
@@ -117,7 +117,7 @@ def result(wanted: Config, number: int, macro_f1: float, spent: float = 0.0) -> 
 
 
 class Heard:
-    """A listener that writes down what it hears."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -149,7 +149,7 @@ def test_the_table_follows_the_trials(tmp_path: Path) -> None:
         "began 1", "began 2", "rung 1.1", "rung 2.1", "ended 2 stopped", "rung 1.2", "ended 1 finished",
     ]  # fmt: skip
     assert [trial.status for trial in TrialTable.load(Run(str(tmp_path), "t")).trials] == ["finished", "stopped"]
-    # The same again, as a search that goes on tells it: no news.
+    # A resumed search replays the same results: no new rungs.
     again, same, silent, (one, *_) = watch(wanted, tmp_path, Ending())
     same._by_key = table._by_key
     again.on_trial_start(0, [], one)
@@ -160,7 +160,7 @@ def test_the_table_follows_the_trials(tmp_path: Path) -> None:
     assert same.trials[0].scores["macro_f1"] == 0.6
 
 
-def test_three_trials_that_fail_alike_end_it_and_are_tried_again_next_time(tmp_path: Path) -> None:
+def test_three_equal_failures_end_the_search_and_are_retried_in_the_next_run(tmp_path: Path) -> None:
     wanted, ending = config(**RUNGS), Ending()
     watching, table, heard, trials = watch(wanted, tmp_path, ending)
     for trial in trials[:3]:
@@ -177,7 +177,7 @@ def test_three_trials_that_fail_alike_end_it_and_are_tried_again_next_time(tmp_p
     assert (same.trials[0].status, same.trials[0].error) == ("running", None)
 
 
-def test_what_runs_when_the_money_is_spent_is_no_loser(tmp_path: Path) -> None:
+def test_running_trials_are_not_stopped_when_the_budget_is_spent(tmp_path: Path) -> None:
     wanted, ending = config(**RUNGS), Ending(budget_usd=0.3)
     watching, table, _, (one, two, *_) = watch(wanted, tmp_path, ending)
     for trial, spent in ((one, 0.1), (two, 0.25)):
@@ -186,11 +186,11 @@ def test_what_runs_when_the_money_is_spent_is_no_loser(tmp_path: Path) -> None:
     assert watching.stopper.stop_all()
     for trial in (one, two):
         watching.on_trial_complete(0, [], trial)
-    assert [trial.status for trial in table.trials] == ["running", "running"]  # the next run goes on with them
+    assert [trial.status for trial in table.trials] == ["running", "running"]  # the next run resumes them
     assert "search.budget_usd" in (ending.reason or "")
 
 
-def test_tune_can_write_down_what_it_was_given(tmp_path: Path) -> None:
+def test_tune_can_pickle_its_arguments(tmp_path: Path) -> None:
     import cloudpickle
 
     watching, *_ = watch(config(**RUNGS), tmp_path, Ending())
