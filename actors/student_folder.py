@@ -93,7 +93,8 @@ def read_report(folder: str) -> ArmReport | None:
         return None
     if "say" in content:  # the key of earlier versions
         content["anchor_weight"] = content.pop("say")
-    return ArmReport(**content) if filesystem.exists(f"{root}/model/config.json") else None
+    known = {name: content[name] for name in ArmReport.__dataclass_fields__ if name in content}
+    return ArmReport(**known) if filesystem.exists(f"{root}/model/config.json") else None
 
 
 def check_classes(folder: str, labels: Sequence[str]) -> None:

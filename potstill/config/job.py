@@ -128,7 +128,7 @@ class TrackingConfig(Section):
     uri: str = Field("", description="MLflow URI or `none`; default: `sqlite:///<POTSTILL_HOME>/mlflow.db`")
     experiment: str | None = Field(None, description="experiment name; default: the task's name")
     register_as: str | None = Field(None, description="registered model name; default: `<task>-student`")
-    artifacts: str | None = Field(None, description="artifact folder; with SQLite: `<POTSTILL_HOME>/mlartifacts`")
+    artifacts: str | None = Field(None, description="artifact folder or URI of a new experiment; with SQLite: `<POTSTILL_HOME>/mlartifacts`")
 
     @field_validator("uri")
     @classmethod

@@ -108,8 +108,8 @@ def problems(config: Config) -> list[Problem]:
             found.append(Problem(where, f"can't be searched: {SEARCHED_OTHERWISE[name]}"))
         else:
             usable[name] = _tried(one)
-            complaints = {value: _complaint(config, {name: value}) for value in usable[name]}
-            found += [Problem(f"{where} = {_shown(value)}", text) for value, text in complaints.items() if text]
+            complaints = [(value, _complaint(config, {name: value})) for value in usable[name]]
+            found += [Problem(f"{where} = {_shown(value)}", text) for value, text in complaints if text]
     if not found:
         found += _combinations(config, usable)
     if isinstance(config.teacher, EmbeddedTeacher) and "cost_usd" in search.objective:

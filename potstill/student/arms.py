@@ -110,7 +110,7 @@ def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[Tr
 def repeat(arms: Sequence[Arm], repeats: int) -> list[Arm]:
     """All arms under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ...
 
-    A repeat's anchor is the repeat of the anchor, so all random draws of training are repeated.
+    A repeat's anchor is the repeat of the anchor, so that everything training draws is drawn anew.
     """
     return [
         arm

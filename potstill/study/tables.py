@@ -19,7 +19,7 @@ where the teacher had no part in it. Macro-F1, accuracy and shares are fractions
 interval (``docs/study.md`` has every formula). Tables are rewritten whole after every task; only ``study.json`` with
 ``finished: true`` says that all cells are there.
 
-    from potstill.study_tables import CELLS, read_study
+    from potstill.study.tables import CELLS, read_study
     study, tables = read_study("/home/me/.potstill/runs/study-small-1a2b3c4d5e")
     tables["cells"].to_pylist()
 """

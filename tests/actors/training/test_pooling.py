@@ -102,5 +102,5 @@ def test_a_sentence_encoder_that_is_no_bert_says_what_is_lost(tmp_path):
     encoder = load_encoder(StudentConfig(model=str(folder)), LABELS)
     assert not encoder.mean_pooled
     (warning,) = encoder.warnings
-    assert "of type distilbert: only BERT's keep their mean pooling" in warning
+    assert "of type distilbert: mean pooling is kept for BERT only" in warning
     assert load_encoder(StudentConfig(model=str(folder), pooling="native"), LABELS).warnings == ()

@@ -66,6 +66,13 @@ def test_all_wrong_fields_and_values_are_reported_at_once():
     assert len(told) == 8
 
 
+def test_a_choice_may_be_any_yaml_value():
+    mappings = [{}, {"wall_clock_breakdown": True}]
+    assert complaints({"space": {"student.deepspeed": mappings}}) == []
+    told = complaints({"space": {"augment.shots": [{"a": 1}, 2]}})
+    assert any("augment.shots = {'a': 1}" in line for line in told)
+
+
 def test_contradicting_values_are_found():
     told = complaints({"space": {"augment.alpha.low": [0.5, 0.9], "augment.alpha.high": [0.7, 1.0]}})
     assert len(told) == 1
