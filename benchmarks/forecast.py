@@ -21,6 +21,7 @@ The mean has no rank correlation: a left-out mean falls as the left-out gap rise
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -207,7 +208,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures. ``missing``: tasks of which the teacher's votes or the gap are not known; ``seconds``: of this run, which
     may have found much of it done. ``earlier`` of a row: it is of ``--earlier``."""
     started, data_dir = time.monotonic(), options.data_dir.resolve()
-    study = paths.make_study_absolute(load(options.config, [f"data_dir={data_dir}"]), ROOT)
+    study = load(options.config, [f"data_dir={data_dir}"])
+    with contextlib.chdir(ROOT):
+        study = paths.make_study_absolute(study)
     chosen = choose(study, data_dir, options.tasks, options.texts)
     configs = {name: to_config(study, reference) for name, reference in chosen.items()}
     settings = to_settings(study)

@@ -181,9 +181,9 @@ def promote(
     verbose: Verbose = False,
 ) -> None:
     """Make a registered model's challenger the champion if its score is not worse."""
-    from jobs.tracking.promote import show
+    from jobs.tracking.promote import promote as run
 
-    show(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri)
+    run(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri)
 
 
 def _load(path: str, overrides: Sequence[str] | None, stages: Sequence[str] = ()) -> Config:

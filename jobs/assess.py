@@ -22,7 +22,7 @@ from actors.backends.identity import identify
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs import plan, preflight
-from jobs.run.folder import Run, as_json
+from jobs.run.folder import Run
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
 from jobs.runtime.terminal import Terminal
@@ -93,10 +93,10 @@ def assess(config: Config, verbose: bool = False, yes: bool = False, most_texts:
         tracker = tracked.tracker
         with TeacherPool(config.teacher, Ledger(config.ledger.uri), job.terminal.warn) as pool:
             found = _ask(tracked, pool, texts or _generated(tracked, pool, most_texts))
-        job.run.write_json(PART, as_json(found))
+        job.run.write_json(PART, found)
         numbers = {**(asdict(found.diagnosis) if found.diagnosis else {}), "seed_accuracy": found.seed_accuracy}
         tracker.metrics({name: value for name, value in numbers.items() if value is not None})
-        tracker.text("assess.json", json.dumps(as_json(found), indent=2))
+        tracker.text("assess.json", json.dumps(found, indent=2, default=asdict))
     show(job, found, others(config, job.task.name))
     return found
 

@@ -98,7 +98,7 @@ def plan(job: Job, stages: Sequence[str] = ASKING) -> list[StagePlan]:
         planned.append(plan_tokens("generate", list(tokens.values()), terms, known=known))
     if "relabel" in stages and job.config.relabel.enabled:
         whole = bool(planned) and planned[0].known == planned[0].requests
-        generated = not planned or (whole and job.run.has_table("example", "generated"))
+        generated = not planned or (whole and job.run.has_file("example/generated.parquet"))
         planned.append(_plan_relabel(job, terms, generated))
     return planned
 
@@ -112,7 +112,7 @@ def _plan_relabel(job: Job, terms: Terms, generated: bool) -> StagePlan:
     texts, known = strategies.texts_wanted(config.augment) * len(job.labels), None
     if generated:
         texts = sum(example.kept for example in job.run.read(Example, "generated"))
-        if job.run.has_table("request", "relabel"):
+        if job.run.has_file("request/relabel.parquet"):
             with job.run.open_table("request", "relabel") as table:
                 asked = table.read(["request_id"])["request_id"].to_pylist()
             known = count_known(config, asked)

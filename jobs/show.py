@@ -6,11 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from fsspec.core import url_to_fs
 from rich.markup import escape
 
-from jobs.report.printed import print_classes, print_report, print_stages, write_page
-from jobs.report.result import PAGE, RunReport
+from jobs.report.printed import print_report, write_page
+from jobs.report.result import CLASS_COLUMNS, PAGE, RunReport, class_rows, stage_rows
 from jobs.run.folder import Run
 from jobs.run.job import Job, prepare
 from jobs.runtime.terminal import Terminal
@@ -37,33 +36,26 @@ def show(config: Config, run: Run | None, annotations: str | None = None, open_i
         search_report.show(prepare(config, Terminal(), run=run), TrialTable.load(run))
         return
     job = prepare(config, Terminal(), run=run) if run is None or annotations else _of_run(config, run)
-    try:
-        result = RunReport.from_json(job.run.read_json("report"))
-    except InputError:
+    data = job.run.find_json("report")
+    if data is None:
         message = "has no report yet; `potstill distill CONFIG` continues it"
-        raise InputError([Problem(f"run {job.run.path}", message)]) from None
+        raise InputError([Problem(f"run {job.run.path}", message)])
+    result = RunReport.from_json(data)
     votes = None
     if annotations is not None:
         votes = read_annotations(read_rows(annotations), job.labels, annotations)
     if votes is not None or not job.run.has_file(PAGE):
         write_page(job, result, votes)
-    print_stages(job)
+    job.terminal.table(f"run {job.run.name}", ["", ""], stage_rows(job))
     print_report(job, result)
-    print_classes(job, result)
     job.terminal.say()
-    page = f"{job.run.path}/{PAGE}"
-    job.terminal.say(f"page      {escape(page)}")
-    if open_it:
-        open_page(page)
+    job.terminal.table("distilled, by class", CLASS_COLUMNS, class_rows(result.scores["distilled"]))
+    _show_page(job.run, job.terminal, open_it)
 
 
 def find_study(reference: str) -> Run | None:
     """The folder of the study with that path or name; ``None`` if there is none."""
-    for place in (reference.rstrip("/"), f"{home()}/runs/{reference}"):
-        filesystem, root = url_to_fs(place)
-        if filesystem.isfile(f"{root}/study.json"):
-            return Run(*place.rsplit("/", 1)) if "://" in place else Run(*root.rsplit("/", 1))
-    return None
+    return Run.holding("study.json", reference, str(home() / "runs"))
 
 
 def show_study(run: Run, open_it: bool = True) -> None:
@@ -71,6 +63,11 @@ def show_study(run: Run, open_it: bool = True) -> None:
     terminal = Terminal()
     study_page.write(run)
     study_report.print_tables(terminal, *read_study(run.path))
+    _show_page(run, terminal, open_it)
+
+
+def _show_page(run: Run, terminal: Terminal, open_it: bool) -> None:
+    """Print the path of the page, and open it in the browser if asked."""
     page = f"{run.path}/{PAGE}"
     terminal.say()
     terminal.say(f"page      {escape(page)}")
@@ -92,5 +89,6 @@ def open_page(path: str) -> None:
 def _of_run(config: Config, run: Run) -> Job:
     """The job of a run without its data, which may be gone. The task comes from the run's copy, since its file may be gone
     too, with the working folder of a submitted job."""
-    task = Task.model_validate(run.read_json("task")) if run.has_file("task.json") else read(find(config.task.preset))
+    stored = run.find_json("task")
+    task = read(find(config.task.preset)) if stored is None else Task.model_validate(stored)
     return Job(config, task, TaskData((), (), (), ()), run, Terminal(), NullTracker())

@@ -43,17 +43,6 @@ def print_report(job: Job, result: RunReport) -> None:
     job.terminal.say(verdict(result))
 
 
-def print_stages(job: Job) -> None:
-    """Print what generation and relabelling did."""
-    job.terminal.table(f"run {job.run.name}", ["", ""], stage_rows(job))
-
-
-def print_classes(job: Job, result: RunReport) -> None:
-    """Print the distilled student's scores by class."""
-    job.terminal.say()
-    job.terminal.table("distilled, by class", CLASS_COLUMNS, class_rows(result.scores["distilled"]))
-
-
 def print_places(job: Job, export: str, version: StudentVersion | None) -> None:
     """Print where the results are, and the next commands."""
     say = job.terminal.say

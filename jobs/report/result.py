@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from jobs.run.job import Job
 from jobs.runtime.progress import format_usd
-from potstill.measures.scores import ClassScores, Difference, Interval, Scores, mean_and_deviation
+from potstill.measures.scores import Difference, Scores, mean_and_deviation
 from potstill.student import second_opinion
 from potstill.student.arms import repeats_of
 
@@ -34,32 +36,10 @@ class RunReport:
     baseline: str
     difference: Difference
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON data for ``from_json``."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunReport:
         """The report in a run's ``report.json``."""
-        difference = data["difference"]
-        return cls(
-            data["run"],
-            {name: _scores(scores) for name, scores in data["scores"].items()},
-            data["baseline"],
-            Difference(Interval(**difference["accuracy"]), Interval(**difference["macro_f1"]), difference["p_value"]),
-        )
-
-
-def _scores(data: Mapping[str, Any]) -> Scores:
-    return Scores(
-        **{
-            **data,
-            "accuracy": Interval(**data["accuracy"]),
-            "macro_f1": Interval(**data["macro_f1"]),
-            "per_class": tuple(ClassScores(**one) for one in data["per_class"]),
-            "confusion": tuple(tuple(row) for row in data["confusion"]),
-        }
-    )
+        return TypeAdapter(cls).validate_python(data)
 
 
 def tested(result: RunReport) -> int:

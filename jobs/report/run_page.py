@@ -41,7 +41,7 @@ def build(job: Job, result: RunReport, votes: Votes | None = None) -> Page:
         by_class(result),
         confusions(job, result),
         texts(job),
-        parts.diversity(read_json(job, "diversity"), DIVERSITY_TITLES),
+        parts.diversity(job.run.find_json("diversity") or {}, DIVERSITY_TITLES),
         agreement(job, result, votes),
         cost(job),
         parts.examples(fates(job.run.read(Example, "relabelled")), job.config.seed),
@@ -196,7 +196,7 @@ def cost(job: Job) -> PageSection:
                 format_duration(usage["seconds"]),
             )
         )
-    students = read_json(job, "finetune")
+    students = job.run.find_json("finetune") or {}
     training = [
         (ROWS.get(name, name), "reused" if one.get("reused") else format_duration(one["seconds"]))
         for name, one in students.items()
@@ -222,11 +222,3 @@ def fates(examples: Sequence[Example]) -> list[tuple[str, list[Mapping[str, Any]
         (f"Dropped: {reason}", [r for r in rows if not r["kept"] and r["dropped_because"] == reason])
         for reason in reasons
     ]
-
-
-def read_json(job: Job, name: str) -> Any:
-    """``<name>.json`` of the run; empty if an older version did not write it."""
-    try:
-        return job.run.read_json(name)
-    except InputError:
-        return {}

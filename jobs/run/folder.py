@@ -122,18 +122,14 @@ class Run:
         """The file of a table, for reading in parts. Raises ``InputError`` if it is missing."""
         return pq.ParquetFile(self._open(f"{table}/{part}.parquet", "rb"))
 
-    def has_table(self, table: str, part: str) -> bool:
-        """Whether the run has that table."""
-        return bool(self._fs.exists(f"{self._root}/{table}/{part}.parquet"))
-
     def create(self, name: str) -> Any:
         """A file of the run, open for binary writing."""
         return self._fs.open(self.place(name), "wb")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``<name>.json`` atomically."""
+        """Write ``<name>.json`` atomically. Dataclasses in ``value`` become JSON objects."""
         with self._replacing(f"{name}.json", "w") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
+            json.dump(value, file, indent=2, ensure_ascii=False, default=asdict)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, such as ``report.html``."""
@@ -148,6 +144,13 @@ class Run:
         """Read ``<name>.json``. Raises ``InputError`` if it is missing."""
         with self._open(f"{name}.json", "r") as file:
             return json.load(file)
+
+    def find_json(self, name: str) -> Any:
+        """Read ``<name>.json``; None if it is missing."""
+        try:
+            return self.read_json(name)
+        except InputError:
+            return None
 
     def _open(self, relative: str, mode: str) -> Any:
         try:
@@ -173,16 +176,22 @@ class Run:
     @staticmethod
     def find(reference: str, storage: str) -> tuple[Run, Config] | None:
         """The run with that folder or name, and its config; None if there is none."""
+        run = Run.holding("config.yaml", reference, storage)
+        if run is None:
+            return None
+        with run._open("config.yaml", "r") as file:
+            content = yaml.safe_load(file)
+        content.get("relabel", {}).pop("channel", None)  # a field of older versions
+        return run, parse(content, where=f"{run.path}/config.yaml")
+
+    @staticmethod
+    def holding(file: str, reference: str, storage: str) -> Run | None:
+        """The run with that folder or name, if it has ``file``."""
         for place in (reference.rstrip("/"), f"{storage.rstrip('/')}/{reference}"):
             filesystem, inner = url_to_fs(place)
-            if filesystem.isfile(f"{inner}/config.yaml"):
-                with filesystem.open(f"{inner}/config.yaml", "r") as file:
-                    content = yaml.safe_load(file)
-                content.get("relabel", {}).pop("channel", None)  # a field of older versions
-                config = parse(content, where=f"{inner}/config.yaml")
-                parent, name = inner.rsplit("/", 1)
-                protocol = "" if "://" not in place else place.split("://", 1)[0] + "://"
-                return Run(protocol + parent, name), config
+            if filesystem.isfile(f"{inner}/{file}"):
+                parent, name = (place if "://" in place else inner).rsplit("/", 1)
+                return Run(parent, name)
         return None
 
 
@@ -206,8 +215,3 @@ class TableStream:
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting))
             self._waiting, self._rows = [], 0
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass as plain JSON data."""
-    return json.loads(json.dumps(asdict(value)))

@@ -21,25 +21,21 @@ _PACKAGE = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_[^/]+")
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)(.*)$")
 
 
-def make_absolute(config: Config, base: Path | None = None) -> Config:
-    """``config`` with every relative path resolved against ``base`` (default: the current directory)."""
-    base = base or Path.cwd()
-    sections = {name: _resolve(getattr(config, name), name, base) for name in _RULES}
-    return config.model_copy(update={"storage": _absolute(config.storage, base), **sections})
+def make_absolute(config: Config) -> Config:
+    """``config`` with every relative path resolved against the current directory."""
+    sections = {name: _resolve(getattr(config, name), name) for name in _RULES}
+    return config.model_copy(update={"storage": _absolute(config.storage), **sections})
 
 
-def make_study_absolute(config: StudyConfig, base: Path | None = None) -> StudyConfig:
+def make_study_absolute(config: StudyConfig) -> StudyConfig:
     """``make_absolute`` for a study."""
-    base = base or Path.cwd()
-    update: dict[str, Any] = {
-        name: _resolve(getattr(config, name), name, base) for name in ("ledger", "student", "tracking")
-    }
+    update: dict[str, Any] = {name: _resolve(getattr(config, name), name) for name in ("ledger", "student", "tracking")}
     places = {name: getattr(config, name) for name in ("storage", "data_dir", "judgements")}
-    update |= {name: _absolute(place, base) for name, place in places.items() if place is not None}
-    update["tasks"] = tuple(_resolve(one, "task", base) for one in config.tasks)
-    update["teachers"] = {name: _resolve(one, "teacher", base) for name, one in config.teachers.items()}
+    update |= {name: _absolute(place) for name, place in places.items() if place is not None}
+    update["tasks"] = tuple(_resolve(one, "task") for one in config.tasks)
+    update["teachers"] = {name: _resolve(one, "teacher") for name, one in config.teachers.items()}
     update["students"] = {
-        name: {**one, "model": _absolute_if_there(one["model"], base)} if isinstance(one.get("model"), str) else one
+        name: {**one, "model": _absolute_if_there(one["model"])} if isinstance(one.get("model"), str) else one
         for name, one in config.students.items()
     }
     return config.model_copy(update=update)
@@ -67,39 +63,41 @@ def is_local(place: str) -> bool:
     return "://" not in place or place.startswith("file://")
 
 
-def _absolute(place: str, base: Path) -> str:
-    if "://" in place or place.startswith("memory:"):
-        return place
-    # Symbolic links stay, so that a later change of their target takes effect.
-    return str(base / Path(place).expanduser())
-
-
-def absolute_uri(uri: str, base: Path) -> str:
-    """``uri`` with a relative SQLite path resolved against ``base``."""
+def absolute_uri(uri: str) -> str:
+    """``uri`` with a relative SQLite path made absolute."""
     match = _SQLITE.match(uri)
     if match is None or match[2].startswith((":memory:", "file:")):
         return uri
-    return f"{match[1]}{_absolute(match[2], base)}{match[3]}"
+    return f"{match[1]}{_absolute(match[2])}{match[3]}"
 
 
-def _absolute_preset(preset: str, base: Path) -> str:
+def _absolute(place: str) -> str:
+    if "://" in place or place.startswith("memory:"):
+        return place
+    # Symbolic links stay, so that a later change of their target takes effect.
+    return str(Path(place).expanduser().absolute())
+
+
+def _absolute_preset(preset: str) -> str:
     """A preset is a path only if no shipped preset has that name and the path exists."""
-    path = base / Path(preset).expanduser()
-    return str(path) if preset and find_shipped(preset) is None and path.exists() else preset
+    return _absolute(preset) if preset and find_shipped(preset) is None and _exists(preset) else preset
 
 
-def _absolute_texts(unlabelled: str, base: Path) -> str:
+def _absolute_texts(unlabelled: str) -> str:
     """``train`` stands for the train split."""
-    return unlabelled if unlabelled == "train" else _absolute(unlabelled, base)
+    return unlabelled if unlabelled == "train" else _absolute(unlabelled)
 
 
-def _absolute_if_there(model: str, base: Path) -> str:
+def _absolute_if_there(model: str) -> str:
     """A model is a path if it looks like one or exists, else a name (a hub id or the packaged model)."""
-    path = base / Path(model).expanduser()
-    return str(path) if model.startswith(("./", "../", "~")) or (model and path.exists()) else model
+    return _absolute(model) if model.startswith(("./", "../", "~")) or (model and _exists(model)) else model
 
 
-_RULES: dict[str, dict[str, Callable[[str, Path], str]]] = {
+def _exists(place: str) -> bool:
+    return Path(place).expanduser().exists()
+
+
+_RULES: dict[str, dict[str, Callable[[str], str]]] = {
     "task": {"preset": _absolute_preset, "data_dir": _absolute, "unlabelled": _absolute_texts},
     "ledger": {"uri": absolute_uri},
     "teacher": {"model": _absolute_if_there},
@@ -109,7 +107,7 @@ _RULES: dict[str, dict[str, Callable[[str, Path], str]]] = {
 """How to resolve each path, by section and field of a config."""
 
 
-def _resolve(section: Any, name: str, base: Path) -> Any:
+def _resolve(section: Any, name: str) -> Any:
     """A section with absolute paths, by the rules of ``name``."""
     values = {field: (getattr(section, field), rule) for field, rule in _RULES[name].items()}
-    return section.model_copy(update={f: rule(value, base) for f, (value, rule) in values.items() if value is not None})
+    return section.model_copy(update={f: rule(value) for f, (value, rule) in values.items() if value is not None})

@@ -62,15 +62,10 @@ class TrialTable:
     @classmethod
     def load(cls, run: Run) -> TrialTable:
         """The table of the search's earlier runs; empty if there were none."""
-        rows = run.read_json(TABLE) if run.has_file(f"{TABLE}.json") else []
-        spent = run.read_json(SPENT) if run.has_file(f"{SPENT}.json") else {"usd": 0.0}
+        rows, spent = run.find_json(TABLE) or [], run.find_json(SPENT) or {"usd": 0.0}
         trials = [
             Trial(
-                row["number"],
-                from_json(row["point"]),
-                row["status"],
-                [RungResult.from_json(rung) for rung in row["rungs"]],
-                row["error"],
+                **row | {"point": from_json(row["point"]), "rungs": [RungResult.from_json(one) for one in row["rungs"]]}
             )
             for row in rows
         ]

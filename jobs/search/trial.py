@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -29,7 +29,7 @@ from jobs.stages.ask import Usage
 from jobs.tracking.tracker import NullTracker
 from potstill.config import Config
 from potstill.draws import digest
-from potstill.errors import InputError, StageError
+from potstill.errors import StageError
 from potstill.measures.baselines import as_predictions
 from potstill.measures.scores import score
 from potstill.rows import Example, Prediction
@@ -125,10 +125,8 @@ def owners(owner: str) -> tuple[str, str, str]:
 
 def stored(scene: Scene, key: str) -> RungResult | None:
     """The stored result of a rung; None if there is none."""
-    try:
-        return RungResult.from_json(scene.run.read_json(f"rungs/{key}"))
-    except InputError:
-        return None
+    found = scene.run.find_json(f"rungs/{key}")
+    return None if found is None else RungResult.from_json(found)
 
 
 def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep: bool = False) -> RungResult:
@@ -146,7 +144,7 @@ def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep
         if (found := stored(scene, key)) is not None:
             return found
         result = _compute(scene, job, owner, key, keep)
-        scene.run.write_json(f"rungs/{key}", asdict(result))
+        scene.run.write_json(f"rungs/{key}", result)
         return result
     finally:
         _ask(scene.search_workers.release.remote(owner))

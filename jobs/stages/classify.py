@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from actors.teachers.pool import TeacherPool
-from jobs.run.folder import as_json
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
 from jobs.runtime.torch_worker import embed
@@ -50,7 +49,7 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         for part, probs in ((RAW, raw_probs(votes)), (CALIBRATED, evidence.teacher_probs(votes)[0])):
             even = np.where(np.isfinite(probs), probs, 1.0 / len(labels))
             job.run.write(Prediction, part, as_predictions(texts, even, labels))
-        job.run.write_json(PART, {"usage": as_json(usage), "unanswered": unanswered})
+        job.run.write_json(PART, {"usage": usage, "unanswered": unanswered})
         record.metrics(usage_metrics(usage))
         line.summary = f"{len(texts)} texts classified by the teacher" + (
             f", {unanswered} without an answer" if unanswered else ""

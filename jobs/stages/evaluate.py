@@ -8,7 +8,6 @@ and logistic regression on frozen sentence embeddings of the seeds.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,7 +23,6 @@ from jobs.stages.predict import predict
 from jobs.tracking.registry import StudentCard, StudentVersion, register_student
 from jobs.tracking.server import TrackingError, one_line
 from potstill.draws import digest
-from potstill.errors import InputError
 from potstill.measures import baselines
 from potstill.measures.scores import Scores, compare, mean_and_deviation, score
 from potstill.rows import Example, Prediction, to_table
@@ -39,15 +37,13 @@ def evaluate(job: Job) -> None:
         students = job.run.read_json("finetune")
         line.note(f"{len(job.data.test)} test texts")
         folders = {name: student["export"] for name, student in students.items()}
-        predictions = predict(
-            folders, job.data.test, job.labels, max_length=job.config.student.max_length, verbose=job.verbose
-        )
+        predictions = predict(folders, job.data.test, job.labels, max_length=job.config.student.max_length)
         predictions[REGRESSION] = regression(job)
         measure_real(job)
         for name, rows in predictions.items():
             job.run.write(Prediction, name, rows)
         result = summarise(job, predictions)
-        job.run.write_json("report", result.as_json())
+        job.run.write_json("report", result)
         for name, scores in result.scores.items():
             record.metrics({f"{name}/accuracy": scores.accuracy.value, f"{name}/macro_f1": scores.macro_f1.value})
         line.summary = f"{len(job.data.test)} test texts, {len(predictions)} students"
@@ -87,10 +83,9 @@ def measure_real(job: Job) -> None:
     if REAL_EQUAL not in job.config.evaluate.compare or not job.data.train:
         return
     counts = Counter(example.label for example in job.run.read(Example, "relabelled") if example.kept)
-    real, found = real_texts(job, counts), {}
+    real = real_texts(job, counts)
     (vectors,) = embed([row.text for row in real])
-    with contextlib.suppress(InputError):  # older versions wrote none
-        found = job.run.read_json("diversity")
+    found = job.run.find_json("diversity") or {}  # older versions wrote none
     found["real"] = as_rows(vectors, [row.label for row in real], job.labels)
     job.run.write_json("diversity", found)
 

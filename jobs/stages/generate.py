@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.teachers.pool import TeacherPool
-from jobs.run.folder import as_json
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
 from jobs.stages.ask import Usage, ask
@@ -85,7 +84,7 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
             counts = next_counts(job, examples, drawn)
         report = _report(job, examples, unread, usage, rounds)
         job.run.write(Example, "generated", examples)
-        job.run.write_json("generate", as_json(report))
+        job.run.write_json("generate", report)
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
         source = "collected" if collected is not None else f"from {usage.requests} replies"
         line.summary = f"kept {report.kept} of {report.texts} texts {source}{_dropped(report.dropped)}"

@@ -9,31 +9,22 @@ applied (``potstill/labels/resolution.py``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from actors.teachers.pool import TeacherPool
-from jobs.run.folder import as_json
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
-from jobs.stages.ask import Usage, ask
+from jobs.stages.ask import ask
 from jobs.stages.diversity import as_rows
 from jobs.stages.generate import usage_metrics
 from potstill.labels.prototypes import class_texts
 from potstill.labels.questions import Embeddings
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
 from potstill.rows import Example, Request
-
-
-@dataclass(frozen=True, slots=True)
-class Relabelled:
-    """The content of ``relabel.json``."""
-
-    usage: Usage
-    report: RelabelReport
 
 
 def relabel(job: Job, pool: TeacherPool) -> Resolution:
@@ -59,7 +50,7 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
         resolved = {example.example_id: example for example in resolution.examples}
         job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])
-        job.run.write_json("relabel", as_json(Relabelled(usage, report)))
+        job.run.write_json("relabel", {"usage": usage, "report": report})
         job.run.write_json("diversity", _diversity(job, resolution, vectors.texts))
         record.metrics({**usage_metrics(usage), **_metrics(report)})
         line.summary = _summary(report)

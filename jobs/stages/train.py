@@ -114,14 +114,12 @@ def train(
     config: StudentConfig,
     labels: Sequence[str],
     storage: str,
-    *,
-    reuse: bool = True,
     verbose: bool = False,
 ) -> TrainingResult:
     """Train all ``arms`` in one fit and export each to ``<storage>/students/<digest>/model``.
 
-    ``storage`` is any fsspec path that all nodes share. Arms with an export of the same digest are reused
-    (``reuse=False`` trains them anew). Needs a connected ``ray``. Raises ``InputError`` before anything starts,
+    ``storage`` is any fsspec path that all nodes share. Arms with an export of the same digest are reused.
+    Needs a connected ``ray``. Raises ``InputError`` before anything starts,
     ``StageError`` if training breaks off. A lost worker is replaced up to ``config.max_failures`` times; if its node is
     gone, training continues with fewer workers, down to ``config.min_workers``. Either way training resumes from the
     last checkpoint, and so does the next call for the same arms after a call that broke off or was killed.
@@ -133,15 +131,13 @@ def train(
     resources = ray.cluster_resources()
     if found := arm_problems(arms, labels) + problems(config, resources, cluster.node_cpus()):
         raise InputError(found)
-    jobs, missing = _prepare(arms, config, labels, storage, reuse)
+    jobs, missing = _prepare(arms, config, labels, storage)
     workers, on_gpu = choose_workers(config, resources)
     log_dir = None
     if missing:
         fit = TrainingJob(tuple(labels), config, missing, "cuda" if on_gpu else "cpu", config.threads)
         # Named by all arms, not only the missing ones: some may have been trained before the fit broke off.
         with fits.claim(f"{storage}/fits", digest(sorted({job.digest for job in jobs}), size=5)) as name:
-            if not reuse:
-                fits.clean(f"{storage}/fits/{name}")
             log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
             run_fit(fit, workers, f"{storage}/fits/{name}", log_dir, verbose)
     return TrainingResult(_collect(jobs, missing), time.monotonic() - started, workers, log_dir)
@@ -159,7 +155,7 @@ def train_with(
     started = time.monotonic()
     if found := arm_problems(arms, labels):
         raise InputError(found)
-    jobs, missing = _prepare(arms, config, labels, storage, reuse=True)
+    jobs, missing = _prepare(arms, config, labels, storage)
     if missing:
         run(TrainingJob(tuple(labels), config, missing, device, config.threads).to_json())
     return TrainingResult(_collect(jobs, missing), time.monotonic() - started, 1, None)
@@ -178,7 +174,7 @@ def name_students(arms: Sequence[Arm], config: StudentConfig, labels: Sequence[s
 
 
 def _prepare(
-    arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str], storage: str, reuse: bool
+    arms: Sequence[Arm], config: StudentConfig, labels: Sequence[str], storage: str
 ) -> tuple[list[ArmJob], tuple[ArmJob, ...]]:
     """All arms as jobs, and those that have to be trained (each digest once), with their rows written."""
     digests = name_students(arms, config, labels)
@@ -195,8 +191,6 @@ def _prepare(
             lineage=dict(arm.lineage),
         )
         jobs.append(job)
-        if not reuse:
-            student_folder.discard(job.folder)
         if student_folder.read_report(job.folder) is None:
             student_folder.write_rows(job.folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
             missing[job.digest] = job

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.backends.identity import identify
-from jobs.run.folder import Run, as_json
+from jobs.run.folder import Run
 from jobs.run.job import Job
 from jobs.stages.ask import Usage
 from jobs.study.cells import Cell
@@ -120,7 +120,7 @@ class StudyFolder:
                 rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]
             self.run.write_table(FOLDER, name, pa.Table.from_pylist(rows, schema=schema))
         study = self._study(seconds, finished)
-        self.run.write_json("study", as_json(study))
+        self.run.write_json("study", study)
         return study
 
     def read(self) -> tuple[Study, dict[str, pa.Table]]:

@@ -207,7 +207,6 @@ def _train(config: StudyConfig, group: FitGroup, regressions: Sequence[Cell], fo
             job.data.test,
             job.labels,
             max_length=student.max_length,
-            verbose=job.verbose,
         )
         measured = {cell.name: _sample(texts[cell.name].measured, cell) for cell in group.cells}
         seeds, test, *vectors = embed(

@@ -18,11 +18,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from jobs.tracking.server import RefusedError, TrackingError, absolute_uri, mlflow_errors, redact, short_requests
+from jobs.runtime.paths import absolute_uri
+from jobs.tracking.server import (
+    RefusedError,
+    TrackingError,
+    client,
+    mlflow_errors,
+    redact,
+    short_requests,
+)
 from potstill.config import home
 from potstill.draws import digest
 
@@ -61,21 +69,16 @@ def outbox_folder(run_dir: str | Path) -> Path:
     )
 
 
+@dataclass
 class Sender:
     """Sends entries to MLflow, one call each."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._client: MlflowClient | None = None
+    session: Session
 
-    @property
+    @cached_property
     def client(self) -> MlflowClient:
         """The client, made when first needed: opening a database can fail like any other call."""
-        if self._client is None:
-            from jobs.tracking.server import client
-
-            self._client = client(self.session.uri)
-        return self._client
+        return client(self.session.uri)
 
     def send(self, entry: Entry, again: bool = False) -> None:
         """Log ``entry``. Raises ``TrackingError`` (outage) or ``RefusedError``.
@@ -264,31 +267,27 @@ def replay(run_dir: str | Path, uri: str | None = None) -> Replay:
     ``uri`` is needed if the tracking URI holds a password, which is not stored. Entries for another server, and all
     entries during an outage, stay and count as ``waiting``.
     """
-    sent = waiting = unreachable = 0
+    sent, waiting, reachable = 0, 0, True
     refused: list[str] = []
     folder = outbox_folder(run_dir)
     for session_folder in sorted(folder.iterdir()) if folder.is_dir() else []:
         outbox = Outbox.load(session_folder)
         if outbox is None:
             continue
-        before = len(outbox)
-        if uri is not None:
-            # Experiment and run ids are only valid on their own server.
-            if redact(absolute_uri(uri)) != redact(outbox.session.uri):
-                waiting += before
-                outbox.release()
-                continue
-            outbox.session.uri = absolute_uri(uri)
-        session_refused: list[str] = []
-        if not unreachable:  # no second time-out for a server that just failed
-            with suppress(TrackingError):  # unsent entries are counted below
+        before, refused_before = len(outbox), len(refused)
+        full_uri = outbox.session.uri if uri is None else absolute_uri(uri)
+        # Experiment and run ids are only valid on their own server. A server that just failed gets no second time-out.
+        if reachable and redact(full_uri) == redact(outbox.session.uri):
+            outbox.session.uri = full_uri
+            try:
                 for entry, error in outbox.drain(partial(Sender(outbox.session).send, again=True)):
-                    session_refused.append(describe(entry, error))
+                    refused.append(describe(entry, error))
+            except TrackingError:
+                reachable = False
         outbox.release()
-        sent += before - len(outbox) - len(session_refused)
-        unreachable += len(outbox)
-        refused.extend(session_refused)
-    return Replay(sent, waiting + unreachable, tuple(refused))
+        waiting += len(outbox)
+        sent += before - len(outbox) - (len(refused) - refused_before)
+    return Replay(sent, waiting, tuple(refused))
 
 
 def describe(entry: Entry, error: Exception) -> str:

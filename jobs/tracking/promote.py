@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from jobs.tracking.registry import CHALLENGER, CHAMPION
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.runtime.paths import absolute_uri
+from jobs.tracking.registry import CHALLENGER, CHAMPION, list_versions
 from jobs.tracking.server import (
     OFF,
     RefusedError,
-    absolute_uri,
     client,
     mlflow_errors,
-    optional,
     problems,
     redact,
     short_requests,
@@ -33,8 +36,6 @@ from potstill.errors import InputError, PotstillError, Problem
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from rich.console import Console
-    from rich.table import Table
 
 HISTORY_TAG = "potstill.former_champions"
 _HISTORY_LENGTH = 50
@@ -87,17 +88,15 @@ class PromoteResult:
 
 def promote(
     name: str,
-    version: str | int | None = None,
+    version: int | None = None,
     *,
     force: bool = False,
     rollback: bool = False,
     tracking_uri: str | None = None,
-    console: Console | None = None,
 ) -> PromoteResult:
     """Make ``version`` (default: the challenger) of ``name`` the champion, or undo the last promotion.
 
-    ``tracking_uri`` defaults to the config's default. Prints the table of scores on ``console`` before the decision.
-    Raises ``InputError`` for a missing model, version or history and for an unreachable server,
+    ``tracking_uri`` defaults to the config's default. Prints the table of scores before the decision, and the outcome. Raises ``InputError`` for a missing model, version or history and for an unreachable server,
     ``PromotionRefusedError`` for a challenger that is worse or not comparable.
     """
     tracking = TrackingConfig.model_validate({"uri": absolute_uri(tracking_uri)} if tracking_uri else {})
@@ -105,37 +104,20 @@ def promote(
         raise InputError([Problem("--rollback", "takes no --version: it restores the champion before")])
     if tracking.uri == OFF:
         raise InputError([Problem("tracking.uri = 'none'", "there is no model registry without tracking")])
-    found = problems(tracking)
-    if found:
+    if found := problems(tracking):
         raise InputError(found)
+    console = Console(highlight=False)
     try:
         with short_requests(), mlflow_errors():
             registry = client(tracking.uri)
             model = _model(registry, name, tracking.uri)
-            champion = _by_alias(registry, model, CHAMPION)
+            versions = list_versions(registry, name)
             if rollback:
-                return _roll_back(registry, model, champion, console)
-            challenger = (
-                _by_number(registry, model, str(version)) if version is not None else _challenger(registry, model)
-            )
-            return _promote(registry, model, champion, challenger, force, console)
+                result = _roll_back(registry, model, versions, console)
+            else:
+                result = _promote(registry, model, versions, version, force, console)
     except RefusedError as error:
         raise InputError([Problem(f"model {name!r}", f"MLflow refused: {error}")]) from error
-
-
-def show(
-    name: str,
-    version: str | int | None = None,
-    *,
-    force: bool = False,
-    rollback: bool = False,
-    tracking_uri: str | None = None,
-) -> PromoteResult:
-    """The command: ``promote``, then print the outcome."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    result = promote(name, version, force=force, rollback=rollback, tracking_uri=tracking_uri, console=console)
     console.print(result.message, markup=False, soft_wrap=True)
     return result
 
@@ -144,9 +126,6 @@ def comparison(
     champion: VersionScores | None, candidate: VersionScores | None, candidate_role: str = CHALLENGER
 ) -> Table:
     """The two versions side by side, for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(title=None, show_lines=False)
     table.add_column("")
     columns = [(CHAMPION, champion), (candidate_role, candidate)]
@@ -195,17 +174,20 @@ def objection(champion: VersionScores | None, challenger: VersionScores) -> str 
 def _promote(
     registry: MlflowClient,
     model: RegisteredModel,
-    champion: ModelVersion | None,
-    challenger: ModelVersion,
+    versions: Mapping[str, ModelVersion],
+    version: int | None,
     force: bool,
-    console: Console | None,
+    console: Console,
 ) -> PromoteResult:
-    name, new = str(model.name), str(challenger.version)
-    before, after = (VersionScores.of(champion) if champion else None), VersionScores.of(challenger)
-    if console:
-        console.print(
-            comparison(before, after, CHALLENGER if new == str(model.aliases.get(CHALLENGER)) else "candidate")
-        )
+    name, challenger = str(model.name), str(model.aliases.get(CHALLENGER))
+    new = challenger if version is None else str(version)
+    if new not in versions:
+        listing = f"it has {_listing(model, versions)}"
+        if version is not None:
+            raise InputError([Problem(f"--version {version}", f"{name} has no such version; {listing}")])
+        raise InputError([Problem(f"model {name!r}", f"has no challenger; choose one with --version; {listing}")])
+    before, after = _scores(versions, model.aliases.get(CHAMPION)), VersionScores.of(versions[new])
+    console.print(comparison(before, after, CHALLENGER if new == challenger else "candidate"))
     if before and before.version == new:
         return PromoteResult(name, new, new, f"version {new} of {name} is the champion already")
     reason = objection(before, after)
@@ -222,24 +204,16 @@ def _promote(
 
 
 def _roll_back(
-    registry: MlflowClient, model: RegisteredModel, champion: ModelVersion | None, console: Console | None
+    registry: MlflowClient, model: RegisteredModel, versions: Mapping[str, ModelVersion], console: Console
 ) -> PromoteResult:
-    name = str(model.name)
-    now = str(champion.version) if champion else None
+    name, champion = str(model.name), _scores(versions, model.aliases.get(CHAMPION))
+    now = champion.version if champion else None
     history = _history(model)
-    existing = {str(version.version): version for version in _versions(registry, name)}
     while history:
         target = history.pop()
-        if target == now or (target is not None and target not in existing):
+        if target == now or (target is not None and target not in versions):
             continue  # an interrupted promotion, or a version deleted since
-        if console:
-            console.print(
-                comparison(
-                    VersionScores.of(champion) if champion else None,
-                    VersionScores.of(existing[target]) if target else None,
-                    "before",
-                )
-            )
+        console.print(comparison(champion, _scores(versions, target), "before"))
         if target is None:
             registry.delete_registered_model_alias(name, CHAMPION)
             message = f"{name} has no champion now: version {now} was the first"
@@ -254,56 +228,24 @@ def _roll_back(
 
 
 def _model(registry: MlflowClient, name: str, uri: str) -> RegisteredModel:
-    model = optional(lambda: registry.get_registered_model(name))
-    if model is None:
-        known = (
-            ", ".join(sorted(model.name for model in registry.search_registered_models(max_results=20))) or "none yet"
-        )
-        raise InputError(
-            [Problem(f"model {name!r}", f"no such registered model at {redact(uri)}; registered: {known}")]
-        )
-    return model
+    try:
+        with mlflow_errors():
+            return registry.get_registered_model(name)
+    except RefusedError:
+        known = ", ".join(sorted(model.name for model in registry.search_registered_models(max_results=20)))
+        message = f"no such registered model at {redact(uri)}; registered: {known or 'none yet'}"
+        raise InputError([Problem(f"model {name!r}", message)]) from None
 
 
-def _by_alias(registry: MlflowClient, model: RegisteredModel, alias: str) -> ModelVersion | None:
-    number = model.aliases.get(alias)
-    return None if number is None else optional(lambda: registry.get_model_version(model.name, str(number)))
+def _scores(versions: Mapping[str, ModelVersion], number: object) -> VersionScores | None:
+    """The scores of a version; ``None`` if it does not exist."""
+    found = versions.get(str(number))
+    return VersionScores.of(found) if found is not None else None
 
 
-def _by_number(registry: MlflowClient, model: RegisteredModel, number: str) -> ModelVersion:
-    found = optional(lambda: registry.get_model_version(model.name, number))
-    if found is None:
-        raise InputError(
-            [Problem(f"--version {number}", f"{model.name} has no such version; it has {_listing(registry, model)}")]
-        )
-    return found
-
-
-def _challenger(registry: MlflowClient, model: RegisteredModel) -> ModelVersion:
-    found = _by_alias(registry, model, CHALLENGER)
-    if found is None:
-        raise InputError(
-            [
-                Problem(
-                    f"model {model.name!r}",
-                    f"has no challenger; choose one with --version; it has {_listing(registry, model)}",
-                )
-            ]
-        )
-    return found
-
-
-def _versions(registry: MlflowClient, name: str) -> list[ModelVersion]:
-    quoted = name.replace("'", "''")
-    return sorted(registry.search_model_versions(f"name = '{quoted}'"), key=lambda version: int(version.version))
-
-
-def _listing(registry: MlflowClient, model: RegisteredModel) -> str:
+def _listing(model: RegisteredModel, versions: Mapping[str, ModelVersion]) -> str:
     aliases = {str(number): alias for alias, number in model.aliases.items()}
-    shown = [
-        f"{number} ({aliases[number]})" if number in aliases else number
-        for number in (str(v.version) for v in _versions(registry, model.name))
-    ]
+    shown = [f"{number} ({aliases[number]})" if number in aliases else number for number in versions]
     return f"versions {', '.join(shown[-20:])}" if shown else "no versions"
 
 

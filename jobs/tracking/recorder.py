@@ -107,17 +107,14 @@ class Recorder:
         return child
 
     def finish(self, status: Status, error: BaseException | None = None) -> None:
-        """End a child run."""
-        self._end(status, error)
+        """End the run."""
+        reason = None if error is None else f"{type(error).__name__}: {one_line(error, 1000)}"
+        self._put("end", status=status, time_ms=now_ms(), error=reason)
 
     def start_entry(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Entry:
         """The entry that starts this run, as a child of the run with handle ``parent``."""
         short = {safe_key(key): str(value)[:MAX_TAG_CHARACTERS] for key, value in tags.items()}
         return Entry("start", self._handle, {"name": name, "tags": short, "parent": parent, "time_ms": now_ms()})
-
-    def _end(self, status: Status, error: BaseException | None = None) -> None:
-        reason = None if error is None else f"{type(error).__name__}: {one_line(error, 1000)}"
-        self._put("end", status=status, time_ms=now_ms(), error=reason)
 
     def _put(self, kind: Kind, **values: Any) -> None:
         self._put_entry(Entry(kind, self._handle, values))

@@ -12,7 +12,6 @@ transformers, not potstill.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import student_folder
-from jobs.tracking.server import RefusedError, TrackingError, absolute_uri, client, mlflow_errors, short_requests
+from jobs.runtime.paths import absolute_uri
+from jobs.tracking.server import RefusedError, client, mlflow_errors, short_requests
 from potstill.errors import StageError
 
 if TYPE_CHECKING:
@@ -107,11 +107,17 @@ def register_student(card: StudentCard, tracking_uri: str, run_id: str) -> Stude
 
 def find_version(registry: MlflowClient, name: str, run_digest: str, student_digest: str) -> ModelVersion | None:
     """The oldest ready version of ``name`` with both digests, or None."""
-    versions = registry.search_model_versions(f"name = '{_quoted(name)}' and tags.run_digest = '{run_digest}'")
-    usable = [
-        found for found in versions if found.status == "READY" and found.tags.get("student_digest") == student_digest
-    ]
-    return min(usable, key=lambda found: int(found.version), default=None)
+    for found in list_versions(registry, name, f" and tags.run_digest = '{run_digest}'").values():
+        if found.status == "READY" and found.tags.get("student_digest") == student_digest:
+            return found
+    return None
+
+
+def list_versions(registry: MlflowClient, name: str, condition: str = "") -> dict[str, ModelVersion]:
+    """The versions of a registered model by number, oldest first. ``condition``: more of MLflow's filter."""
+    quoted = name.replace("'", "''")
+    found = registry.search_model_versions(f"name = '{quoted}'{condition}")
+    return {str(one.version): one for one in sorted(found, key=lambda one: int(one.version))}
 
 
 def predict_signature() -> ModelSignature:
@@ -202,16 +208,14 @@ def _create_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = registry.create_model_version(
-        name, source=model_uri, run_id=run_id, tags=dict(tags), model_id=model_uri.removeprefix("models:/")
+    return registry.create_model_version(
+        name,
+        source=model_uri,
+        run_id=run_id,
+        tags=dict(tags),
+        await_creation_for=60,
+        model_id=model_uri.removeprefix("models:/"),
     )
-    deadline = time.monotonic() + 60
-    while made.status == "PENDING_REGISTRATION":
-        if time.monotonic() > deadline:
-            raise TrackingError(f"version {made.version} of {name} is still pending after 60 s")
-        time.sleep(1)
-        made = registry.get_model_version(name, made.version)
-    return made
 
 
 @contextmanager
@@ -231,7 +235,3 @@ def _tracking_to(uri: str) -> Iterator[None]:
         for key in names:
             os.environ.pop(key, None)
         os.environ.update(before)
-
-
-def _quoted(name: str) -> str:
-    return name.replace("'", "''")

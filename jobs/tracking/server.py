@@ -14,17 +14,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from jobs.runtime import paths
+from jobs.runtime.paths import absolute_uri
 from potstill.config import TrackingConfig, home
 from potstill.errors import InputError, PotstillError, Problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-T = TypeVar("T")
 
 OFF = "none"
 REQUEST_TIMEOUT_S = 10
@@ -50,11 +48,6 @@ class TrackingError(PotstillError):
 
 class RefusedError(PotstillError):
     """MLflow refused a request and would refuse it again."""
-
-
-def absolute_uri(uri: str) -> str:
-    """``uri`` with a relative SQLite path made absolute: workers have other working directories."""
-    return paths.absolute_uri(uri, Path.cwd())
 
 
 # Passwords may contain @, / and ?, quoted or not: the mask ends at the last @ before the query, if there is one. Paths of
@@ -191,13 +184,15 @@ def open_experiment(mlflow_client: MlflowClient, tracking: TrackingConfig, name:
 def artifact_location(tracking: TrackingConfig) -> str | None:
     """Where a new experiment stores its artifacts; ``None``: the server decides."""
     if tracking.artifacts:
-        return (
-            tracking.artifacts
-            if "://" in tracking.artifacts
-            else Path(tracking.artifacts).expanduser().absolute().as_uri()
-        )
-    scheme = tracking.uri.partition(":")[0].partition("+")[0]
+        is_url = "://" in tracking.artifacts
+        return tracking.artifacts if is_url else Path(tracking.artifacts).expanduser().absolute().as_uri()
+    scheme = _scheme(tracking.uri)
     return (home() / "mlartifacts").as_uri() if scheme in {"sqlite", *_DATABASES} else None
+
+
+def _scheme(uri: str) -> str:
+    """``postgresql`` of ``postgresql+psycopg://...``."""
+    return uri.partition(":")[0].partition("+")[0]
 
 
 def problems(tracking: TrackingConfig, experiment: str | None = None) -> list[Problem]:
@@ -206,7 +201,7 @@ def problems(tracking: TrackingConfig, experiment: str | None = None) -> list[Pr
     if tracking.uri == OFF:
         return []
     found = [*_artifact_problems(tracking), *_name_problems(tracking)]
-    scheme = tracking.uri.partition(":")[0].partition("+")[0] if ":" in tracking.uri else tracking.uri
+    scheme = _scheme(tracking.uri)
     if scheme == "sqlite":
         message = _sqlite_problem(tracking.uri)
     elif scheme in _DATABASES:
@@ -373,12 +368,3 @@ def _answer(call: Callable[[], Any], where_to_look: str, timeout_s: float = PREF
         late = f"no answer within {timeout_s:.0f} s"
         return f"{late}; check {where_to_look} and the network, or set tracking.uri=none"
     return outcome[0]
-
-
-def optional(call: Callable[[], T]) -> T | None:
-    """The result of ``call``; ``None`` if MLflow says that it doesn't exist."""
-    try:
-        with mlflow_errors():
-            return call()
-    except RefusedError:
-        return None

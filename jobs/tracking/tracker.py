@@ -14,29 +14,26 @@ server stops answering waits up to 10 s; later calls wait only when the server i
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from jobs.tracking.outbox import Entry, Kind, Outbox, Replay, Sender, Session, describe, replay
+from jobs.runtime.paths import absolute_uri
+from jobs.tracking.outbox import Entry, Outbox, Sender, Session, describe, replay
 from jobs.tracking.recorder import Recorder, Status, status_of
 from jobs.tracking.server import (
     OFF,
     REQUEST_TIMEOUT_S,
     RefusedError,
     TrackingError,
-    absolute_uri,
     mlflow_errors,
     one_line,
     open_experiment,
-    problems,
     redact,
     short_requests,
 )
@@ -47,8 +44,6 @@ from potstill.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from jobs.tracking.registry import StudentVersion
-
-__all__ = ["NullTracker", "Recorder", "Replay", "Tracker", "TrackingError", "open_tracker", "problems", "replay"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 
@@ -71,11 +66,6 @@ class Tracker(Recorder):
         self._lock = threading.RLock()
 
     @property
-    def uri(self) -> str | None:
-        """The absolute tracking URI; ``None`` without tracking."""
-        return self._session.uri
-
-    @property
     def run_id(self) -> str | None:
         """MLflow's id of the job's run; ``None`` without tracking."""
         return self._session.runs.get(self._handle)
@@ -88,9 +78,9 @@ class Tracker(Recorder):
             return f"{uri.rstrip('/')}/#/experiments/{self._session.experiment_id}/runs/{self.run_id}"
         return f"mlflow ui --backend-store-uri {uri}"
 
-    def begin(self, entry: Entry) -> None:
+    def begin(self, name: str, tags: Mapping[str, str]) -> None:
         """Start the job's run. Raises ``TrackingError`` or ``RefusedError``; nothing is kept for later."""
-        self._sender.send(entry)
+        self._sender.send(self.start_entry(name, tags))
 
     def register(self, register: Callable[..., StudentVersion], **student: Any) -> StudentVersion | None:
         """Call ``register(tracking_uri=, run_id=, **student)``, which runs ``register_student`` where transformers is available.
@@ -98,7 +88,7 @@ class Tracker(Recorder):
         ``None`` and a warning on an outage; the next run of the same job then registers the student.
         """
         try:
-            return register(tracking_uri=self.uri, run_id=self.run_id, **student)
+            return register(tracking_uri=self._session.uri, run_id=self.run_id, **student)
         except TrackingError as error:
             self._warn(f"the student was not registered: {one_line(error)}; run the same command again to register it")
             return None
@@ -109,7 +99,7 @@ class Tracker(Recorder):
             if self._closed:
                 return None
             self._next_try = 0.0
-            self._end(status, error)
+            self.finish(status, error)
             self._closed = True
             self._outbox.release()
             message = self._account()
@@ -189,11 +179,6 @@ class NullTracker(Tracker):
         super().__init__(Session("", ""), ".", lambda message: None)
 
     @property
-    def uri(self) -> str | None:
-        """No URI."""
-        return None
-
-    @property
     def where(self) -> str:
         """No place."""
         return "not tracked (tracking.uri: none)"
@@ -202,23 +187,11 @@ class NullTracker(Tracker):
         """Registers nothing."""
         return None
 
-    @contextmanager
-    def stage(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Recorder]:
-        """This tracker again."""
-        yield self
-
-    def begin_stage(self, name: str, tags: Mapping[str, str] | None = None) -> Recorder:
-        """This tracker again."""
-        return self
-
-    def finish(self, status: Status, error: BaseException | None = None) -> None:
-        """Nothing to end."""
-
-    def _put(self, kind: Kind, **values: Any) -> None:
+    def _take(self, entry: Entry) -> None:
         pass
 
     def _file(self, name: str, folder: str | None, write: Callable[[Path], object]) -> None:
-        pass
+        pass  # draws no charts
 
 
 def open_tracker(
@@ -227,14 +200,14 @@ def open_tracker(
     command: str,
     task_name: str,
     run_dir: str | Path,
-    run_digest: str | None = None,
-    warn: Callable[[str], None] | None = None,
+    run_digest: str,
+    warn: Callable[[str], None],
     content: Mapping[str, Any] | None = None,
 ) -> Tracker:
     """Start a job's run: experiment, parent run, config (or ``content``, of a study) as params and as ``config.yaml``.
 
-    ``run_digest`` (default: the config's) names the result. Sends the entries that earlier runs in ``run_dir`` left.
-    ``warn`` shows a line to the user (default: standard error). Raises ``InputError`` for an unreachable server, so call
+    ``run_digest`` names the result. Sends the entries that earlier runs in ``run_dir`` left. ``warn`` shows a line to the
+    user. Raises ``InputError`` for an unreachable server, so call
     it before paid work. Takes 2.5 s to import MLflow, 3 s once for a new SQLite file, 0.3 s otherwise.
     """
     import yaml
@@ -243,7 +216,6 @@ def open_tracker(
         return NullTracker()
     # A run id in the environment (from an outer `mlflow run` or a notebook) would capture everything logged.
     os.environ.pop("MLFLOW_RUN_ID", None)
-    warn = warn or _to_stderr
     _quieten()
     uri = absolute_uri(config.tracking.uri)
     session = Session(uri, "")
@@ -253,7 +225,7 @@ def open_tracker(
             session.experiment_id = open_experiment(
                 connect(uri), config.tracking, config.tracking.experiment or task_name
             )
-        tracker.begin(tracker.start_entry(*_parent_run(run_digest or config.digest(), command, task_name)))
+        tracker.begin(*_parent_run(run_digest, command, task_name))
     except (TrackingError, RefusedError) as error:
         where = f"tracking.uri = {redact(config.tracking.uri)!r}"
         raise InputError([Problem(where, f"can't be used: {error}")]) from error
@@ -272,6 +244,8 @@ def open_tracker(
 
 def _parent_run(run_digest: str, command: str, task_name: str) -> tuple[str, dict[str, str]]:
     """Name and tags of the job's run."""
+    from mlflow.utils.git_utils import get_git_commit
+
     tags = {
         "potstill.command": command,
         "potstill.task": task_name,
@@ -281,22 +255,11 @@ def _parent_run(run_digest: str, command: str, task_name: str) -> tuple[str, dic
         "mlflow.source.type": "LOCAL",
         "mlflow.user": os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown",
     }
-    commit = _git_commit()
-    if commit:
+    root = Path(__file__).resolve().parents[2]
+    # An installed or submitted copy has no repository of its own; one further up is another project's.
+    if (root / ".git").exists() and (commit := get_git_commit(str(root))):
         tags["mlflow.source.git.commit"] = commit
     return f"{command} {task_name} {run_digest[:8]}", tags
-
-
-def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # an installed or submitted copy; a repository further up is not ours
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _quieten() -> None:
@@ -307,10 +270,6 @@ def _quieten() -> None:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _to_stderr(message: str) -> None:
-    print(f"tracking: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

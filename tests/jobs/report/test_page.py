@@ -112,7 +112,7 @@ def job(tmp_path):
     job.run.write_json("finetune", {"distilled": {"anchor_weight": {}, "seconds": 4.0, "reused": False}})
     rows = [{"label": None, "texts": 3, "remote_clique": 0.6, "chamfer": 0.2}, {"label": first, "texts": 1, "remote_clique": None, "chamfer": None}]  # fmt: skip
     job.run.write_json("diversity", {"generated": rows, "distilled": rows})
-    job.run.write_json("report", evaluate.summarise(job, predictions).as_json())
+    job.run.write_json("report", evaluate.summarise(job, predictions))
     return job
 
 

@@ -21,7 +21,8 @@ def test_a_report_survives_its_file(job):
     rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(30)]
     scores = score(rows, job.labels, resamples=100)
     result = RunReport("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
-    assert RunReport.from_json(result.as_json()) == result
+    job.run.write_json("report", result)
+    assert RunReport.from_json(job.run.read_json("report")) == result
     assert from_table(to_table(rows, Prediction), Prediction) == rows
 
 
@@ -88,9 +89,9 @@ def test_a_report_needs_no_data(job, monkeypatch, capsys):
     rows = [Prediction(str(i), job.labels[i % 3], (0.6, 0.2, 0.2), job.labels[0]) for i in range(12)]
     scores = score(rows, job.labels, resamples=100)
     result = RunReport("mailroom-x", {"distilled": scores, "seeds_only": scores}, "seeds_only", difference(0.02))
-    job.run.write_json("report", result.as_json())
+    job.run.write_json("report", result)
     job.run.write_text(PAGE, "<p>as evaluation wrote it</p>")
-    monkeypatch.setattr("jobs.show.print_stages", lambda job: None)
+    monkeypatch.setattr("jobs.show.stage_rows", lambda job: [])
     show(job.config, job.run, open_it=False)
     assert "mailroom: 12 test texts" in capsys.readouterr().out
 

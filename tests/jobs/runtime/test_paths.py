@@ -4,7 +4,7 @@ from jobs.runtime import paths
 from potstill.config import parse
 
 
-def test_relative_paths_are_relative_to_the_folder_of_the_command(tmp_path):
+def test_relative_paths_are_relative_to_the_folder_of_the_command(tmp_path, monkeypatch):
     (tmp_path / "models/own").mkdir(parents=True)
     config = parse(
         {
@@ -16,7 +16,8 @@ def test_relative_paths_are_relative_to_the_folder_of_the_command(tmp_path):
             "tracking": {"uri": "sqlite:///ml/rel.db", "artifacts": "art"},
         }
     )
-    absolute = paths.make_absolute(config, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    absolute = paths.make_absolute(config)
     assert absolute.task.data_dir == f"{tmp_path}/data"
     assert absolute.storage == f"{tmp_path}/runs"
     assert absolute.ledger.uri == f"sqlite:///{tmp_path}/rel.db?timeout=5"
@@ -24,10 +25,11 @@ def test_relative_paths_are_relative_to_the_folder_of_the_command(tmp_path):
     assert absolute.student.model == f"{tmp_path}/student"
     assert absolute.tracking.uri == f"sqlite:///{tmp_path}/ml/rel.db"
     assert absolute.tracking.artifacts == f"{tmp_path}/art"
-    assert paths.make_absolute(absolute, tmp_path / "elsewhere") == absolute
+    monkeypatch.chdir("/")
+    assert paths.make_absolute(absolute) == absolute
 
 
-def test_other_paths_and_names_stay(tmp_path):
+def test_other_paths_and_names_stay(tmp_path, monkeypatch):
     config = parse(
         {
             "task": "trec6",
@@ -37,21 +39,24 @@ def test_other_paths_and_names_stay(tmp_path):
             "tracking": {"uri": "http://mlflow:5000", "artifacts": "s3://bucket/a"},
         }
     )
-    assert paths.make_absolute(config, tmp_path) == config
+    monkeypatch.chdir(tmp_path)
+    assert paths.make_absolute(config) == config
     for uri in ("none", "databricks", "sqlite://", "sqlite:///:memory:"):
         other = parse({"task": "trec6", "tracking": {"uri": uri}})
-        assert paths.make_absolute(other, tmp_path).tracking.uri == uri
+        assert paths.make_absolute(other).tracking.uri == uri
 
 
-def test_a_task_is_a_name_or_a_path(tmp_path):
+def test_a_task_is_a_name_or_a_path(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     (tmp_path / "trec6").mkdir()
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/pets.yaml").touch()
 
     def preset(written):
-        absolute = paths.make_absolute(parse({"task": written}), tmp_path)
-        assert paths.make_absolute(absolute, tmp_path / "elsewhere") == absolute
+        monkeypatch.chdir(tmp_path)
+        absolute = paths.make_absolute(parse({"task": written}))
+        monkeypatch.chdir("/")
+        assert paths.make_absolute(absolute) == absolute
         return absolute.task.preset
 
     assert preset("own") == f"{tmp_path}/own"
@@ -72,10 +77,13 @@ def test_a_task_is_a_name_or_a_path(tmp_path):
         ("tracking.artifacts", {"tracking": {"artifacts": "artifacts"}}),
     ],
 )
-def test_nothing_is_stored_in_a_submitted_copy(tmp_path, field, content):
+def test_nothing_is_stored_in_a_submitted_copy(tmp_path, monkeypatch, field, content):
     package = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
     config = parse({"task": "trec6", **content})
-    (problem,) = paths.problems(paths.make_absolute(config, package))
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    (problem,) = paths.problems(paths.make_absolute(config))
     assert problem.where.startswith(f"{field} = ")
     assert "lost after the next edit" in problem.message
-    assert not list(paths.problems(paths.make_absolute(config, tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    assert not list(paths.problems(paths.make_absolute(config)))

@@ -108,13 +108,13 @@ def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(training, "run_fit", break_off)
     rows = (TrainingRow("she purrs", (1.0, 0.0)), TrainingRow("she barks", (0.0, 1.0)))
     arms = [Arm("one", rows, seed=1), Arm("two", rows, seed=2)]
-    for reuse in (True, True, False):
+    for _ in range(2):
         with pytest.raises(StageError):
-            training.train(arms, StudentConfig(), ["cat", "dog"], str(tmp_path), reuse=reuse)
-    first, second, third = seen
-    assert first[0] == second[0] == third[0]
-    assert [one[1] for one in seen] == [["one", "two"], ["two"], ["one", "two"]]
-    assert [one[2] for one in seen] == [[], ["checkpoint_1", "checkpoint_manager_snapshot.json"], []]
+            training.train(arms, StudentConfig(), ["cat", "dog"], str(tmp_path))
+    first, second = seen
+    assert first[0] == second[0]
+    assert [one[1] for one in seen] == [["one", "two"], ["two"]]
+    assert [one[2] for one in seen] == [[], ["checkpoint_1", "checkpoint_manager_snapshot.json"]]
 
 
 @pytest.mark.slow

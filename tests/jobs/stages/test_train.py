@@ -56,7 +56,9 @@ def settings(folder: Path, **changes: Any) -> StudentConfig:
 
 
 @pytest.mark.slow
-def test_two_arms_in_one_fit_then_reuse_then_prediction(ray_cluster: Any, tmp_path: Path) -> None:
+def test_two_arms_in_one_fit_then_reuse_then_prediction(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import pipeline
 
     config = settings(tmp_path, min_steps=300)
@@ -86,7 +88,8 @@ def test_two_arms_in_one_fit_then_reuse_then_prediction(ray_cluster: Any, tmp_pa
         evaluation.predict(folders, texts, LABELS[::-1])
     with pytest.raises(StageError, match="not a transformers folder"):
         evaluation.predict({"gone": str(tmp_path / "gone")}, texts, LABELS)
-    answered = evaluation.predict(folders, texts, LABELS, batch_size=16)
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    answered = evaluation.predict(folders, texts, LABELS)
     assert [row.example_id for row in answered["seeds"]] == [text.example_id for text in texts]
     assert score(answered["distilled"], LABELS).accuracy.value > 0.9
     assert score(answered["distilled"], LABELS).accuracy.value > score(answered["seeds"], LABELS).accuracy.value

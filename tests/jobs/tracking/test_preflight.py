@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from jobs.tracking.tracker import open_tracker, problems
+from jobs.tracking.server import problems
+from jobs.tracking.tracker import open_tracker
 from potstill.config import TrackingConfig, parse
 from potstill.errors import InputError
 
@@ -80,6 +81,8 @@ def test_preflight_reads_the_database(tmp_path: Path) -> None:
             command="distill",
             task_name="trec6",
             run_dir=tmp_path / "run",
+            run_digest="ab12",
+            warn=pytest.fail,
         )
 
 

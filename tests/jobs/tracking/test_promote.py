@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.tracking.promote import PromotionRefusedError, promote, show
+from jobs.tracking.promote import PromotionRefusedError, promote
 from jobs.tracking.registry import StudentCard, StudentVersion, find_version, pinned_requirements, register_student
 from potstill.errors import InputError, StageError
 
@@ -91,7 +91,7 @@ def test_a_first_student_that_its_seeds_alone_beat_is_refused(
     with pytest.raises(
         PromotionRefusedError, match=r"worse than its seeds-only baseline: macro-F1 50.0 % against 52.0 %"
     ):
-        show(model, tracking_uri=uri(home))
+        promote(model, tracking_uri=uri(home))
     assert "seeds only" in capsys.readouterr().out
     assert champion(home, model) is None
     add(0.52, baseline_macro_f1="0.52")
@@ -142,10 +142,10 @@ def test_both_scores_are_shown_also_when_refused(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     add(0.6, teacher="smollm2")
-    show(model, tracking_uri=uri(home))
+    promote(model, tracking_uri=uri(home))
     add(0.5, run_digest="abc123")
     with pytest.raises(PromotionRefusedError):
-        show(model, tracking_uri=uri(home))
+        promote(model, tracking_uri=uri(home))
     shown = capsys.readouterr().out
     for part in ("champion (version 1)", "challenger (version 2)", "60.0 % [58.0, 62.0]", "-10.0", "abc123", "smollm2"):
         assert part in shown

@@ -21,8 +21,8 @@ import pytest
 
 from jobs.runtime.progress import Meter
 from jobs.tracking.outbox import outbox_folder
-from jobs.tracking.server import TrackingError
-from jobs.tracking.tracker import NullTracker, Tracker, open_tracker, problems
+from jobs.tracking.server import TrackingError, problems
+from jobs.tracking.tracker import NullTracker, Tracker, open_tracker
 from potstill.config import Config, TrackingConfig, parse
 from potstill.errors import InputError
 
@@ -57,7 +57,12 @@ def warnings() -> list[str]:
 def start(config: Config, tmp_path: Path, warnings: list[str]) -> Callable[..., Tracker]:
     def start(changed: Config | None = None) -> Tracker:
         return open_tracker(
-            changed or config, command="distill", task_name="trec6", run_dir=tmp_path / "run", warn=warnings.append
+            changed or config,
+            command="distill",
+            task_name="trec6",
+            run_dir=tmp_path / "run",
+            run_digest=(changed or config).digest(),
+            warn=warnings.append,
         )
 
     return start
@@ -305,7 +310,8 @@ def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
         "from potstill.config import parse\n"
         "from jobs.tracking.tracker import open_tracker\n"
         "config = parse({'task': 'trec6'})\n"
-        "with open_tracker(config, command='distill', task_name='trec6', run_dir=sys.argv[1]) as tracker:\n"
+        "names = {'command': 'distill', 'task_name': 'trec6', 'run_dir': sys.argv[1], 'run_digest': 'ab12'}\n"
+        "with open_tracker(config, **names, warn=print) as tracker:\n"
         "    with tracker.stage('generate') as stage: stage.metrics({'kept': 1})\n"
         "print([name for name in ('torch', 'transformers', 'deepspeed') if name in sys.modules])\n"
     )

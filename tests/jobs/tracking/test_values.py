@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tracking.server import absolute_uri
+from jobs.runtime.paths import absolute_uri
 from jobs.tracking.values import MAX_PARAM_CHARACTERS, flatten, param_value, safe_key
 
 
