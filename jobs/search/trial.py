@@ -7,8 +7,9 @@ resumes, grows or reaches the same rung from another point finds it there.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
@@ -139,15 +140,12 @@ def run_rung(scene: Scene, config: Config, owner: str, *, repeats: int = 1, keep
     key = digest([job.run.name, scene.validation.digest, job.config.student.repeats], size=8)
     if (found := stored(scene, key)) is not None:
         return found
-    _ask(scene.search_workers.claim.remote(key, owner))
-    try:
+    with _claimed(scene, [key], owner):
         if (found := stored(scene, key)) is not None:
             return found
         result = _compute(scene, job, owner, key, keep)
         scene.run.write_json(f"rungs/{key}", result)
         return result
-    finally:
-        _ask(scene.search_workers.release.remote(owner))
 
 
 def _compute(scene: Scene, job: Job, owner: str, key: str, keep: bool) -> RungResult:
@@ -201,8 +199,7 @@ def _students(
     _, asker, _ = owners(owner)
     digests = training.name_students(arms, job.config.student, job.labels)
     mine = {key for name, key in digests.items() if not name.startswith(finetune.SEEDS_ONLY)}
-    try:
-        _claim(scene, mine, asker)
+    with _claimed(scene, [f"student {key}" for key in mine], asker):
         result = _train(scene, job, arms, storage, owner, mine)
         job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
         trained = time.monotonic()
@@ -211,15 +208,18 @@ def _students(
             # A student takes 90 MB. Anchors stay, since the next trial needs them.
             for name in predictions:
                 student_folder.discard(f"{storage}/students/{result.students[name].digest}")
-    finally:
-        _ask(scene.search_workers.release.remote(asker))
     return result, predictions, trained
 
 
-def _claim(scene: Scene, students: Iterable[str], owner: str) -> None:
-    """Claim students by digest, in order."""
-    for key in sorted(students):
-        _ask(scene.search_workers.claim.remote(f"student {key}", owner))
+@contextlib.contextmanager
+def _claimed(scene: Scene, keys: Iterable[str], owner: str) -> Iterator[None]:
+    """Hold the claims on ``keys`` inside the block."""
+    try:
+        for key in sorted(keys):
+            _ask(scene.search_workers.claim.remote(key, owner))
+        yield
+    finally:
+        _ask(scene.search_workers.release.remote(owner))
 
 
 def _arms(scene: Scene, job: Job) -> list[Arm]:
@@ -266,12 +266,9 @@ def _train(
         # Trials share anchors: the first one trains them and releases them before it trains its own students.
         shared = [arm for arm in one["arms"] if arm["digest"] not in mine]
         *_, trainer = owners(owner)
-        try:
-            _claim(scene, {arm["digest"] for arm in shared}, trainer)
+        with _claimed(scene, {f"student {arm['digest']}" for arm in shared}, trainer):
             if shared:
                 _ask(scene.search_workers.train.remote({**one, "arms": shared}))
-        finally:
-            _ask(scene.search_workers.release.remote(trainer))
         if own := [arm for arm in one["arms"] if arm["digest"] in mine]:
             _ask(scene.search_workers.train.remote({**one, "arms": own}))
 

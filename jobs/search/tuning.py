@@ -292,7 +292,15 @@ def _make_watch(
             ending.succeeded(table.spent_usd)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._end(trial)
+            mine = self._of.get(trial.trial_id)
+            if mine is None:
+                return
+            if mine.status != "failed":
+                if len(mine.rungs) == len(trial_rungs(config, mine.point)):
+                    table.end(mine, "finished")
+                elif ending.reason is None and search.halving:
+                    table.end(mine, "stopped")
+            listener.ended(mine)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             mine = self._of.get(trial.trial_id)
@@ -313,17 +321,5 @@ def _make_watch(
                     table.end(mine, "running")
                 listener.began(mine)
             return self._of[trial.trial_id]
-
-        def _end(self, trial: Any) -> None:
-            mine = self._of.get(trial.trial_id)
-            if mine is None:
-                return
-            whole = len(trial_rungs(config, mine.point))
-            if mine.error is None or mine.status != "failed":
-                if len(mine.rungs) == whole:
-                    table.end(mine, "finished")
-                elif ending.reason is None and search.halving:
-                    table.end(mine, "stopped")
-            listener.ended(mine)
 
     return Watch()

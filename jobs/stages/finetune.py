@@ -69,7 +69,7 @@ def remarks(student: TrainedStudent) -> list[str]:
     found = list(report.warnings)
     if report.resumed:
         steps = ", ".join(map(str, report.resumed))
-        found.append(f"broke off; resumed from the checkpoint of step {steps}, {report.workers} workers at the end")
+        found.append(f"interrupted; resumed from the checkpoint of step {steps}, {report.workers} workers at the end")
     if report.truncated:
         found.append(f"{report.truncated} texts were cut at the length limit (student.max_length)")
     return found

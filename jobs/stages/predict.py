@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from actors import student_folder
 from actors.inference.predictor import PREFIX, Predictor
+from actors.teachers.pool import cause
 from jobs.runtime import torch_worker
 from potstill.errors import StageError
 from potstill.measures.baselines import as_predictions
@@ -62,8 +63,7 @@ def _ask_twice(texts: Sequence[str], arguments: dict[str, Any]) -> Mapping[str, 
     try:
         return _ask(texts, arguments)
     except ray.exceptions.RayError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise StageError(f"prediction broke off: {reason[-1] if reason else type(error).__name__}") from error
+        raise StageError(f"prediction failed: {cause(error)}") from error
 
 
 def _ask(texts: Sequence[str], arguments: dict[str, Any]) -> Mapping[str, Sequence[Sequence[float]]]:

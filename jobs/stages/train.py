@@ -118,11 +118,11 @@ def train(
 ) -> TrainingResult:
     """Train all ``arms`` in one fit and export each to ``<storage>/students/<digest>/model``.
 
-    ``storage`` is any fsspec path that all nodes share. Arms with an export of the same digest are reused.
-    Needs a connected ``ray``. Raises ``InputError`` before anything starts,
-    ``StageError`` if training breaks off. A lost worker is replaced up to ``config.max_failures`` times; if its node is
-    gone, training continues with fewer workers, down to ``config.min_workers``. Either way training resumes from the
-    last checkpoint, and so does the next call for the same arms after a call that broke off or was killed.
+    ``storage`` is any fsspec path that all nodes share. Arms with an export of the same digest are reused. Needs a
+    connected ``ray``. Raises ``InputError`` before anything starts, ``StageError`` if training fails. A lost worker is
+    replaced up to ``config.max_failures`` times; if its node is gone, training continues with fewer workers, down to
+    ``config.min_workers``. Either way training resumes from the last checkpoint, and so does the next call for the same
+    arms after a call that failed or was killed.
     """
     import ray
 
@@ -136,7 +136,7 @@ def train(
     log_dir = None
     if missing:
         fit = TrainingJob(tuple(labels), config, missing, "cuda" if on_gpu else "cpu", config.threads)
-        # Named by all arms, not only the missing ones: some may have been trained before the fit broke off.
+        # Named by all arms, not only the missing ones: some may have been trained before the fit failed.
         with fits.claim(f"{storage}/fits", digest(sorted({job.digest for job in jobs}), size=5)) as name:
             log_dir = None if verbose or "://" in storage else f"{storage}/fits/{name}/logs"
             run_fit(fit, workers, f"{storage}/fits/{name}", log_dir, verbose)
@@ -249,7 +249,7 @@ def run_fit(
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise StageError(f"training broke off: {_explain(error)}{see}") from error
+        raise StageError(f"training failed: {_explain(error)}{see}") from error
     returned = result.return_value
     if not isinstance(returned, dict):
         raise StageError(f"training ended without a result{see}")

@@ -50,7 +50,7 @@ class Entry:
     values: dict[str, Any]
 
 
-@dataclass(slots=True)
+@dataclass
 class Session:
     """One job's connection to MLflow. ``runs``: MLflow's run ids by handle."""
 
@@ -58,27 +58,10 @@ class Session:
     experiment_id: str
     runs: dict[str, str] = field(default_factory=dict)
 
-
-def outbox_folder(run_dir: str | Path) -> Path:
-    """Where a run's entries wait: in its folder, or under POTSTILL_HOME if that is remote."""
-    text = str(run_dir).removeprefix("file://")
-    return (
-        home() / "tracking-spool" / digest(text, size=8)
-        if "://" in text
-        else Path(text).expanduser().absolute() / "tracking-spool"
-    )
-
-
-@dataclass
-class Sender:
-    """Sends entries to MLflow, one call each."""
-
-    session: Session
-
     @cached_property
     def client(self) -> MlflowClient:
         """The client, made when first needed: opening a database can fail like any other call."""
-        return client(self.session.uri)
+        return client(self.uri)
 
     def send(self, entry: Entry, again: bool = False) -> None:
         """Log ``entry``. Raises ``TrackingError`` (outage) or ``RefusedError``.
@@ -89,29 +72,27 @@ class Sender:
             if entry.kind == "start":
                 self._start(entry, again)
                 return
-            run_id = self.session.runs.get(entry.run)
+            run_id = self.runs.get(entry.run)
             if run_id is None:
                 raise RefusedError("its run could not be made")
             self._log(entry.kind, run_id, entry.values)
 
     def _start(self, entry: Entry, again: bool) -> None:
         if again:
-            known = self.client.search_runs(
-                [self.session.experiment_id], f"tags.`{HANDLE_TAG}` = '{entry.run}'", max_results=1
-            )
+            known = self.client.search_runs([self.experiment_id], f"tags.`{HANDLE_TAG}` = '{entry.run}'", max_results=1)
             if known:
-                self.session.runs[entry.run] = known[0].info.run_id
+                self.runs[entry.run] = known[0].info.run_id
                 return
         tags = {**entry.values["tags"], HANDLE_TAG: entry.run}
         parent = entry.values.get("parent")
         if parent is not None:
-            if parent not in self.session.runs:
+            if parent not in self.runs:
                 raise RefusedError("its parent run could not be made")
-            tags["mlflow.parentRunId"] = self.session.runs[parent]
+            tags["mlflow.parentRunId"] = self.runs[parent]
         run = self.client.create_run(
-            self.session.experiment_id, start_time=entry.values["time_ms"], tags=tags, run_name=entry.values["name"]
+            self.experiment_id, start_time=entry.values["time_ms"], tags=tags, run_name=entry.values["name"]
         )
-        self.session.runs[entry.run] = run.info.run_id
+        self.runs[entry.run] = run.info.run_id
 
     def _log(self, kind: Kind, run_id: str, values: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -142,6 +123,16 @@ class Sender:
             if values.get("error"):
                 self.client.set_tag(run_id, "potstill.error", values["error"])
             self.client.set_terminated(run_id, status=values["status"], end_time=values["time_ms"])
+
+
+def outbox_folder(run_dir: str | Path) -> Path:
+    """Where a run's entries wait: in its folder, or under POTSTILL_HOME if that is remote."""
+    text = str(run_dir).removeprefix("file://")
+    return (
+        home() / "tracking-spool" / digest(text, size=8)
+        if "://" in text
+        else Path(text).expanduser().absolute() / "tracking-spool"
+    )
 
 
 class Outbox:
@@ -280,7 +271,7 @@ def replay(run_dir: str | Path, uri: str | None = None) -> Replay:
         if reachable and redact(full_uri) == redact(outbox.session.uri):
             outbox.session.uri = full_uri
             try:
-                for entry, error in outbox.drain(partial(Sender(outbox.session).send, again=True)):
+                for entry, error in outbox.drain(partial(outbox.session.send, again=True)):
                     refused.append(describe(entry, error))
             except TrackingError:
                 reachable = False

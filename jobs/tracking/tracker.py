@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jobs.runtime.paths import absolute_uri
-from jobs.tracking.outbox import Entry, Outbox, Sender, Session, describe, replay
+from jobs.tracking.outbox import Entry, Outbox, Session, describe, replay
 from jobs.tracking.recorder import Recorder, Status, status_of
 from jobs.tracking.server import (
     OFF,
@@ -37,7 +37,6 @@ from jobs.tracking.server import (
     redact,
     short_requests,
 )
-from jobs.tracking.server import client as connect
 from potstill import __version__
 from potstill.config import Config
 from potstill.errors import InputError, Problem
@@ -56,7 +55,6 @@ class Tracker(Recorder):
         self._session = session
         self._run_dir = run_dir
         self._warn = warn
-        self._sender = Sender(session)
         self._outbox = Outbox.new(run_dir, session)
         self._refused: list[str] = []
         self._lost = 0
@@ -80,7 +78,7 @@ class Tracker(Recorder):
 
     def begin(self, name: str, tags: Mapping[str, str]) -> None:
         """Start the job's run. Raises ``TrackingError`` or ``RefusedError``; nothing is kept for later."""
-        self._sender.send(self.start_entry(name, tags))
+        self._session.send(self.start_entry(name, tags))
 
     def register(self, register: Callable[..., StudentVersion], **student: Any) -> StudentVersion | None:
         """Call ``register(tracking_uri=, run_id=, **student)``, which runs ``register_student`` where transformers is available.
@@ -141,7 +139,7 @@ class Tracker(Recorder):
                     return
                 self._catch_up()
                 with short_requests(1 if self._hurried else REQUEST_TIMEOUT_S):
-                    self._sender.send(entry)
+                    self._session.send(entry)
             except RefusedError as error:
                 self._refused.append(describe(entry, error))
             except TrackingError as error:
@@ -152,7 +150,7 @@ class Tracker(Recorder):
         if not self._outbox:
             return
         waiting = len(self._outbox)
-        for entry, error in self._outbox.drain(lambda entry: self._sender.send(entry, again=True)):
+        for entry, error in self._outbox.drain(lambda entry: self._session.send(entry, again=True)):
             self._refused.append(describe(entry, error))
         self._pause_s = FIRST_PAUSE_S
         self._warn(f"MLflow answers again; {waiting} waiting entries are logged")
@@ -206,9 +204,8 @@ def open_tracker(
 ) -> Tracker:
     """Start a job's run: experiment, parent run, config (or ``content``, of a study) as params and as ``config.yaml``.
 
-    ``run_digest`` names the result. Sends the entries that earlier runs in ``run_dir`` left. ``warn`` shows a line to the
-    user. Raises ``InputError`` for an unreachable server, so call
-    it before paid work. Takes 2.5 s to import MLflow, 3 s once for a new SQLite file, 0.3 s otherwise.
+    ``run_digest`` names the result; ``warn`` shows a line to the user. Sends the entries that earlier runs in ``run_dir``
+    left. Raises ``InputError`` for an unreachable server, so call it before paid work. Takes 2.5 s to import MLflow, 3 s once for a new SQLite file, 0.3 s otherwise.
     """
     import yaml
 
@@ -223,7 +220,7 @@ def open_tracker(
     try:
         with short_requests(), mlflow_errors():
             session.experiment_id = open_experiment(
-                connect(uri), config.tracking, config.tracking.experiment or task_name
+                session.client, config.tracking, config.tracking.experiment or task_name
             )
         tracker.begin(*_parent_run(run_digest, command, task_name))
     except (TrackingError, RefusedError) as error:

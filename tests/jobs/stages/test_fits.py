@@ -87,7 +87,7 @@ def test_without_locks_every_fit_has_its_own_name() -> None:
 
 
 def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One arm has its export when it breaks off in the next; only who wants all anew gets no old checkpoint."""
+    """One arm has its export when the fit fails in the next."""
     import ray
 
     seen: list[tuple[str, list[str], list[str]]] = []

@@ -96,6 +96,7 @@ def test_a_job_is_a_run_and_its_stages_are_child_runs(config: Config, start: Cal
     assert parent.data.params["augment.alpha.beta"] == "[5.0, 2.0]"
     assert "secret" not in json.dumps(parent.data.params)
     assert parent.data.tags["potstill.run_digest"] == config.digest()
+    assert not (ROOT / ".git").exists() or len(parent.data.tags["mlflow.source.git.commit"]) == 40
     assert parent.data.tags["potstill.version"]
 
     generate = child_of(config, tracker, "generate")
