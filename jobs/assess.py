@@ -89,7 +89,7 @@ def assess(config: Config, verbose: bool = False, yes: bool = False, most_texts:
     job = replace(job, run=Run(config.storage, f"assess-{job.run.name}"))
     texts = real_texts(job, most_texts)
     _confirm(job, texts, most_texts, yes)
-    with session(job, PART, ["relabel"]) as tracked:
+    with session(job, PART, ["relabel"], describe=False) as tracked:
         tracker = tracked.tracker
         with TeacherPool(config.teacher, Ledger(config.ledger.uri), job.terminal.warn) as pool:
             found = _ask(tracked, pool, texts or _generated(tracked, pool, most_texts))

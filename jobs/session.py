@@ -20,17 +20,19 @@ def session(
     stages: Sequence[str],
     *,
     check: Callable[[], object] = lambda: None,
+    describe: bool = True,
     study: StudyConfig | None = None,
 ) -> Iterator[Job]:
     """The job with its tracker, connected to the cluster.
 
-    ``check`` runs after the cluster check, before anything is written. With ``study``, ``job`` is any job of the study
+    ``check`` runs after the cluster check, before anything is written. ``describe``: write config and task into the run's
+    folder, so that stage commands can use it. With ``study``, ``job`` is any job of the study
     in the study's folder; the study describes that folder itself. Raises ``InputError``.
     """
     with cluster.connect(job.verbose):
         preflight.check_cluster(job, stages)
         check()
-        if study is None:
+        if describe and study is None:
             job.describe()
         with open_tracker(
             job.config,

@@ -222,7 +222,7 @@ def alpha_bins(alphas: Sequence[float | None], relabelled: Sequence[bool], most_
 def relabelling(bins: Sequence[AlphaBin], title: str = "") -> Figure:
     """Bars: share of texts that relabelling gave another class, by alpha (1: purely the target class)."""
     rows = []
-    for one in bins:
+    for one in filter(lambda one: one.texts, bins):
         alpha = f"{one.low:.2f}" if one.low == one.high else f"{one.low:.2f} to {one.high:.2f}"
         rows.append((f"{alpha} ({one.relabelled} of {one.texts})", [one.share]))
     return bars(rows, ["relabelled"], "share relabelled", title)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WIDE_POINTS = 860  # wider charts scroll instead of shrinking
 _DROPPED = {"metadata", "defs", "style", "clipPath"}
 _KEPT_STYLES = re.compile(r"fill|stroke|opacity|text-anchor|font-size|font-weight")
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
@@ -28,10 +30,11 @@ def as_svg(figure: Figure, title: str) -> Markup:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "potstill"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "potstill"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser draws the text, with its own fonts
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 (matplotlib wrote it)
+    root = ElementTree.fromstring(_legal(buffer.getvalue().decode()))  # noqa: S314 (matplotlib wrote it)
     shapes = {one.get("id"): one.get("d", "") for one in root.iter() if one.tag.endswith("path") and one.get("id")}
     _simplify(root, shapes)
     width, height = (float(root.attrib.pop(name).removesuffix("pt")) for name in ("width", "height"))
@@ -78,7 +81,12 @@ def _style(style: str) -> str:
     return "; ".join(kept)
 
 
+def _legal(text: str) -> str:
+    """``text`` with characters that XML forbids (a class name may hold them) replaced by U+FFFD."""
+    return _ILLEGAL.sub("\ufffd", text)
+
+
 def _title(text: str) -> ElementTree.Element:
     title = ElementTree.Element("title")
-    title.text = text
+    title.text = _legal(text)
     return title

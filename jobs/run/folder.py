@@ -180,9 +180,7 @@ class Run:
         if run is None:
             return None
         with run._open("config.yaml", "r") as file:
-            content = yaml.safe_load(file)
-        content.get("relabel", {}).pop("channel", None)  # a field of older versions
-        return run, parse(content, where=f"{run.path}/config.yaml")
+            return run, parse(yaml.safe_load(file), where=f"{run.path}/config.yaml")
 
     @staticmethod
     def holding(file: str, reference: str, storage: str) -> Run | None:

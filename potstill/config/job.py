@@ -128,7 +128,9 @@ class TrackingConfig(Section):
     uri: str = Field("", description="MLflow URI or `none`; default: `sqlite:///<POTSTILL_HOME>/mlflow.db`")
     experiment: str | None = Field(None, description="experiment name; default: the task's name")
     register_as: str | None = Field(None, description="registered model name; default: `<task>-student`")
-    artifacts: str | None = Field(None, description="artifact folder or URI of a new experiment; with SQLite: `<POTSTILL_HOME>/mlartifacts`")
+    artifacts: str | None = Field(
+        None, description="artifact folder or URI of a new experiment; with SQLite: `<POTSTILL_HOME>/mlartifacts`"
+    )
 
     @field_validator("uri")
     @classmethod
@@ -158,9 +160,14 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _task_shorthand(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("task"), str):
-            return {**data, "task": {"preset": data["task"]}}
+    def _shorthand_and_former_fields(cls, data: Any) -> Any:
+        """``task: trec6`` for ``task: {preset: trec6}``; and ``relabel.channel: off``, a former default that runs keep."""
+        if not isinstance(data, dict):
+            return data
+        if isinstance(data.get("task"), str):
+            data = {**data, "task": {"preset": data["task"]}}
+        if isinstance(data.get("relabel"), dict) and data["relabel"].get("channel") in ("off", False):
+            data = {**data, "relabel": {name: one for name, one in data["relabel"].items() if name != "channel"}}
         return data
 
     @field_validator("storage")

@@ -99,7 +99,9 @@ class StudentConfig(Section):
     )
     patience: int = Field(2, ge=1, le=1000, description="early_stopping: epochs without improvement")
     offload_optimizer: bool = Field(False, description="keep optimizer state in RAM; needs zero_stage 1 or higher")
-    deepspeed: dict[str, Any] = Field({}, description="other DeepSpeed settings, as in its JSON file; not those that other student fields decide")
+    deepspeed: dict[str, Any] = Field(
+        {}, description="other DeepSpeed settings, as in its JSON file; not those that other student fields decide"
+    )
     checkpoint_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="optimiser steps between checkpoints; 0: no checkpoints; auto: one every five minutes"
     )

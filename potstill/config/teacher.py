@@ -26,7 +26,9 @@ class EmbeddedTeacher(Section):
     actors: int = Field(0, ge=0, description="teacher processes; 0: one per CPU core or GPU of the cluster")
     threads: int = Field(1, ge=1, description="CPU threads per process; more than one per core is many times slower")
     batch_size: int = Field(64, ge=1, le=1024, description="texts generated in one batch")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 if supported, else float32")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 if supported, else float32"
+    )
     renderer: Literal["auto", "list", "chat"] = Field(
         "auto", description="prompt format; auto: list continuation for small models, chat for others"
     )
@@ -50,11 +52,17 @@ class OpenAITeacher(Section):
     renderer: Literal["auto", "codes"] = Field(
         "auto", description="prompt format; both values mean chat, with classes to choose from coded as letters"
     )
-    mode: Literal["realtime", "batch"] = Field("realtime", description="batch: OpenAI's Batch API, half the price, answers within 24 hours")
+    mode: Literal["realtime", "batch"] = Field(
+        "realtime", description="batch: OpenAI's Batch API, half the price, answers within 24 hours"
+    )
     batch_poll_s: float = Field(30.0, ge=0.1, le=3600.0, description="seconds between status checks of a batch")
     concurrency: int = Field(256, ge=1, le=100_000, description="maximum requests in flight, over all processes")
-    requests_per_minute: float | None = Field(None, gt=0, description="maximum requests per minute; null: the endpoint's limit")
-    tokens_per_minute: float | None = Field(None, gt=0, description="maximum tokens per minute; null: the endpoint's limit")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="maximum requests per minute; null: the endpoint's limit"
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="maximum tokens per minute; null: the endpoint's limit"
+    )
     budget_usd: float | None = Field(None, gt=0, description="maximum cost of a job's new requests")
     ask_above_usd: float = Field(5.0, ge=0, description="ask before a job that may cost more; --yes skips the question")
     price: PriceConfig | None = Field(None, description="the endpoint's price; null: the published price list")

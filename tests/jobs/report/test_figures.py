@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -60,13 +61,20 @@ def test_cells_hold_the_counts_and_colours_the_shares() -> None:
 def test_bars_are_labelled_with_counts(tmp_path: Path) -> None:
     figure = relabelling([AlphaBin(0.5, 0.75, 4, 1), AlphaBin(0.75, 1.0, 0, 0)])
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == ["0.50 to 0.75 (1 of 4)", "0.75 to 1.00 (0 of 0)"]
+    assert labels == ["0.50 to 0.75 (1 of 4)"]  # an empty bin has no share
     relabelling([]).savefig(tmp_path / "empty.png")
 
 
 def test_counts_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="2 labels"):
         confusion([[1, 2, 3]], ["a", "b"])
+
+
+def test_svg_replaces_what_xml_forbids() -> None:
+    svg = as_svg(confusion([[1, 0], [0, 1]], ["a\x01b", "c\ufffe"]), "t\x00")
+    assert "a\ufffdb" in svg
+    assert "t\ufffd" in svg
+    ElementTree.fromstring(svg)
 
 
 def test_svg_is_text_in_the_pages_colours_and_the_same_every_time() -> None:

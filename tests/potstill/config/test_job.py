@@ -49,6 +49,11 @@ def test_a_problem_names_field_value_and_what_is_allowed(content, expected):
     assert expected in problems(content)
 
 
+def test_files_of_older_versions_hold_a_field_that_is_gone():
+    assert parse({"task": "t", "relabel": {"channel": "off"}}) == parse({"task": "t"})
+    assert "relabel.channel: no such field" in problems({"task": "t", "relabel": {"channel": "on"}})
+
+
 def test_a_wrong_field_does_not_hide_fields_that_contradict_each_other():
     lines = problems({"task": "t", "student": {"epochs": 0}, "augment": {"shots": 3}}).splitlines()
     assert len(lines) == 2
