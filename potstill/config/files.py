@@ -22,21 +22,25 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         if not equals or not name:
             problems.append(Problem(f"--set {text}", "must look like field.name=value"))
             continue
-        target = content
-        *parents, last = name.split(".")
-        for parent in parents:
-            below = target.get(parent)
-            if isinstance(below, str) and parent == "task":
-                below = {"preset": below}
-            target[parent] = below if isinstance(below, dict) else {}
-            target = target[parent]
         try:
-            target[last] = yaml.safe_load(value)
+            set_field(content, name, yaml.safe_load(value))
         except yaml.YAMLError:
-            target[last] = value
+            set_field(content, name, value)
     if problems:
         raise InputError(problems)
     return content
+
+
+def set_field(content: dict[str, Any], name: str, value: Any) -> None:
+    """Set the field ``a.b`` of nested mappings in place. Anything but a mapping on the way is replaced by one."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        below = content.get(parent)
+        if isinstance(below, str) and parent == "task":
+            below = {"preset": below}
+        content[parent] = below if isinstance(below, dict) else {}
+        content = content[parent]
+    content[last] = value
 
 
 def place_of(item: Any) -> tuple[int | str, ...]:
