@@ -183,9 +183,7 @@ class StudyFolder:
             digest=self.run.digest,
             layout=LAYOUT,
             tasks=tuple(self._study_task(job, rank) for rank, job in enumerate(ordered, 1)),
-            sources=tuple(
-                StudySource(one.source.name, one.source.title, one.source.meaning) for one in config.sources
-            ),
+            sources=tuple(StudySource(one.source.name, one.source.title, one.source.meaning) for one in config.sources),
             students=tuple(config.students),
             teachers=tuple(config.teachers),
             models=self.models,
@@ -195,7 +193,6 @@ class StudyFolder:
             seconds=seconds,
             config=config.model_dump(mode="json"),
         )
-
 
     def _study_task(self, job: Job, subjectivity: int) -> StudyTask:
         task, data = job.task, job.data

@@ -45,7 +45,9 @@ def advise(found: Diagnosis | None, seed_accuracy: float, seeds: int, classes: i
     elif found is not None:
         because.append("All its votes are for one class: it cannot tell the classes apart.")
     if found is None or alpha is None or seed_accuracy <= chance or alpha < _UNSTABLE:
-        return Advice("label by hand", (*because, "Its answers depend on the phrasing of the question.", by_hand(curve)))
+        return Advice(
+            "label by hand", (*because, "Its answers depend on the phrasing of the question.", by_hand(curve))
+        )
     if p_value < 0.05 and seed_accuracy >= _RELIABLE and alpha >= _STABLE:
         return Advice("go", (*because, "It knows the classes, and its answers are stable."))
     if p_value >= 0.05:

@@ -75,9 +75,7 @@ class StudyConfig(Section):
     tasks: tuple[TaskRef, ...] = Field(min_length=1, description="names of tasks, or mappings like `task` of a job")
     data_dir: str | None = Field(None, description="task.data_dir of every task without its own")
     max_test: int | None = Field(None, ge=10, description="task.max_test of every task without its own")
-    sources: tuple[SourceRef, ...] = Field(
-        min_length=1, description="sources of training texts; see docs/study.md"
-    )
+    sources: tuple[SourceRef, ...] = Field(min_length=1, description="sources of training texts; see docs/study.md")
     students: dict[str, dict[str, Any]] = Field(
         {"embedded": {}}, min_length=1, description="students by name, each with its differences from `student`"
     )
@@ -92,9 +90,7 @@ class StudyConfig(Section):
         description="file of pairwise judgements (judge, task_a, task_b, more_subjective) that ranks the tasks; default: the "
         "order of Li et al. 2023",
     )
-    real_per_class: int | None = Field(
-        None, ge=1, description="real texts per class of the source real; default: all"
-    )
+    real_per_class: int | None = Field(None, ge=1, description="real texts per class of the source real; default: all")
     examples: int = Field(3, ge=0, le=100, description="texts per source and class in the table of examples")
     storage: str = Field("", description="folder of the runs; default <POTSTILL_HOME>/runs")
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)

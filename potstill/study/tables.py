@@ -192,7 +192,12 @@ class Study:
         """The study in a ``study.json``. Raises ``InputError`` if its layout is newer than this version."""
         if data["layout"] > LAYOUT:
             raise InputError(
-                [Problem("study.json", f"has layout {data['layout']}, but this potstill reads at most {LAYOUT}; update it")]
+                [
+                    Problem(
+                        "study.json",
+                        f"has layout {data['layout']}, but this potstill reads at most {LAYOUT}; update it",
+                    )
+                ]
             )
         known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         known["tasks"] = tuple(StudyTask(**{**one, "labels": tuple(one["labels"])}) for one in data["tasks"])
