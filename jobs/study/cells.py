@@ -7,7 +7,7 @@ Sources that need no teacher are computed once, regardless of the number of teac
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jobs.run.data import load
@@ -22,7 +22,7 @@ from potstill.student import encoders
 from potstill.study.config import StudyConfig, cell_config, student_config
 from potstill.study.sources import Source
 from potstill.study.tables import LAYOUT, REGRESSION, TEACHER_ALONE
-from potstill.task import LabelledText, Task, TaskData
+from potstill.task import Task, TaskData
 
 _WITHOUT_EFFECT = (*STUDENT_WITHOUT_EFFECT, "repeats")  # always 1 in a study
 
@@ -50,23 +50,6 @@ class Cell:
         """Task, source, repeat and teacher. Students with the same texts have the same name."""
         teacher = f" {self.teacher}" if self.teacher else ""
         return f"{self.task.name} {self.source.name} repeat {self.repeat + 1}{teacher}"
-
-
-@dataclass(frozen=True, slots=True)
-class FitGroup:
-    """Cells that are trained in one fit: one task, repeat and student."""
-
-    cells: tuple[Cell, ...]
-
-    @property
-    def job(self) -> Job:
-        """One of the group's jobs; all have the same task, labels and test texts."""
-        return self.cells[0].job
-
-    @property
-    def seeds(self) -> tuple[LabelledText, ...]:
-        """The seeds, from a source that does not hide them."""
-        return max((cell.job.data.seeds for cell in self.cells), key=len)
 
 
 def plan_cells(study: StudyConfig, terminal: Terminal, verbose: bool = False) -> list[Cell]:
@@ -109,14 +92,13 @@ def _missing_texts(config: Config, task: Task, data: TaskData, source: Source) -
     return [Problem(f"source {source.name}", f"{message}; add some, or remove the source")]
 
 
-def groups(cells: list[Cell]) -> Iterator[FitGroup]:
-    """The cells with a student to train, one group per fit."""
+def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells with a student to train, grouped by fit: task, repeat and student."""
     grouped: dict[tuple[str, int, str], list[Cell]] = {}
     for cell in cells:
         if cell.config is not None:
             grouped.setdefault((cell.task.name, cell.repeat, cell.student), []).append(cell)
-    for group in grouped.values():
-        yield FitGroup(tuple(group))
+    return list(grouped.values())
 
 
 def _cells_of_job(study: StudyConfig, source: Source, teacher: str, repeat: int, job: Job) -> list[Cell]:

@@ -209,7 +209,7 @@ def _identity(cell: Cell) -> dict[str, Any]:
 
 def _columns(accuracy: Interval, macro_f1: Interval) -> dict[str, float]:
     """The columns of two intervals."""
-    columns = {}
+    columns: dict[str, float] = {}
     for measure, one in (("accuracy", accuracy), ("macro_f1", macro_f1)):
         columns |= {measure: one.value, f"{measure}_low": one.low, f"{measure}_high": one.high}
     return columns

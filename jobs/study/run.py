@@ -19,6 +19,7 @@ from rich.markup import escape
 from actors.ledger.handle import Ledger
 from actors.teachers.pool import TeacherPool
 from jobs import preflight
+from jobs.run.job import Job
 from jobs.runtime.terminal import Terminal
 from jobs.runtime.torch_worker import embed
 from jobs.session import session
@@ -28,11 +29,12 @@ from jobs.stages.finetune import remarks
 from jobs.study import page as study_page
 from jobs.study import plan as study_plan
 from jobs.study import report as study_report
-from jobs.study.cells import Cell, FitGroup, groups, plan_cells
+from jobs.study.cells import Cell, groups, plan_cells
 from jobs.study.folder import Finished, StudyFolder
 from jobs.study.texts import SourceTexts, ask_teacher, pick_examples, read_texts, relabelling_of, usage_of
 from jobs.tracking.tracker import Tracker
 from potstill import draws
+from potstill.config.student import StudentConfig
 from potstill.errors import InputError, Problem, StageError
 from potstill.measures import baselines
 from potstill.measures.scores import score
@@ -151,13 +153,14 @@ def _run(
                     part = "teacher_calibrated" if cell.source.calibrated else "teacher_raw"
                     folder.finish(cell, _finished(cell, cell.job.run.read(Prediction, part)))
     for group in groups([cell for cell in left if cell.texts_name not in failed]):
-        named = f"{group.job.task.name} repeat {group.cells[0].repeat + 1} {group.cells[0].student}"
-        group.job.terminal.say(f"[bold]{escape(named)}[/]")
+        task, terminal = group[0].task.name, group[0].job.terminal
+        fit = f"{task} repeat {group[0].repeat + 1} {group[0].student}"
+        terminal.say(f"[bold]{escape(fit)}[/]")
         try:
-            with tracker.stage(named, {"potstill.task": group.job.task.name}) as record:
+            with tracker.stage(fit, {"potstill.task": task}) as record:
                 _train(config, group, _regressions(left, group, folder), folder, record)
         except (StageError, InputError) as error:
-            _record_failure(failed, f"training {named}", error, group.job.terminal)
+            _record_failure(failed, f"training {fit}", error, terminal)
         folder.write_tables(time.monotonic() - started, finished=False)
     return failed
 
@@ -176,38 +179,31 @@ def _check_texts(cell: Cell) -> None:
         raise StageError("; ".join(map(str, found)))
 
 
-def _regressions(cells: Sequence[Cell], group: FitGroup, folder: StudyFolder) -> list[Cell]:
+def _regressions(cells: Sequence[Cell], group: Sequence[Cell], folder: StudyFolder) -> list[Cell]:
     """The unfinished regressions on the seeds of the group's task and repeat: one per source of seeds alone."""
-    key = (group.job.task.name, group.cells[0].repeat)
+    key = (group[0].task.name, group[0].repeat)
     regressions = [cell for cell in cells if cell.student == REGRESSION and (cell.task.name, cell.repeat) == key]
     return [cell for cell in regressions if not folder.has(cell)]
 
 
-def _train(config: StudyConfig, group: FitGroup, regressions: Sequence[Cell], folder: StudyFolder, record: Any) -> None:
+def _train(
+    config: StudyConfig, group: Sequence[Cell], regressions: Sequence[Cell], folder: StudyFolder, record: Any
+) -> None:
     """Train and score a group's cells in one fit and one pass over the test texts."""
-    job, student = group.job, group.cells[0].config
+    job, student = group[0].job, group[0].config
     assert student is not None
-    texts = {cell.name: read_texts(cell, student) for cell in group.cells}
-    arms = _arms(group, texts)
-    with job.terminal.stage("finetune") as line:
-        line.note(f"{len(arms)} students: {', '.join(arm.name for arm in arms)}")
-        result = training.train(arms, student, job.labels, config.storage, verbose=job.verbose)
-        for name, one in result.students.items():
-            for remark in () if one.reused else remarks(one):
-                job.terminal.warn(f"{name}: {remark}")
-        reused = len(result.students) - result.trained
-        line.summary = f"{result.trained} students trained on {result.workers} workers"
-        line.summary += f", {reused} reused" if reused else ""
+    texts = {cell.name: read_texts(cell, student) for cell in group}
+    students = _fit(job, _arms(group, texts), student, config.storage)
     with job.terminal.stage("evaluate") as line:
         line.note(f"{len(job.data.test)} test texts")
-        names = {cell.name: _arm_name(cell) for cell in group.cells}
+        names = {cell.name: _arm_name(cell) for cell in group}
         predictions = evaluation.predict(
-            {name: result.students[arm].export for name, arm in names.items()},
+            {name: students[arm].export for name, arm in names.items()},
             job.data.test,
             job.labels,
             max_length=student.max_length,
         )
-        measured = {cell.name: _sample(texts[cell.name].measured, cell) for cell in group.cells}
+        measured = {cell.name: _sample(texts[cell.name].measured, cell) for cell in group}
         seeds, test, *vectors = embed(
             [row.text for cell in regressions[:1] for row in cell.job.data.seeds],
             [row.text for row in (job.data.test if regressions else ())],
@@ -217,8 +213,8 @@ def _train(config: StudyConfig, group: FitGroup, regressions: Sequence[Cell], fo
         for cell in regressions:
             probs = baselines.fit_predict(seeds, [row.label for row in cell.job.data.seeds], test, job.labels)
             folder.finish(cell, _finished(cell, baselines.as_predictions(job.data.test, probs, job.labels)))
-        for cell, found in zip(group.cells, vectors, strict=True):
-            trained = result.students[names[cell.name]]
+        for cell, found in zip(group, vectors, strict=True):
+            trained = students[names[cell.name]]
             rows = measured[cell.name]
             spread = diversity.by_class(found, [row.label for row in rows], job.labels) if rows else ()
             finished = replace(
@@ -229,18 +225,32 @@ def _train(config: StudyConfig, group: FitGroup, regressions: Sequence[Cell], fo
             )
             folder.finish(cell, finished)
             record.metrics({f"{cell.source.name}/macro_f1": finished.scores.macro_f1.value})
-        line.summary = f"{len(job.data.test)} test texts, {len(group.cells) + len(regressions)} classifiers"
+        line.summary = f"{len(job.data.test)} test texts, {len(group) + len(regressions)} classifiers"
 
 
-def _arms(group: FitGroup, texts: Mapping[str, SourceTexts]) -> list[Arm]:
+def _fit(job: Job, arms: Sequence[Arm], student: StudentConfig, storage: str) -> Mapping[str, training.TrainedStudent]:
+    with job.terminal.stage("finetune") as line:
+        line.note(f"{len(arms)} students: {', '.join(arm.name for arm in arms)}")
+        result = training.train(arms, student, job.labels, storage, verbose=job.verbose)
+        for name, one in result.students.items():
+            for remark in () if one.reused else remarks(one):
+                job.terminal.warn(f"{name}: {remark}")
+        reused = len(result.students) - result.trained
+        line.summary = f"{result.trained} students trained on {result.workers} workers"
+        line.summary += f", {reused} reused" if reused else ""
+    return result.students
+
+
+def _arms(group: Sequence[Cell], texts: Mapping[str, SourceTexts]) -> list[Arm]:
     """One arm per cell. The seeds-only arm comes first; it is added if an anchored source needs it."""
-    student = group.cells[0].config
+    student = group[0].config
     assert student is not None
-    anchored = second_opinion.wanted(student) and any(cell.source.anchored for cell in group.cells)
+    anchored = second_opinion.wanted(student) and any(cell.source.anchored for cell in group)
     arms = []
-    if anchored or any(cell.source.kind == "seeds" for cell in group.cells):
-        arms.append(Arm(SEEDS_ONLY, tuple(from_texts(group.seeds, group.job.labels)), seed=student.seed))
-    for cell in group.cells:
+    if anchored or any(cell.source.kind == "seeds" for cell in group):
+        seeds = max((cell.job.data.seeds for cell in group), key=len)  # some sources hide them
+        arms.append(Arm(SEEDS_ONLY, tuple(from_texts(seeds, group[0].job.labels)), seed=student.seed))
+    for cell in group:
         if cell.source.kind == "texts":
             lineage = {"run": cell.job.run.name, "task": cell.task.name, "arm": cell.source.name}
             arm = Arm(_arm_name(cell), texts[cell.name].rows, seed=student.seed, lineage=lineage)

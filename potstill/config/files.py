@@ -1,9 +1,10 @@
-"""Apply overrides to a config's content, and turn pydantic's errors into readable problems."""
+"""Read YAML, apply overrides to a config's content, and turn pydantic's errors into readable problems."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +12,18 @@ from pydantic import ValidationError
 
 from potstill.config.teacher import KINDS
 from potstill.errors import InputError, Problem
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file. Raises ``InputError`` if it can't be read."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError([Problem(str(path), "no such file; ready-made configs are in conf/")]) from None
+    except OSError as error:
+        raise InputError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from potstill.config import (
@@ -27,7 +26,7 @@ from potstill.config import (
     TrackingConfig,
     parse,
 )
-from potstill.config.files import explain, override, set_field
+from potstill.config.files import explain, override, read_yaml, set_field
 from potstill.config.sections import Section, home
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import InputError, Problem
@@ -140,21 +139,15 @@ class StudyConfig(Section):
 def is_study(path: str | Path) -> bool:
     """Whether a config file describes a study, not a job: it has ``tasks``. False for unreadable files."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(path)
+    except InputError:
         return False
     return isinstance(content, dict) and "tasks" in content and "task" not in content
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study's YAML and apply ``a.b=c`` overrides. Raises ``InputError`` with every problem."""
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or "tasks" not in content:
         hint = "must be a mapping with `tasks` and `sources`, such as conf/study-small.yaml"
         if isinstance(content, dict) and "task" in content:
