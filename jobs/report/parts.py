@@ -12,6 +12,11 @@ from potstill.measures.subjectivity import Agreement, AgreementCurve
 
 SHOWN = 8  # examples in each group
 _CELLS = 14  # classes; a larger confusion matrix is a chart
+_DIVERSITY_NOTE = (
+    "Cosine distances between sentence embeddings: Remote Clique is the mean distance to all other texts of the set, "
+    "Chamfer the mean distance to the nearest one. Higher is more diverse. Chamfer falls as a set grows, so compare "
+    "sets of similar size."
+)
 _CURVE_NOTE = (
     "Each point is the score on the test texts with at least that much agreement; the dashed line is the least-squares fit. "
     "Points share texts, so the fit looks more certain than it is. The correlation over single texts (agreement against "
@@ -33,30 +38,35 @@ def confusion(
     return Table(caption, ["", *labels], rows, shades=shares, folded=folded)
 
 
-def diversity(sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PageSection | None:
-    """``sources``: for each, rows ``{label, texts, remote_clique, chamfer}``; label ``None`` for all classes together."""
+def diversity(
+    sources: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str], task: str = ""
+) -> list[Block]:
+    """A chart and tables of each source's diversity.
+
+    ``sources``: for each, rows ``{label, texts, remote_clique, chamfer}``; label ``None`` for all classes together. With
+    ``task``, captions name it and the tables are folded.
+    """
     named = [(titles.get(name, name), row) for name, rows in sources.items() for row in rows]
     whole = [(name, row) for name, row in named if row["label"] is None and row["remote_clique"] is not None]
     if not whole:
-        return None
+        return []
+    start, folded = f"{task}: diversity" if task else "Diversity", bool(task)
     groups = [(name, (row["remote_clique"], row["chamfer"])) for name, row in whole]
     by_class = [(f"{name}: {row['label']}", row) for name, row in named if row["label"] is not None]
     columns = ("texts of", "texts", "Remote Clique", "Chamfer")
+    chart = figures.bars(groups, ("Remote Clique", "Chamfer"), "cosine distance")
     blocks: list[Block] = [
-        Paragraph(
-            "Cosine distances between sentence embeddings: Remote Clique is the mean distance to all other texts of the set, "
-            "Chamfer the mean distance to the nearest one. Higher is more diverse. Chamfer falls as a set grows, so compare "
-            "sets of similar size."
-        ),
-        Chart(
-            "Diversity of each set, all classes together",
-            figures.bars(groups, ("Remote Clique", "Chamfer"), "cosine distance"),
-        ),
-        Table("Diversity of each set", columns, [_spread(*one) for one in whole]),
+        Chart(f"{start} of each set, all classes together", chart),
+        Table(f"{start} of each set", columns, [_spread(*one) for one in whole], folded=folded),
     ]
     if by_class:
-        blocks.append(Table("Diversity by class", columns, [_spread(*one) for one in by_class], folded=True))
-    return PageSection("diversity", "Diversity", blocks)
+        blocks.append(Table(f"{start} by class", columns, [_spread(*one) for one in by_class], folded=True))
+    return blocks
+
+
+def diversity_section(blocks: Sequence[Block]) -> PageSection | None:
+    """The section around the blocks of ``diversity``; None without any."""
+    return PageSection("diversity", "Diversity", [Paragraph(_DIVERSITY_NOTE), *blocks]) if blocks else None
 
 
 def agreement(measured: Agreement | None, curves: Mapping[str, AgreementCurve]) -> PageSection | None:

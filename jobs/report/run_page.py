@@ -41,7 +41,7 @@ def build(job: Job, result: RunReport, votes: Votes | None = None) -> Page:
         by_class(result),
         confusions(job, result),
         texts(job),
-        parts.diversity(job.run.find_json("diversity") or {}, DIVERSITY_TITLES),
+        parts.diversity_section(parts.diversity(job.run.find_json("diversity") or {}, DIVERSITY_TITLES)),
         agreement(job, result, votes),
         cost(job),
         parts.examples(fates(job.run.read(Example, "relabelled")), job.config.seed),

@@ -11,8 +11,8 @@ from jobs.report.figures import BLUE, CARD, GREEN, GREY, INK, RULE, annotate, ba
 from jobs.search.table import Trial
 from jobs.search.tuning import distribution
 from potstill.config.search import BETTER_HIGH, SearchConfig
-from potstill.search import points as search_points
-from potstill.search import ranking as search_ranking
+from potstill.search import ranking
+from potstill.search.points import encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,7 +104,7 @@ def importances(trials: Sequence[Trial], search: SearchConfig) -> dict[str, floa
     for trial in finished:
         study.add_trial(
             optuna.trial.create_trial(
-                params=search_points.encode(search, trial.point), distributions=space, value=trial.scores[metric]
+                params=encode(search, trial.point), distributions=space, value=trial.scores[metric]
             )
         )
     with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def pareto_figure(trials: Sequence[Trial], search: SearchConfig) -> Figure:
     other = next((one for one in search.objective if one != metric), "tokens")
     finished = [trial for trial in trials if trial.status == "finished"]
     points = [(trial.scores[other], trial.scores[metric]) for trial in finished]
-    front = search_ranking.front([trial.scores for trial in finished], (metric, other))
+    front = ranking.front([trial.scores for trial in finished], (metric, other))
     title = f"Score against cost: {len(front)} of {len(finished)} finished trials on the Pareto front (green)"
     figure, axes = new_figure(8.0, 4.4, title)
     for i, point in enumerate(points):

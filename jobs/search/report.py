@@ -1,4 +1,4 @@
-"""What came out of a search, for the terminal, for Markdown and for MLflow.
+"""The results of a search for the terminal, Markdown and MLflow.
 
 potstill report RUN          # RUN: the search's name
 """
@@ -6,23 +6,24 @@ potstill report RUN          # RUN: the search's name
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import fsspec
 from fsspec.core import url_to_fs
 
 from jobs.report.content import markdown_table
 from jobs.report.result import RunReport
 from jobs.run.job import Job
-from jobs.search import figures as search_figures
+from jobs.search.figures import importance_figure, importances, leading, parallel_figure, pareto_figure
 from jobs.search.finals import Final
-from jobs.search.log import show as put
+from jobs.search.log import show as format_metric
 from jobs.search.table import Trial, TrialTable
 from jobs.stages.finetune import DISTILLED
 from potstill.config.search import SearchConfig
 from potstill.errors import InputError
-from potstill.search import points as search_points
-from potstill.search import ranking as search_ranking
+from potstill.search import ranking
+from potstill.search.points import search_of
 from potstill.search.validation import Validation
 
 SHOWN = 10  # best trials on the terminal
@@ -30,8 +31,8 @@ SHOWN = 10  # best trials on the terminal
 
 @dataclass(frozen=True, slots=True)
 class SearchReport:
-    """The outcome, as ``search.json`` keeps it. Macro-F1 of the winner: ``trial`` as it was found, ``fresh`` when drawn
-    afresh (mean over training seeds), ``test`` of the registered student; ``interval`` of the last."""
+    """The content of ``search.json``. The winner's macro-F1: ``trial`` in its trial, ``fresh`` with fresh draws (mean over
+    training seeds), ``test`` of the registered student with its ``interval``."""
 
     winner: int
     run: str
@@ -50,7 +51,7 @@ class SearchReport:
 def finish(
     job: Job, own: Job, table: TrialTable, finals: Sequence[Final], winner: Final, validation: Validation
 ) -> SearchReport:
-    """Write ``search.json`` and ``table/trials``, log all of it, print how validation and test agree."""
+    """Write ``search.json`` and ``table/trials``, log the results and print the outcome."""
     tested = RunReport.from_json(own.run.read_json("report")).scores[DISTILLED].macro_f1
     report = SearchReport(
         winner=winner.trial.number,
@@ -66,46 +67,54 @@ def finish(
         requests_finals=sum(f.result.usage["requests_new"] for f in finals),
         cost_usd_new=table.rungs_usd + sum(f.result.usage["cost_usd_new"] for f in finals),
     )
-    job.run.write_json("search", {name: getattr(report, name) for name in report.__dataclass_fields__})
+    job.run.write_json("search", asdict(report))
     job.run.write_table("table", "trials", table.as_arrow())
     _log(job, table, report)
     _print_outcome(job, report)
+    job.terminal.say(f"search    {job.run.path}")
+    job.terminal.say(f"config    {job.run.path}/best.yaml    (potstill distill makes the same student from it)")
     _delete_students(job)
     return report
 
 
 def print_trials(job: Job, table: TrialTable, finals: Sequence[Final]) -> None:
-    """The best trials, and the finals."""
-    search = search_points.search_of(job.config)
+    """Print the best trials and the finals."""
+    search = search_of(job.config)
     job.terminal.say()
     columns, rows = trial_rows(table.trials, search)
     job.terminal.table("best trials, on validation texts", columns, rows[:SHOWN])
     if len(search.objective) > 1:
         finished = table.of("finished")
-        front = [finished[i].number for i in search_ranking.front([t.scores for t in finished], search.objective)]
-        job.terminal.say(
-            f"beaten by none in {', '.join(search.objective)}: trials {', '.join(map(str, sorted(front)))}"
-        )
+        front = sorted(finished[i].number for i in ranking.front([t.scores for t in finished], search.objective))
+        job.terminal.say(f"Pareto front of {', '.join(search.objective)}: trials {', '.join(map(str, front))}")
     job.terminal.say()
     job.terminal.table(
-        "drawn afresh",
-        ["trial", "macro-F1 as found", "fresh draws", "by training seed"],
-        [final_row(final) for final in finals],
+        "finals",
+        ["trial", "macro-F1 of the trial", "with fresh draws", "by training seed"],
+        [
+            (
+                str(final.trial.number),
+                f"{final.trial.scores['macro_f1']:.3f}",
+                f"{final.result.scores['macro_f1']:.3f}",
+                ", ".join(f"{value:.3f}" for value in final.result.by_seed),
+            )
+            for final in finals
+        ],
     )
 
 
 def trial_rows(trials: Sequence[Trial], search: SearchConfig) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Columns and rows of the trials that gave a score, finished ones first, the best first."""
+    """Columns and rows of the trials with a score: finished trials first, then by score."""
     scored = [trial for trial in trials if trial.rungs]
-    metric = search_figures.leading(search.objective)
+    metric = leading(search.objective)
     metrics = [*search.objective, *(["tokens"] if "tokens" not in search.objective else [])]
-    scored.sort(key=lambda t: (t.status != "finished", -len(t.rungs), -search_ranking.merit(t.scores, metric)))
+    scored.sort(key=lambda t: (t.status != "finished", -len(t.rungs), -ranking.merit(t.scores, metric)))
     columns = ["trial", *(name.split(".", 1)[1] for name in search.space), *metrics, "new requests", "state"]
     rows = [
         (
             str(trial.number),
             *(_value(value) for value in trial.point.values()),
-            *(put(name, trial.scores[name]) for name in metrics),
+            *(format_metric(name, trial.scores[name]) for name in metrics),
             f"{trial.used('requests_new'):,.0f}",
             trial.status if trial.status == "finished" else f"{trial.status} at {trial.rungs[-1].per_class}",
         )
@@ -114,31 +123,21 @@ def trial_rows(trials: Sequence[Trial], search: SearchConfig) -> tuple[list[str]
     return columns, rows
 
 
-def final_row(final: Final) -> tuple[str, ...]:
-    """One finalist as the terminal has it."""
-    seeds = ", ".join(f"{value:.3f}" for value in final.result.by_seed)
-    fresh = f"{final.result.scores['macro_f1']:.3f}"
-    return (str(final.trial.number), f"{final.trial.scores['macro_f1']:.3f}", fresh, seeds)
-
-
 def agreement(report: SearchReport) -> str:
-    """How far validation and test are apart, in words."""
-    less = report.trial - report.fresh
-    luck = f"{less:.3f} less: that was luck" if less > 0 else f"{-less:.3f} more: it was not luck"
+    """A sentence on the difference between validation and test scores."""
     gap = report.fresh - report.test
     low, high = report.interval
     inside = "inside" if low <= report.fresh <= high else "outside"
     return (
-        f"winner: trial {report.winner}, macro-F1 {report.trial:.3f} as found, {report.fresh:.3f} drawn afresh "
-        f"({luck}), {report.test:.3f} [{low:.3f}, {high:.3f}] on the test texts. Validation is {abs(gap):.3f} "
-        f"{'above' if gap >= 0 else 'below'} test, {inside} its 95 % interval"
+        f"winner: trial {report.winner}, macro-F1 {report.trial:.3f} in its trial, {report.fresh:.3f} with fresh draws "
+        f"({report.fresh - report.trial:+.3f}), {report.test:.3f} [{low:.3f}, {high:.3f}] on the test texts. Validation is "
+        f"{abs(gap):.3f} {'above' if gap >= 0 else 'below'} test, {inside} its 95 % interval"
     )
 
 
 def as_markdown(job: Job, table: TrialTable, report: SearchReport) -> str:
     """The report as Markdown, for MLflow."""
-    search = search_points.search_of(job.config)
-    columns, rows = trial_rows(table.trials, search)
+    columns, rows = trial_rows(table.trials, search_of(job.config))
     return (
         f"# {job.task.name}: search {job.run.name}\n\nTrials are scored on {report.scored_on}. {agreement(report)}.\n\n"
         f"{saving(report)}\n\n## Trials\n\n{markdown_table(columns, rows)}\n\nThe winner's own run: {report.run}.\n"
@@ -146,42 +145,35 @@ def as_markdown(job: Job, table: TrialTable, report: SearchReport) -> str:
 
 
 def saving(report: SearchReport) -> str:
-    """What sharing saved: a trial that was stopped counts as far as it went."""
+    """A sentence on the requests that sharing saved. A stopped trial counts with the requests up to its stop."""
     share = f" ({report.requests_new / report.requests_alone:.0%})" if report.requests_alone else ""
     return (
-        f"the trials asked {report.requests_new:,.0f} requests{share} of the {report.requests_alone:,.0f} that they would have "
-        f"asked by themselves, each as far as it went; the finals asked {report.requests_finals:,.0f} more"
+        f"the trials sent {report.requests_new:,.0f} requests{share} of the {report.requests_alone:,.0f} that they would have "
+        f"sent without sharing; the finals sent {report.requests_finals:,.0f} more"
     )
 
 
 def show(job: Job, table: TrialTable) -> None:
     """Print a search from its folder."""
-    search = search_points.search_of(job.config)
-    columns, rows = trial_rows(table.trials, search)
+    columns, rows = trial_rows(table.trials, search_of(job.config))
     job.terminal.table(f"search {job.run.name}: {len(table)} trials", columns, rows)
     try:
         data = job.run.read_json("search")
     except InputError:
-        job.terminal.say("not finished yet; the same command goes on")
+        job.terminal.say("not finished yet; `potstill search` with the same config resumes it")
         return
     report = SearchReport(**{**data, "interval": tuple(data["interval"]), "finals": tuple(data["finals"])})
-    job.terminal.say()
-    job.terminal.say(agreement(report))
-    job.terminal.say(saving(report))
+    _print_outcome(job, report)
     job.terminal.say(f"winner's own run: potstill report {report.run}")
 
 
 def _print_outcome(job: Job, report: SearchReport) -> None:
-    say = job.terminal.say
-    say()
-    say(agreement(report))
-    say(saving(report))
-    say(f"search    {job.run.path}")
-    say(f"config    {job.run.path}/best.yaml    (potstill distill makes the same student of it)")
+    for line in ("", agreement(report), saving(report)):
+        job.terminal.say(line)
 
 
 def _log(job: Job, table: TrialTable, report: SearchReport) -> None:
-    search, tracker = search_points.search_of(job.config), job.tracker
+    search, tracker = search_of(job.config), job.tracker
     scored = [trial for trial in table.trials if trial.rungs]
     tracker.metrics(
         {
@@ -200,7 +192,7 @@ def _log(job: Job, table: TrialTable, report: SearchReport) -> None:
     )
     tracker.tags({"potstill.winner": str(report.winner), "potstill.winner_run": report.run})
     tracker.table("trials", table.as_arrow())
-    with open_text(f"{job.run.path}/best.yaml") as file:
+    with fsspec.open(f"{job.run.path}/best.yaml", "r") as file:
         tracker.text("best.yaml", file.read())
     for name, figure in figures(scored, search).items():
         tracker.figure(name, figure)
@@ -210,15 +202,13 @@ def _log(job: Job, table: TrialTable, report: SearchReport) -> None:
 
 
 def figures(scored: Sequence[Trial], search: SearchConfig) -> dict[str, Any]:
-    """All plots that the trials give, by name."""
+    """The charts of the scored trials by name."""
     found = {
-        "parallel_coordinates": search_figures.parallel_figure(scored, search),
-        "pareto": search_figures.pareto_figure(scored, search),
+        "parallel_coordinates": parallel_figure(scored, search),
+        "pareto": pareto_figure(scored, search),
     }
-    shares = search_figures.importances(scored, search)
-    if shares:
-        done = sum(trial.status == "finished" for trial in scored)
-        found["importance"] = search_figures.importance_figure(shares, done)
+    if shares := importances(scored, search):
+        found["importance"] = importance_figure(shares, sum(trial.status == "finished" for trial in scored))
     return found
 
 
@@ -238,14 +228,8 @@ def _value(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def open_text(path: str) -> Any:
-    """A text file at any fsspec path."""
-    filesystem, inner = url_to_fs(path)
-    return filesystem.open(inner, "r")
-
-
 def _delete_students(job: Job) -> None:
-    """What trials trained is scored, and a student is 90 MB; the finalists' are elsewhere."""
+    """Delete the trials' students (90 MB each); they are scored, and those of the finals are in another folder."""
     filesystem, root = url_to_fs(f"{job.run.path}/students")
     if filesystem.exists(root):
         filesystem.rm(root, recursive=True)

@@ -1,4 +1,4 @@
-"""A study's folder: finished cells, and the tables made of them (``potstill/study/tables.py`` has the layout)."""
+"""A study's folder: finished cells and their tables (layout: ``potstill/study/tables.py``)."""
 
 from __future__ import annotations
 
@@ -14,32 +14,22 @@ from jobs.run.job import Job
 from jobs.stages.ask import Usage
 from jobs.study.cells import Cell
 from potstill.draws import digest
-from potstill.errors import InputError
 from potstill.measures.annotations import read_judgements, read_rows
-from potstill.measures.scores import Scores
+from potstill.measures.scores import Interval, Scores
 from potstill.measures.subjectivity import Ranking, rank
 from potstill.rows import Example, Prediction
 from potstill.study.config import StudyConfig
 from potstill.study.differences import mean_difference
-from potstill.study.tables import (
-    DIFFERENCES,
-    EXAMPLES,
-    FOLDER,
-    LAYOUT,
-    TABLES,
-    Study,
-    StudySource,
-    StudyTask,
-    read_study,
-)
+from potstill.study.tables import EXAMPLES, FOLDER, LAYOUT, TABLES, Study, StudySource, StudyTask
 from potstill.texts.diversity import Diversity
 
-ORDER_OF_PAPER, JUDGEMENTS = "Li et al. 2023", "judgements"
+_FROM_RELABELLING = ("share_changed", "share_contradicted", "seed_accuracy", "guard")  # columns and fields
+_Key = tuple[str, str, str | None, str]  # task, source, teacher, student
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What came out of a cell. ``relabelling``: its ``RelabelReport`` as JSON; ``export``: the student's folder."""
+    """The results of a cell. ``relabelling``: its ``RelabelReport`` as JSON; ``export``: the student's folder."""
 
     predictions: tuple[Prediction, ...]
     scores: Scores
@@ -55,8 +45,8 @@ class Finished:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The folder of one study, and the cells it is to hold. ``models``: what each teacher of the config is
-    called in its requests; ``ranking``: of the tasks by people's judgements, where the config names some."""
+    """The folder of one study and its planned cells. ``models``: each teacher's model name in requests; ``ranking``: of the
+    tasks by human judgements, if the config has any."""
 
     run: Run
     config: StudyConfig
@@ -66,13 +56,12 @@ class StudyFolder:
 
     @classmethod
     def of(cls, config: StudyConfig, cells: Sequence[Cell]) -> StudyFolder:
-        """``<storage>/study-<name>-<digest of its cells>``: the same comparison comes back to the same folder.
+        """``<storage>/study-<name>-<digest of its cells>``, so the same comparison has the same folder.
 
-        Raises ``InputError`` where the file of judgements can't be used, ``TeacherError`` where a local teacher is not there.
+        Raises ``InputError`` if the judgements are invalid, ``TeacherError`` if a local teacher is missing.
         """
-        name = (
-            f"study-{config.name}-{digest([[cell.name for cell in cells], config.reference, config.examples], size=5)}"
-        )
+        decided_by = [[cell.name for cell in cells], config.reference, config.examples]
+        name = f"study-{config.name}-{digest(decided_by, size=5)}"
         ranking = None
         if config.judgements:
             tasks = list(dict.fromkeys(cell.task.name for cell in cells))
@@ -83,16 +72,12 @@ class StudyFolder:
 
     def has(self, cell: Cell) -> bool:
         """Whether the cell is finished."""
-        try:
-            self.run.read_json(f"cell/{cell.name}")
-        except (InputError, ValueError):  # half a file is none
-            return False
-        return True
+        return self.run.has_file(f"cell/{cell.name}.json")
 
     def finish(self, cell: Cell, result: Finished) -> None:
-        """Keep a finished cell; its JSON last, since that is what makes it finished."""
+        """Write a finished cell. Its JSON comes last, since that marks it as finished."""
         self.run.write(Prediction, cell.name, result.predictions)
-        rows = {
+        rows: dict[str, list[dict[str, Any]]] = {
             "cells": [self._row(cell, result)],
             "classes": [{"cell": cell.name, **asdict(one)} for one in result.scores.per_class],
             "confusions": [
@@ -101,58 +86,44 @@ class StudyFolder:
                 for predicted, count in zip(cell.task.labels, counts, strict=True)
                 if count
             ],
-            "diversity": [{**_which(cell), **asdict(one)} for one in result.diversity],
+            "diversity": [{**_identity(cell), **asdict(one)} for one in result.diversity],
             "examples": [
-                {**_which(cell), **{name: getattr(one, name) for name in EXAMPLES.names[4:]}} for one in result.examples
+                {**_identity(cell), **{name: getattr(one, name) for name in EXAMPLES.names[4:]}}
+                for one in result.examples
             ],
         }
-        self.run.write_json(f"cell/{cell.name}", as_json_rows(rows))
+        self.run.write_json(f"cell/{cell.name}", rows)
 
     def write_tables(self, seconds: float, finished: bool) -> Study:
-        """Make all tables of the cells that are there, and ``study.json``."""
+        """Write all tables, with the cells finished so far, and ``study.json``."""
         done = [cell for cell in self.cells if self.has(cell)]
-        kept = [self.run.read_json(f"cell/{cell.name}") for cell in done]
+        contents = [self.run.read_json(f"cell/{cell.name}") for cell in done]
         for name, schema in TABLES.items():
-            rows = [row for one in kept for row in one.get(name, [])]
+            rows = [row for one in contents for row in one.get(name, [])]
             if name == "differences":
                 rows = list(self._differences(done))
-            elif name in ("diversity", "examples"):  # the same for every student
+            elif name in ("diversity", "examples"):  # repeated by every student
                 rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]
             self.run.write_table(FOLDER, name, pa.Table.from_pylist(rows, schema=schema))
         study = self._study(seconds, finished)
         self.run.write_json("study", study)
         return study
 
-    def read(self) -> tuple[Study, dict[str, pa.Table]]:
-        """The study as it stands in the folder."""
-        return read_study(self.run.path)
-
     def _row(self, cell: Cell, result: Finished) -> dict[str, Any]:
-        scores, usage, told = result.scores, result.usage, result.relabelling
+        scores, usage = result.scores, result.usage
         return {
+            **_identity(cell),
             "cell": cell.name,
-            "teacher": cell.teacher,
-            "task": cell.task.name,
-            "source": cell.source.name,
             "student": cell.student,
-            "repeat": cell.repeat,
             "run": None if cell.source.kind == "seeds" else cell.job.run.name,
             "export": result.export,
             "seeds": result.seeds,
             "texts": result.texts,
             "test_texts": scores.texts,
-            "accuracy": scores.accuracy.value,
-            "accuracy_low": scores.accuracy.low,
-            "accuracy_high": scores.accuracy.high,
-            "macro_f1": scores.macro_f1.value,
-            "macro_f1_low": scores.macro_f1.low,
-            "macro_f1_high": scores.macro_f1.high,
+            **_columns(scores.accuracy, scores.macro_f1),
             "expected_calibration_error": scores.expected_calibration_error,
-            "texts_written": told.get("texts"),
-            "share_changed": told.get("share_changed"),
-            "share_contradicted": told.get("share_contradicted"),
-            "seed_accuracy": told.get("seed_accuracy"),
-            "guard": told.get("guard"),
+            "texts_written": result.relabelling.get("texts"),
+            **{name: result.relabelling.get(name) for name in _FROM_RELABELLING},
             "requests": usage.requests,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -162,33 +133,38 @@ class StudyFolder:
         }
 
     def _differences(self, done: Sequence[Cell]) -> Iterable[dict[str, Any]]:
-        """Every source against the reference and against k-shot, where both are there in the same repeats."""
+        """Every source compared with the reference and with k-shot, over the repeats that both have."""
         predictions = {cell.name: self.run.read(Prediction, cell.name) for cell in done}
-        by_key: dict[tuple[str, str, str | None, str], dict[int, Cell]] = {}
+        by_key: dict[_Key, dict[int, Cell]] = {}
         for cell in done:
             by_key.setdefault((cell.task.name, cell.source.name, cell.teacher, cell.student), {})[cell.repeat] = cell
         for (task, source, teacher, student), cells in by_key.items():
-            for reference, its_student, others in self._references(by_key, task, source, student):
+            for reference, reference_student, others in self._references(by_key, task, source, student):
                 repeats = sorted(set(cells) & set(others))
                 if not repeats:
                     continue
                 labels = list(next(iter(cells.values())).task.labels)
                 pairs = [(predictions[others[i].name], predictions[cells[i].name]) for i in repeats]
                 found = mean_difference(pairs, labels, self.config.seed, self.config.evaluate.resamples)
-                values: dict[str, Any] = {"teacher": teacher, "task": task, "source": source, "student": student}
-                for measure, one in (("macro_f1", found.macro_f1), ("accuracy", found.accuracy)):
-                    values |= {measure: one.value, f"{measure}_low": one.low, f"{measure}_high": one.high}
-                values |= {"reference": reference, "reference_student": its_student, "repeats": found.repeats}
-                yield {name: values[name] for name in DIFFERENCES.names}
+                yield {
+                    "teacher": teacher,
+                    "task": task,
+                    "source": source,
+                    "student": student,
+                    "reference": reference,
+                    "reference_student": reference_student,
+                    "repeats": found.repeats,
+                    **_columns(found.accuracy, found.macro_f1),
+                }
 
     def _references(
-        self, by_key: dict[tuple[str, str, str | None, str], dict[int, Cell]], task: str, source: str, student: str
+        self, by_key: dict[_Key, dict[int, Cell]], task: str, source: str, student: str
     ) -> Iterable[tuple[str, str, dict[int, Cell]]]:
         """The study's reference and every k-shot baseline, as (source, student, cells by repeat)."""
         for (its_task, name, _, its_student), cells in by_key.items():
             kind = next(iter(cells.values())).source.kind
             same = its_student == student or its_student not in self.config.students
-            # The teacher alone and the regression have no student of their own: they are held against the first.
+            # The teacher alone and the regression are compared with the first student.
             same = same or (student not in self.config.students and its_student == next(iter(self.config.students)))
             if its_task == task and name != source and same and (name == self.config.reference or kind == "seeds"):
                 yield name, its_student, cells
@@ -198,29 +174,16 @@ class StudyFolder:
         jobs: dict[str, Job] = {}
         for cell in self.cells:
             jobs.setdefault(cell.task.name, cell.job)
-        known = {name: job.task.subjectivity for name, job in jobs.items()}
-        order = sorted(jobs, key=lambda name: (known[name] is None, known[name] or 0))
         if self.ranking is not None:
-            order = list(self.ranking.tasks)
-        tasks = tuple(
-            StudyTask(
-                name,
-                jobs[name].task.description,
-                tuple(jobs[name].labels),
-                len(jobs[name].data.test),
-                len(jobs[name].data.train),
-                place,
-                JUDGEMENTS if self.ranking is not None else "not known" if known[name] is None else ORDER_OF_PAPER,
-            )
-            for place, name in enumerate(order, 1)
-        )
-        named = [one.source for one in config.sources]
+            ordered = [jobs[name] for name in self.ranking.tasks]
+        else:
+            ordered = sorted(jobs.values(), key=lambda job: (job.task.subjectivity is None, job.task.subjectivity or 0))
         return Study(
             name=config.name,
             digest=self.run.digest,
             layout=LAYOUT,
-            tasks=tasks,
-            sources=tuple(StudySource(one.name, one.title, one.meaning) for one in named),
+            tasks=tuple(self._study_task(job, rank) for rank, job in enumerate(ordered, 1)),
+            sources=tuple(StudySource(one.source.name, one.source.title, one.source.meaning) for one in config.sources),
             students=tuple(config.students),
             teachers=tuple(config.teachers),
             models=self.models,
@@ -231,14 +194,22 @@ class StudyFolder:
             config=config.model_dump(mode="json"),
         )
 
+    def _study_task(self, job: Job, subjectivity: int) -> StudyTask:
+        task, data = job.task, job.data
+        order_from = "not known" if task.subjectivity is None else "Li et al. 2023"
+        if self.ranking is not None:
+            order_from = "judgements"
+        texts = (len(data.test), len(data.train))
+        return StudyTask(task.name, task.description, tuple(job.labels), *texts, subjectivity, order_from)
 
-def _which(cell: Cell) -> dict[str, Any]:
+
+def _identity(cell: Cell) -> dict[str, Any]:
     return {"teacher": cell.teacher, "task": cell.task.name, "source": cell.source.name, "repeat": cell.repeat}
 
 
-def as_json_rows(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows that JSON can hold: numbers of NumPy as Python's."""
-    return {
-        name: [{key: value.item() if hasattr(value, "item") else value for key, value in row.items()} for row in some]
-        for name, some in rows.items()
-    }
+def _columns(accuracy: Interval, macro_f1: Interval) -> dict[str, float]:
+    """The columns of two intervals."""
+    columns: dict[str, float] = {}
+    for measure, one in (("accuracy", accuracy), ("macro_f1", macro_f1)):
+        columns |= {measure: one.value, f"{measure}_low": one.low, f"{measure}_high": one.high}
+    return columns

@@ -1,8 +1,10 @@
-"""A study's tables for the terminal, for Markdown and for MLflow, from its Parquet tables alone."""
+"""A study's tables for the terminal, Markdown and MLflow, made from its Parquet tables."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +13,6 @@ from rich.markup import escape
 
 from jobs.report.content import Table, markdown_table
 from jobs.runtime.terminal import Terminal
-from jobs.study.cells import Cell
 from jobs.study.folder import StudyFolder
 from jobs.tracking.tracker import Tracker
 from potstill.measures.scores import mean_and_deviation
@@ -34,14 +35,6 @@ def print_start(terminal: Terminal, config: StudyConfig, folder: StudyFolder, ce
         terminal.warn(f"the judgements are cyclic ({' < '.join(cycle)}); dropped the weakest: {edge}")
 
 
-def print_cell(cell: Cell) -> None:
-    """Print a line before the stages of a source."""
-    teacher = f", {cell.teacher}" if cell.teacher else ""
-    cell.job.terminal.say(
-        f"[bold]{escape(cell.task.name)}[/] {escape(cell.source.title)}, repeat {cell.repeat + 1}{escape(teacher)}"
-    )
-
-
 def print_tables(terminal: Terminal, study: Study, tables: dict[str, pa.Table]) -> None:
     """Print all tables, each with its note."""
     for one in shown(study, tables):
@@ -49,13 +42,6 @@ def print_tables(terminal: Terminal, study: Study, tables: dict[str, pa.Table]) 
         terminal.table(one.caption, one.columns, one.rows, left=2)
         if one.note:
             terminal.say(one.note)
-
-
-def print_places(terminal: Terminal, folder: StudyFolder) -> None:
-    """Print where the page and the tables are."""
-    terminal.say()
-    terminal.say(f"page      {folder.run.path}/report.html")
-    terminal.say(f"tables    {folder.run.path}/study/*.parquet (columns: potstill/study/tables.py)")
 
 
 def log(tracker: Tracker, study: Study, tables: dict[str, pa.Table]) -> None:
@@ -73,7 +59,7 @@ def log(tracker: Tracker, study: Study, tables: dict[str, pa.Table]) -> None:
 
 
 def shown(study: Study, tables: dict[str, pa.Table]) -> list[Table]:
-    """Table 1 of Li et al., the PromptMix table, teachers and diversity; those that the study's sources allow."""
+    """Table 1 of Li et al., the PromptMix table, teachers and diversity, as far as the study has their rows."""
     cells, differences = tables["cells"].to_pylist(), tables["differences"].to_pylist()
     found = [
         _table_1(study, cells, differences, student, teacher)
@@ -101,10 +87,10 @@ def _table_1(study: Study, cells: list[Row], differences: list[Row], student: st
         one for one in differences if one["reference"] == study.reference and one["reference_student"] != REGRESSION
     ]
     rows = [
-        (task.name, title, *_scores(own), _interval(_of(to_reference, task.name, source.name, its, teacher)))
-        for task, source, its, title, own in _rows(study, cells, student, teacher)
+        (task.name, title, *_scores(own), _gain(_of(to_reference, task.name, source.name, classifier, teacher)))
+        for task, source, classifier, title, own in _rows(study, cells, student, teacher)
     ]
-    reference = next(source.title for source in study.sources if source.name == study.reference)
+    reference = title_of(study, study.reference)
     caption = f"Table 1: every source against {reference}, tasks from least to most subjective"
     if len(study.students) > 1 or len(study.teachers) > 1:
         caption += f" (student {student}, teacher {teacher})"
@@ -121,20 +107,20 @@ def _table_1(study: Study, cells: list[Row], differences: list[Row], student: st
 
 def _promptmix(study: Study, cells: list[Row], differences: list[Row], teacher: str) -> Table:
     student = study.students[0]
-    k_shot = {one["source"] for one in cells if one["student"] == REGRESSION}  # only these have a regression too
+    k_shot = {one["source"] for one in cells if one["student"] == REGRESSION}  # other sources have no regression
     rows = []
-    for task, source, its, title, own in _rows(study, cells, student, teacher):
+    for task, source, classifier, title, own in _rows(study, cells, student, teacher):
         baseline = _stronger([one for one in cells if one["task"] == task.name and one["source"] in k_shot], student)
         gain = [
             one
-            for one in _of(differences, task.name, source.name, its, teacher)
+            for one in _of(differences, task.name, source.name, classifier, teacher)
             if one["reference_student"] == baseline and one["reference"] in k_shot
         ]
         changed = [one["share_changed"] for one in own]
         share = "" if source.name != _A2 or None in changed else f"{statistics.fmean(changed):.0%}"
         macro_f1, accuracy = _scores(own)
         texts = f"{statistics.fmean(one['texts'] for one in own):.0f}"
-        rows.append((task.name, title, texts, accuracy, macro_f1, share, _interval(gain)))
+        rows.append((task.name, title, texts, accuracy, macro_f1, share, _gain(gain)))
     caption = "PromptMix: A1 and A2 are the accuracies without and with relabelling"
     caption += f" (teacher {teacher})" if len(study.teachers) > 1 else ""
     note = (
@@ -145,56 +131,45 @@ def _promptmix(study: Study, cells: list[Row], differences: list[Row], teacher: 
 
 
 def _stronger(k_shot: list[Row], student: str) -> str:
-    """Which of the two k-shot baselines has the higher mean macro-F1 on the test split."""
-    found = {its: [one["macro_f1"] for one in k_shot if one["student"] == its] for its in (student, REGRESSION)}
-    means = {its: statistics.fmean(values) for its, values in found.items() if values}
-    return max(means, key=lambda its: means[its]) if means else student
+    """The k-shot baseline with the higher mean macro-F1 on the test split: ``student`` or the regression."""
+    found = {name: [one["macro_f1"] for one in k_shot if one["student"] == name] for name in (student, REGRESSION)}
+    return max(found, key=lambda name: statistics.fmean(found[name] or [0.0]))
 
 
 def _teachers(study: Study, cells: list[Row]) -> Table:
-    rows = []
     students = (study.students[0], TEACHER_ALONE)
-    for task in study.tasks:
-        for source in study.sources:
-            for teacher in study.teachers:
-                key = (task.name, source.name, teacher)
-                own = [
-                    one
-                    for one in cells
-                    if (one["task"], one["source"], one["teacher"]) == key and one["student"] in students
-                ]
-                if own:
-                    cost = f"${sum(one['cost_usd'] for one in own):.2f}"
-                    rows.append((task.name, source.title, teacher, *_scores(own), cost))
+    found = group([one for one in cells if one["student"] in students], "task", "source", "teacher")
+    rows = [
+        (task.name, source.title, teacher, *_scores(own), f"${sum(one['cost_usd'] for one in own):.2f}")
+        for task, source, teacher in itertools.product(study.tasks, study.sources, study.teachers)
+        if (own := found[task.name, source.name, teacher])
+    ]
     return Table("Teachers", ("task", "source", "teacher", "macro-F1", "accuracy", "cost"), rows)
 
 
 def _diversity(study: Study, rows: list[Row]) -> Table:
-    found = []
-    for task in study.tasks:
-        for source in study.sources:
-            key = (task.name, source.name, None)
-            own = [one for one in rows if (one["task"], one["source"], one["label"]) == key]
-            if own:
-                values = [_mean_of(own, "remote_clique"), _mean_of(own, "chamfer")]
-                found.append((task.name, source.title, f"{statistics.fmean(one['texts'] for one in own):.0f}", *values))
+    of_source = group([one for one in rows if one["label"] is None], "task", "source")
+    shown = []
+    for task, source in itertools.product(study.tasks, study.sources):
+        if own := of_source[task.name, source.name]:
+            texts = f"{statistics.fmean(one['texts'] for one in own):.0f}"
+            shown.append((task.name, source.title, texts, _mean_of(own, "remote_clique"), _mean_of(own, "chamfer")))
     note = "cosine distance of sentence embeddings: mean to all others (Remote Clique) and to the nearest (Chamfer)"
-    return Table("Diversity", ("task", "source", "texts", "Remote Clique", "Chamfer"), _task_once(found), note=note)
+    return Table("Diversity", ("task", "source", "texts", "Remote Clique", "Chamfer"), _task_once(shown), note=note)
 
 
 def _rows(
     study: Study, cells: Sequence[Row], student: str, teacher: str
 ) -> Iterator[tuple[StudyTask, StudySource, str, str, list[Row]]]:
-    """(task, source, student, title, cells over the repeats) of ``student``, of the regression and of the teacher alone."""
-    for task in study.tasks:
-        for source in study.sources:
-            for its in (student, REGRESSION, TEACHER_ALONE):
-                if own := _of(cells, task.name, source.name, its, teacher):
-                    yield task, source, its, source.title + (", regression" if its == REGRESSION else ""), own
+    """(task, source, classifier, title, cells of all repeats) for ``student``, the regression and the teacher alone."""
+    classifiers = (student, REGRESSION, TEACHER_ALONE)
+    for task, source, name in itertools.product(study.tasks, study.sources, classifiers):
+        if own := _of(cells, task.name, source.name, name, teacher):
+            yield task, source, name, source.title + (", regression" if name == REGRESSION else ""), own
 
 
 def _of(rows: Sequence[Row], task: str, source: str, student: str, teacher: str) -> list[Row]:
-    """Rows of a source. Sources that ask no teacher belong to every teacher's table."""
+    """Rows of a source and student. Sources that need no teacher are in every teacher's table."""
     return [
         one
         for one in rows
@@ -202,8 +177,21 @@ def _of(rows: Sequence[Row], task: str, source: str, student: str, teacher: str)
     ]
 
 
+def title_of(study: Study, name: str) -> str:
+    """The title of a source."""
+    return next((source.title for source in study.sources if source.name == name), name)
+
+
+def group(rows: Sequence[Row], *columns: str) -> defaultdict[tuple[Any, ...], list[Row]]:
+    """The rows by their values in ``columns``."""
+    found = defaultdict(list)
+    for row in rows:
+        found[tuple(row[column] for column in columns)].append(row)
+    return found
+
+
 def _task_once(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The rows with a task's name on its first row only."""
+    """The rows with each task's name only on its first row."""
     return [("" if i and rows[i - 1][0] == row[0] else row[0], *row[1:]) for i, row in enumerate(rows)]
 
 
@@ -216,11 +204,13 @@ def _scores(own: Sequence[Row]) -> tuple[str, str]:
     return words[0], words[1]
 
 
-def _interval(differences: Sequence[Row]) -> str:
-    if not differences:
-        return ""
-    one = differences[0]
-    return f"{one['macro_f1']:+.3f} [{one['macro_f1_low']:+.3f}, {one['macro_f1_high']:+.3f}]"
+def gain_in_words(row: Row) -> str:
+    """A difference in macro-F1 with its interval."""
+    return f"{row['macro_f1']:+.3f} [{row['macro_f1_low']:+.3f}, {row['macro_f1_high']:+.3f}]"
+
+
+def _gain(differences: Sequence[Row]) -> str:
+    return gain_in_words(differences[0]) if differences else ""
 
 
 def _mean_of(rows: Sequence[Row], name: str) -> str:

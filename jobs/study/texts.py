@@ -1,13 +1,12 @@
-"""The texts of a study's sources: asked of the teacher once a run's folder, read as rows to train on.
+"""The texts of a study's sources: generated once per run folder, then read as training rows.
 
-Sources that share their texts (PromptMix with and without relabelling) share the folder; what the ledger holds is
-never asked again.
+Sources with the same texts (PromptMix with and without relabelling) share a folder.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -19,18 +18,18 @@ from jobs.study.cells import Cell
 from jobs.tracking.recorder import Recorder
 from jobs.tracking.tracker import Tracker
 from potstill.config.student import StudentConfig
-from potstill.errors import InputError, StageError
+from potstill.errors import StageError
 from potstill.rows import Example
 from potstill.student.arms import TrainingRow, from_examples, from_opinions, from_texts
 from potstill.task import LabelledText
 
-_DONE = "done-"  # of a stage, in the run's folder
+_DONE = "done-"  # prefix of a stage's marker in the run's folder
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTexts:
-    """What a source has to train on: rows, the texts of them that are not seeds (to measure their diversity), all
-    examples it had (to show some), and what a seeds-only student would be asked about."""
+    """A source's training ``rows``, its kept texts without seeds (``measured`` for diversity), all its ``examples``, and the
+    rows that a seeds-only student is ``asked`` about."""
 
     rows: tuple[TrainingRow, ...]
     measured: tuple[LabelledText, ...]
@@ -39,12 +38,13 @@ class SourceTexts:
 
 
 def ask_teacher(cell: Cell, pool: TeacherPool, record: Recorder) -> None:
-    """Have the cell's texts written and labelled, where its run's folder does not hold them yet."""
+    """Generate and label the cell's texts, unless its run's folder has them."""
     job = replace(cell.job, tracker=cast(Tracker, record))
 
     def once(stage: str, run: Callable[[], object]) -> None:
-        # What was collected cost nothing, and the train split is not in the run's name.
-        if not cell.source.asks or not _is_done(cell, stage):
+        # Texts of the train split are collected again: that is free, and the run's name does not cover the split.
+        # A stage without usable texts writes its tables but no marker.
+        if not cell.source.asks or not job.run.has_file(f"{_DONE}{stage}.json"):
             run()
             job.run.write_json(f"{_DONE}{stage}", {})
 
@@ -57,17 +57,17 @@ def ask_teacher(cell: Cell, pool: TeacherPool, record: Recorder) -> None:
 
 
 def read_texts(cell: Cell, config: StudentConfig) -> SourceTexts:
-    """The rows that the cell's student learns from. Raises ``StageError`` where no text was kept."""
+    """The rows that the cell's student learns from. Raises ``StageError`` if no text was kept."""
     job, labels = cell.job, cell.job.labels
     if cell.source.kind == "seeds":
         return SourceTexts(tuple(from_texts(job.data.seeds, labels)), (), (), ())
-    examples = job.run.read(Example, "relabelled" if cell.source.labels == "relabelled" else "generated")
-    if cell.source.labels == "relabelled":
+    relabelled = cell.source.labels == "relabelled"
+    examples = job.run.read(Example, "relabelled" if relabelled else "generated")
+    if relabelled:
         kept = [example for example in examples if example.kept]
-        rows = from_examples(kept, labels, soft=job.config.relabel.soft)
     else:
         kept = first_of_each_class(examples, job.config.augment.per_class)
-        rows = from_examples(kept, labels, soft=False)
+    rows = from_examples(kept, labels, soft=relabelled and job.config.relabel.soft)
     if not kept:
         raise StageError(f"{job.task.name}, {cell.source.name}: no text was kept; see {job.run.path}/example")
     if cell.source.seeds == "train":
@@ -77,7 +77,7 @@ def read_texts(cell: Cell, config: StudentConfig) -> SourceTexts:
 
 
 def usage_of(cell: Cell) -> Usage:
-    """What the cell's texts took of the teacher."""
+    """The teacher's usage for the cell's texts."""
     if not cell.source.asks:
         return Usage()
     if cell.source.kind == "classifier":
@@ -87,15 +87,15 @@ def usage_of(cell: Cell) -> Usage:
 
 
 def relabelling_of(cell: Cell) -> dict[str, Any]:
-    """The report of the relabelling behind the cell's labels; empty where there was none."""
+    """The report of the relabelling of the cell's texts; empty without relabelling."""
     if cell.source.kind != "texts" or cell.source.labels != "relabelled":
         return {}
     report: dict[str, Any] = cell.job.run.read_json("relabel")["report"]
     return report
 
 
-def pick_examples(texts: SourceTexts, labels: Sequence[str], each: int) -> list[Example]:
-    """``each`` kept texts of every class and as many that were dropped for low evidence, in the order of the plan."""
+def pick_examples(texts: SourceTexts, each: int) -> list[Example]:
+    """Up to ``each`` kept texts of every class, and as many that selection dropped, in the order of the plan."""
     taken: collections.Counter[tuple[str, bool]] = collections.Counter()
     picked = []
     for example in texts.examples:
@@ -104,12 +104,3 @@ def pick_examples(texts: SourceTexts, labels: Sequence[str], each: int) -> list[
             taken[key] += 1
             picked.append(example)
     return picked
-
-
-def _is_done(cell: Cell, stage: str) -> bool:
-    """Whether a stage of the cell's run came to a good end; one that found no texts leaves its tables too."""
-    try:
-        cell.job.run.read_json(f"{_DONE}{stage}")
-    except InputError:
-        return False
-    return True

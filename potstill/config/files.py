@@ -1,9 +1,10 @@
-"""Apply overrides to a config's content, and turn pydantic's errors into readable problems."""
+"""Read YAML, apply overrides to a config's content, and turn pydantic's errors into readable problems."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +12,18 @@ from pydantic import ValidationError
 
 from potstill.config.teacher import KINDS
 from potstill.errors import InputError, Problem
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file. Raises ``InputError`` if it can't be read."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError([Problem(str(path), "no such file; ready-made configs are in conf/")]) from None
+    except OSError as error:
+        raise InputError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -22,21 +35,25 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         if not equals or not name:
             problems.append(Problem(f"--set {text}", "must look like field.name=value"))
             continue
-        target = content
-        *parents, last = name.split(".")
-        for parent in parents:
-            below = target.get(parent)
-            if isinstance(below, str) and parent == "task":
-                below = {"preset": below}
-            target[parent] = below if isinstance(below, dict) else {}
-            target = target[parent]
         try:
-            target[last] = yaml.safe_load(value)
+            set_field(content, name, yaml.safe_load(value))
         except yaml.YAMLError:
-            target[last] = value
+            set_field(content, name, value)
     if problems:
         raise InputError(problems)
     return content
+
+
+def set_field(content: dict[str, Any], name: str, value: Any) -> None:
+    """Set the field ``a.b`` of nested mappings in place. Anything but a mapping on the way is replaced by one."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        below = content.get(parent)
+        if isinstance(below, str) and parent == "task":
+            below = {"preset": below}
+        content[parent] = below if isinstance(below, dict) else {}
+        content = content[parent]
+    content[last] = value
 
 
 def place_of(item: Any) -> tuple[int | str, ...]:

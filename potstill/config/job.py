@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from potstill.config.files import explain, override, place_of
+from potstill.config.files import explain, override, place_of, read_yaml
 from potstill.config.search import SearchConfig
 from potstill.config.sections import Section, database_uri, home
 from potstill.config.student import STUDENT_WITHOUT_EFFECT, StudentConfig
@@ -216,15 +215,7 @@ _WITHOUT_EFFECT = {"task": _TASK_WITHOUT_EFFECT, "teacher": WITHOUT_EFFECT, "stu
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config and apply ``a.b=c`` overrides. Raises ``InputError`` with all problems."""
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise InputError([Problem(str(path), "no such file; ready-made configs are in conf/")]) from None
-    except OSError as error:
-        raise InputError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError([Problem(str(path), "must be a mapping of fields, such as `task: trec6`")])
     return parse(override(content, overrides), where=str(path))

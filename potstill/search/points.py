@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from potstill import draws
 from potstill.config import Config
-from potstill.config.files import explain
+from potstill.config.files import explain, set_field
 from potstill.config.search import Range, SearchConfig, Value, rung_shares
 from potstill.config.sections import fields
 from potstill.config.student import STUDENT_WITHOUT_EFFECT
@@ -49,11 +49,7 @@ def apply(config: Config, point: Point) -> Config:
     content = config.model_dump(mode="json", exclude={"search"})
     content["evaluate"]["compare"] = []
     for name, value in jsonable(point).items():
-        *parents, last = name.split(".")
-        target = content
-        for parent in parents:
-            target = target[parent]
-        target[last] = value
+        set_field(content, name, value)
     return Config.model_validate(content)
 
 

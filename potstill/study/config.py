@@ -1,8 +1,8 @@
-"""The config of a study: which tasks, sources, students and teachers, how often; the rest as in a job's config.
+"""The config of a study: tasks, sources, students, teachers and repeats; the rest as in a job's config.
 
     potstill study conf/study-small.yaml --set data_dir=DIR --set repeats=3
 
-``cell_config`` makes of it the config of one job: one task, one source, one teacher, one repeat.
+``cell_config`` derives the config of one job: one task, source, teacher and repeat.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from potstill.config import (
     AugmentConfig,
@@ -27,7 +26,7 @@ from potstill.config import (
     TrackingConfig,
     parse,
 )
-from potstill.config.files import explain, override
+from potstill.config.files import explain, override, read_yaml, set_field
 from potstill.config.sections import Section, home
 from potstill.config.teacher import EmbeddedTeacher, TeacherConfig
 from potstill.errors import InputError, Problem
@@ -35,23 +34,23 @@ from potstill.study import sources
 from potstill.study.sources import Source
 from potstill.study.tables import REGRESSION, TEACHER_ALONE
 
-ALL_REAL = 100_000  # texts a class: all there are
+ALL_REAL = 100_000  # texts per class; more than any task has
 SECTIONS = ("augment", "relabel")
-"""What a source may set. Task and student are the same for all sources of a fit, and so are the seeds."""
+"""The sections that a source may change. All sources of a fit share task, seeds and student."""
 
 
 class SourceRef(Section):
     """A source of the study. ``promptmix`` is short for ``{name: promptmix}``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name in the tables")
-    of: str | None = Field(None, description="the known source that it varies; default: the one of its name")
+    of: str | None = Field(None, description="the known source that it varies; default: the source with its own name")
     set: dict[str, Any] = Field(
-        {}, description="fields of augment and relabel that make it another, such as augment.temperature: 1.2"
+        {}, description="changed fields of augment and relabel, such as augment.temperature: 1.2"
     )
 
     @property
     def source(self) -> Source:
-        """The source that is meant. Raises ``InputError`` for one that nobody knows or that sets what it can't."""
+        """The source with its changes. Raises ``InputError`` for an unknown source or a field that can't be set."""
         base = sources.find(self.of or self.name)
         wrong = [name for name in self.set if name.partition(".")[0] not in SECTIONS or "." not in name]
         if wrong:
@@ -59,44 +58,39 @@ class SourceRef(Section):
             raise InputError([Problem(f"sources: {self.name!r}: set.{name}", message) for name in wrong])
         if base.name == self.name and not self.set:
             return base
-        words = ", ".join(f"{name} = {value}" for name, value in self.set.items())
         return replace(
             base,
             name=self.name,
             title=base.title if self.name == base.name else self.name,
-            meaning=f"{base.meaning}; {words}" if words else base.meaning,
+            meaning="; ".join([base.meaning, *(f"{name} = {value}" for name, value in self.set.items())]),
             changes={**base.changes, **self.set},
         )
 
 
 class StudyConfig(Section):
-    """Everything a study needs to know."""
+    """The fields of a study's YAML."""
 
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name of the study's folder and run")
-    tasks: tuple[TaskRef, ...] = Field(min_length=1, description="the tasks: names, or mappings as `task` of a job")
-    data_dir: str | None = Field(None, description="task.data_dir of every task that names none")
-    max_test: int | None = Field(None, ge=10, description="task.max_test of every task that names none")
-    sources: tuple[SourceRef, ...] = Field(
-        min_length=1, description="where training texts come from; see docs/study.md"
-    )
+    tasks: tuple[TaskRef, ...] = Field(min_length=1, description="names of tasks, or mappings like `task` of a job")
+    data_dir: str | None = Field(None, description="task.data_dir of every task without its own")
+    max_test: int | None = Field(None, ge=10, description="task.max_test of every task without its own")
+    sources: tuple[SourceRef, ...] = Field(min_length=1, description="sources of training texts; see docs/study.md")
     students: dict[str, dict[str, Any]] = Field(
-        {"embedded": {}}, min_length=1, description="students by name, each with what differs from `student`"
+        {"embedded": {}}, min_length=1, description="students by name, each with its differences from `student`"
     )
     teachers: dict[str, TeacherConfig] = Field(
-        {"embedded": EmbeddedTeacher()}, min_length=1, description="teachers by name, each as `teacher` of a job"
+        {"embedded": EmbeddedTeacher()}, min_length=1, description="teachers by name, each like `teacher` of a job"
     )
-    repeats: int = Field(3, ge=1, le=100, description="runs of every cell, each with a data seed of its own")
+    repeats: int = Field(3, ge=1, le=100, description="repeats of every cell, each with its own data seed")
     seed: int = Field(0, ge=0, description="data seed of the first repeat")
-    reference: str = Field("real", description="source that Table 1's differences are to")
+    reference: str = Field("real", description="source that Table 1 compares the others with")
     judgements: str | None = Field(
         None,
-        description="file of pairwise judgements (judge, task_a, task_b, more_subjective) that order the tasks; default: the "
+        description="file of pairwise judgements (judge, task_a, task_b, more_subjective) that ranks the tasks; default: the "
         "order of Li et al. 2023",
     )
-    real_per_class: int | None = Field(
-        None, ge=1, description="real texts a class of the source real; default: all there are"
-    )
-    examples: int = Field(3, ge=0, le=100, description="texts a source and class in the table of examples")
+    real_per_class: int | None = Field(None, ge=1, description="real texts per class of the source real; default: all")
+    examples: int = Field(3, ge=0, le=100, description="texts per source and class in the table of examples")
     storage: str = Field("", description="folder of the runs; default <POTSTILL_HOME>/runs")
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     augment: AugmentConfig = AugmentConfig()
@@ -105,20 +99,17 @@ class StudyConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
-    @field_validator("tasks", mode="before")
+    @field_validator("tasks", "sources", mode="before")
     @classmethod
-    def _task_names(cls, value: Any) -> Any:
-        return [{"preset": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _source_names(cls, value: Any) -> Any:
-        return [{"name": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+    def _names(cls, value: Any, field: ValidationInfo) -> Any:
+        """A string is short for a mapping with only that name."""
+        key = "preset" if field.field_name == "tasks" else "name"
+        return [{key: one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
 
     @field_validator("students", "teachers", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """A list of models is short for a mapping; so is nothing behind a name."""
+        """A list of models is short for a mapping, and a name without a value for an empty one."""
         if isinstance(value, list):
             return {str(one): {"model": one} for one in value}
         return {name: {} if one is None else one for name, one in value.items()} if isinstance(value, dict) else value
@@ -127,54 +118,46 @@ class StudyConfig(Section):
     def _consistent(self) -> StudyConfig:
         if not self.storage:
             object.__setattr__(self, "storage", str(home() / "runs"))
-        complaints = []
+        problems = []
         for what, names in {
             "tasks": [one.preset for one in self.tasks],
             "sources": [one.name for one in self.sources],
         }.items():
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                complaints.append(f"{what}: {', '.join(map(repr, twice))} stands twice")
+                problems.append(f"{what}: {', '.join(map(repr, twice))} is listed twice")
         if self.student.repeats != 1 or any(one.get("repeats", 1) != 1 for one in self.students.values()):
-            complaints.append("student.repeats: a study has `repeats` of its own, of data seeds; leave it out")
+            problems.append("student.repeats: use the study's `repeats`, which repeat with other data seeds")
         reserved = sorted({REGRESSION, TEACHER_ALONE} & set(self.students))
         if reserved:
-            complaints.append(
-                f"students: {', '.join(map(repr, reserved))} has another meaning in the tables; rename it"
-            )
-        if complaints:
-            raise ValueError("; ".join(complaints))
+            problems.append(f"students: {', '.join(map(repr, reserved))} is reserved in the tables; rename it")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
 def is_study(path: str | Path) -> bool:
-    """Whether a config file is a study's and no job's, by its field ``tasks``; loading says what is wrong with others."""
+    """Whether a config file describes a study, not a job: it has ``tasks``. False for unreadable files."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(path)
+    except InputError:
         return False
     return isinstance(content, dict) and "tasks" in content and "task" not in content
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study's YAML and apply ``a.b=c`` overrides. Raises ``InputError`` with every problem."""
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError([Problem(str(path), f"is not valid YAML: {' '.join(str(error).split())}")]) from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or "tasks" not in content:
-        hint = "must hold a mapping with `tasks` and `sources`, such as conf/study-small.yaml"
+        hint = "must be a mapping with `tasks` and `sources`, such as conf/study-small.yaml"
         if isinstance(content, dict) and "task" in content:
-            hint += "; this is a job's config: potstill distill takes it"
+            hint += "; this is a job's config, for potstill distill"
         raise InputError([Problem(str(path), hint)])
     return parse_study(override(content, overrides), str(path))
 
 
 def parse_study(content: dict[str, Any], where: str = "study") -> StudyConfig:
-    """Validate a mapping. Raises ``InputError`` with every problem, unknown sources and students' settings included."""
+    """Validate a study, with its sources and students. Raises ``InputError`` with every problem."""
     try:
         study = StudyConfig.model_validate(content)
     except ValidationError as error:
@@ -187,7 +170,7 @@ def parse_study(content: dict[str, Any], where: str = "study") -> StudyConfig:
         except InputError as error:
             problems += [Problem(f"{where}: {problem.where}", problem.message) for problem in error.problems]
     if study.reference not in known and not problems:
-        message = f"is none of the study's sources: {', '.join(known)}"
+        message = f"must be one of the study's sources: {', '.join(known)}"
         problems.append(Problem(f"{where}: reference = {study.reference!r}", message))
     for name in study.students:
         try:
@@ -208,14 +191,12 @@ def parse_study(content: dict[str, Any], where: str = "study") -> StudyConfig:
 
 
 def student_config(study: StudyConfig, name: str) -> StudentConfig:
-    """A student of the study. Its training seed is the same in all repeats, as in jobs of several data seeds."""
-    content = override(study.student.model_dump(), [])
-    content |= study.students[name]
-    return StudentConfig.model_validate(content)
+    """A student of the study, with the same training seed in all repeats."""
+    return StudentConfig.model_validate({**study.student.model_dump(), **study.students[name]})
 
 
 def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str, repeat: int, classes: int) -> Config:
-    """The config of one job of the study. Raises ``InputError`` for settings of the source that no job can have."""
+    """The config of one job of the study. Raises ``InputError`` if the source's settings are invalid."""
     reference = task.model_dump()
     reference["data_dir"] = reference["data_dir"] or study.data_dir
     reference["max_test"] = reference["max_test"] or study.max_test
@@ -224,24 +205,13 @@ def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str,
     content: dict[str, Any] = {
         "task": reference,
         "seed": study.seed + repeat,
-        "storage": study.storage,
-        "ledger": study.ledger.model_dump(),
         "teacher": study.teachers[teacher].model_dump(),
-        "augment": study.augment.model_dump(),
-        "relabel": study.relabel.model_dump(),
         "student": student_config(study, next(iter(study.students))).model_dump(),
-        "evaluate": study.evaluate.model_dump(),
-        "tracking": study.tracking.model_dump(),
+        **study.model_dump(include={"storage", "ledger", "augment", "relabel", "evaluate", "tracking"}),
     }
-    changes = copy.deepcopy(dict(source.changes))  # a field of a section may be set in one that other sources share
+    changes = copy.deepcopy(dict(source.changes))  # sources share mappings, and a later change may set a field of one
     if source.name == "real":
         changes.setdefault("augment.per_class", study.real_per_class or ALL_REAL)
     for name, value in changes.items():
-        *parents, last = name.split(".")
-        target = content
-        for parent in parents:
-            if not isinstance(target.get(parent), dict):
-                target[parent] = {}  # no section: the config's own check says so
-            target = target[parent]
-        target[last] = 1.0 / classes if value == sources.EVEN else value
+        set_field(content, name, 1.0 / classes if value == sources.EVEN else value)
     return parse(content, where=f"source {source.name}")

@@ -1,8 +1,8 @@
-"""What a study's numbers are: differences between sources over repeats, with their interval.
+"""Differences between sources over repeats, with their intervals.
 
-A difference is taken repeat by repeat on the same test texts and averaged. Its interval is a bootstrap of two stages
+A difference is computed per repeat on the same test texts, then averaged. Its interval is a two-stage bootstrap
 (Davison & Hinkley 1997, section 3.8): repeats are drawn with replacement, and within each the test texts, in pairs of
-predictions. With one repeat it is the paired bootstrap over test texts, and says nothing of other seeds.
+predictions. With one repeat it is the paired bootstrap over test texts and does not cover other seeds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class MeanDifference:
 def mean_difference(
     pairs: Sequence[Pair], labels: Sequence[str], seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> MeanDifference:
-    """``pairs``: for every repeat the predictions of the reference and of what is held against it.
+    """``pairs``: for each repeat the predictions of the reference and of its competitor.
 
-    Raises ``ValueError`` for no pair, and where the two of a pair did not see the same texts.
+    Raises ``ValueError`` without pairs, or if the predictions of a pair are about different texts.
     """
     if not pairs:
-        raise ValueError("there is no repeat to compare")
+        raise ValueError("no repeats to compare")
     outcomes = [_outcomes(first, second, labels) for first, second in pairs]
     whole = np.array([_differences(one, None, len(labels)) for one in outcomes])[:, :, 0]  # repeats, measures
     count = len(pairs)
@@ -56,7 +56,7 @@ def mean_difference(
 def _outcomes(first: Sequence[Prediction], second: Sequence[Prediction], labels: Sequence[str]) -> np.ndarray:
     by_id = {prediction.example_id: prediction for prediction in second}
     if set(by_id) != {prediction.example_id for prediction in first} or len(by_id) != len(first):
-        raise ValueError("the two were not scored on the same texts")
+        raise ValueError("the predictions are about different texts")
     truth, one = indices(first, labels)
     _, two = indices([by_id[prediction.example_id] for prediction in first], labels)
     return np.stack([truth, one, two], axis=1)

@@ -1,7 +1,7 @@
-"""A forecast of how far synthetic data falls behind real data, from tasks that were studied with the same teacher.
+"""Forecasts the gap between synthetic and real data, from tasks that were studied with the same teacher.
 
-A least-squares line on at most two diagnostics of the teacher's votes, named here before any study was seen. It is judged
-by leaving out each task in turn, beside the forecast that needs no diagnostics: the mean of the other tasks' gaps.
+A least-squares fit on at most two diagnostics of the teacher's votes, chosen before any study was run. Leave-one-out
+cross-validation compares it with a forecast without diagnostics: the mean of the other tasks' gaps.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Studied:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The ``gap`` to expect, with a 95 % prediction interval. ``error``: mean absolute error of the left-out tasks;
-    ``error_of_mean``: the same where the mean of the others is said; ``rank_correlation``: Spearman's rho of the left-out
-    tasks' forecasts with their gaps. ``useful``: the line errs less than the mean; otherwise ``gap`` is the mean."""
+    """The expected ``gap`` with a 95 % prediction interval. ``error``: leave-one-out mean absolute error; ``error_of_mean``:
+    the same for the mean of the other tasks; ``rank_correlation``: Spearman's rho between left-out forecasts and gaps.
+    ``useful``: the fit has the smaller error; otherwise ``gap`` is the mean."""
 
     gap: Interval
     predictors: tuple[str, ...]
@@ -45,7 +45,7 @@ class Forecast:
 
 
 def forecast(studied: Sequence[Studied], diagnostics: Mapping[str, float | None]) -> Forecast | str:
-    """The forecast for a task with these ``diagnostics``, or a sentence on why there can be none."""
+    """The forecast for a task with these ``diagnostics``, or the reason why there is none."""
     names, known = usable(studied)
     if len(known) < FEWEST:
         return f"{len(known)} task{'s were' if len(known) != 1 else ' was'} both studied and assessed with this teacher; a forecast needs {FEWEST}"
@@ -74,22 +74,22 @@ def forecast(studied: Sequence[Studied], diagnostics: Mapping[str, float | None]
 
 
 def usable(studied: Sequence[Studied]) -> tuple[tuple[str, ...], list[Studied]]:
-    """The predictors that so many tasks allow, and the tasks that have them all."""
+    """The predictors that the number of tasks allows, and the tasks that have them all."""
     names = PREDICTORS if len(studied) >= FEWEST_FOR_TWO else PREDICTORS[:1]
     return names, [one for one in studied if all(name in one.diagnostics for name in names)]
 
 
 def means_of_others(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each row, the mean of the other rows' values, (rows,)."""
+    """For each row the mean of the other rows' values, (rows,)."""
     return (y.sum() - y) / (len(y) - 1)
 
 
 def leave_one_out(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each row's value as a least-squares fit of the other rows says it, (rows,). ``x``: (rows, predictors)."""
+    """Each row's value as predicted by a least-squares fit of the other rows, (rows,). ``x``: (rows, predictors)."""
     others = ~np.eye(len(y), dtype=bool)
     return np.array([_fit(x[keep], y[keep]) @ [1.0, *x[i]] for i, keep in enumerate(others)])
 
 
 def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intercept and slopes; the smallest ones where predictors don't vary."""
+    """Intercept and slopes; the solution with the smallest norm if predictors are constant."""
     return np.linalg.lstsq(np.column_stack([np.ones(len(x)), x]), y, rcond=None)[0].astype(np.float64)

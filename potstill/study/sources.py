@@ -1,10 +1,10 @@
-"""What a study can compare: every row of both papers' tables, as settings of a job.
+"""The sources that a study can compare: every row of both papers' tables, as settings of a job.
 
     find("promptmix_no_mixup").changes       # {"augment.alpha": {"low": 1.0, "high": 1.0}}
 
-A source says where training texts come from. It is a strategy with some settings fixed; everything it does not fix is
-the study's own (``augment``, ``relabel``, ``student``), so that sources differ in what their names say and in nothing
-else. A study's YAML makes further ones of these: ``{name: hot, of: promptmix, set: {augment.temperature: 1.2}}``.
+A source of training texts is a strategy with some settings fixed. All other settings come from the study (``augment``,
+``relabel``, ``student``), so sources differ only in what their names say. A study's YAML can vary a source:
+``{name: hot, of: promptmix, set: {augment.temperature: 1.2}}``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Any, Literal
 from potstill.errors import InputError, Problem
 
 EVEN = "even"
-"""In ``changes``: 1 / number of classes, so that the class a text was written for counts no more than any other."""
+"""In ``changes``: 1 / number of classes, which gives a text's target class the same prior as any other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """``changes``: settings of a job that make it this source. ``kind``: texts to train on, the seeds alone, or the
-    teacher as classifier (``calibrated``: with batch calibration). ``seeds``: ``train``, the student learns from them too;
-    ``prompt``, only the teacher sees them; ``hidden``, nobody does. ``labels``: ``as_written`` or ``relabelled``.
-    ``anchored``: the seeds-only student may have a say (``student.second_opinion``, ``student.blend``). ``asks``: the
-    teacher has a part in it."""
+    """``changes``: a job's settings that define this source. ``kind``: texts to train on, the seeds alone, or the teacher
+    as classifier (``calibrated``: with batch calibration). ``seeds``: ``train``, the student learns from them too;
+    ``prompt``, only the teacher sees them; ``hidden``, neither does. ``anchored``: the seeds-only student may influence
+    the labels (``student.second_opinion``, ``student.blend``). ``asks``: it needs the teacher."""
 
     name: str
     title: str
@@ -40,12 +39,12 @@ class Source:
 
     @property
     def strategy(self) -> str | None:
-        """Its strategy, where it fixes one."""
+        """The strategy that it fixes, if any."""
         return self.changes.get("augment.strategy")
 
     @property
     def synthetic(self) -> bool:
-        """Whether it trains on texts that nobody wrote."""
+        """Whether it trains on generated texts."""
         return self.kind == "texts" and self.strategy not in ("real", "annotate")
 
 
@@ -65,7 +64,7 @@ _ALL = (
     Source(
         "real",
         "real data",
-        "real training texts with their labels, all of them or `real_per_class` a class, and the seeds "
+        "all real training texts with their labels, or `real_per_class` per class, and the seeds "
         "(PromptMix's human upper bound)",
         {**_AS_WRITTEN, "augment.strategy": "real"},
         asks=False,
@@ -73,7 +72,7 @@ _ALL = (
     Source(
         "real_equal",
         "as many real texts",
-        "as many real texts a class as the other sources have generated ones, and the seeds",
+        "as many real texts per class as the other sources generate, and the seeds",
         {**_AS_WRITTEN, "augment.strategy": "real"},
         asks=False,
     ),
@@ -83,21 +82,21 @@ _ALL = (
     Source(
         "zero_shot",
         "zero-shot",
-        "texts written from a context and the class's description (Li et al. 2023); nobody sees a seed",
+        "texts written from a context and the class's description (Li et al. 2023); seeds are not used",
         {**_AS_WRITTEN, "augment.strategy": "zero_shot"},
         seeds="hidden",
     ),
     Source(
         "few_shot",
         "few-shot",
-        "the same with seeds of the class in every prompt (Li et al. 2023); the student learns from the texts alone",
+        "the same with the class's seeds in every prompt (Li et al. 2023); the student learns only from the texts",
         {**_AS_WRITTEN, "augment.strategy": "few_shot"},
         seeds="prompt",
     ),
     Source(
         "few_shot_relabelled",
         "few-shot, relabelled",
-        "few-shot texts, relabelled and selected like PromptMix's; the student learns from the seeds too",
+        "few-shot texts, relabelled and selected as in PromptMix; the student also learns from the seeds",
         {"augment.strategy": "few_shot"},
         labels="relabelled",
         anchored=True,
@@ -113,13 +112,13 @@ _ALL = (
     Source(
         "promptmix_a1",
         "PromptMix without relabelling (A1)",
-        "the first of the same texts, with the class that each was written for",
+        "the first of the same texts, labelled with their target classes",
         {"augment.strategy": "promptmix"},
     ),
     Source(
         "promptmix_paper",
         "PromptMix as released",
-        "every text kept with the one class that the teacher says, temperature 1, no context, no further say",
+        "every text kept with the teacher's hard label; temperature 1, no contexts, no other votes on the label",
         {
             **_ALL_LABELS_OF_TEACHER,
             "augment.strategy": "promptmix",
@@ -133,7 +132,7 @@ _ALL = (
     Source(
         "promptmix_no_mixup",
         "without mixup",
-        "PromptMix's prompt with examples, texts that belong to one class",
+        "PromptMix's prompt with examples, each text for a single class",
         {"augment.strategy": "promptmix", **_NO_MIXUP},
         labels="relabelled",
         anchored=True,
@@ -141,7 +140,7 @@ _ALL = (
     Source(
         "promptmix_zero_shot",
         "zero-shot mixup",
-        "PromptMix from descriptions alone, relabelled by descriptions alone; nobody sees a seed",
+        "PromptMix written and relabelled from class descriptions alone; seeds are not used",
         {"augment.strategy": "promptmix", **_NO_SHOTS},
         seeds="hidden",
         labels="relabelled",
@@ -157,7 +156,7 @@ _ALL = (
     Source(
         "sahu2022",
         "Sahu et al. 2022",
-        "the class's seeds as a list that the model goes on with, no relabelling",
+        "the class's seeds as a list that the model continues, no relabelling",
         {**_AS_WRITTEN, "augment.strategy": "sahu2022"},
     ),
     Source(
@@ -170,14 +169,14 @@ _ALL = (
     Source(
         "gpt3mix",
         "GPT3Mix",
-        "texts written after labelled ones of several classes, the teacher's distribution as soft label (Yoo et al. 2021)",
+        "texts written after labelled examples of several classes, with the teacher's soft labels (Yoo et al. 2021)",
         {**_ALL_LABELS_OF_TEACHER, "augment.strategy": "gpt3mix", "relabel.soft": True},
         labels="relabelled",
     ),
     Source(
         "annotate",
         "teacher's labels on real texts",
-        "unlabelled texts (of the task, or the train split's without its labels), labelled by the teacher; the surest kept",
+        "unlabelled texts (the task's, or the train split without labels), labelled by the teacher; the surest are kept",
         {"augment.strategy": "annotate"},
         labels="relabelled",
         anchored=True,
@@ -185,25 +184,25 @@ _ALL = (
     Source(
         "nn_llm",
         "NN + LLM",
-        "the teacher itself classifies the test texts among the nearest classes (PromptMix, steps 8 to 10)",
+        "the teacher classifies the test texts, choosing among the nearest classes (PromptMix, steps 8 to 10)",
         {"relabel.votes": 1},
         kind="classifier",
     ),
     Source(
         "nn_llm_calibrated",
         "NN + LLM, calibrated",
-        "the same answers after batch calibration over the test texts (no label is looked at)",
+        "the same answers after batch calibration over the test texts (without their labels)",
         {"relabel.votes": 1},
         kind="classifier",
         calibrated=True,
     ),
 )
 
-SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+SOURCES = {source.name: source for source in _ALL}
 
 
 def find(name: str) -> Source:
-    """The source of that name. Raises ``InputError`` with the known ones."""
+    """The source of that name. Raises ``InputError`` if there is none."""
     if name not in SOURCES:
-        raise InputError([Problem(f"sources: {name!r}", f"is not known; known: {', '.join(sorted(SOURCES))}")])
+        raise InputError([Problem(f"sources: {name!r}", f"no such source; known: {', '.join(sorted(SOURCES))}")])
     return SOURCES[name]

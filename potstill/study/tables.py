@@ -1,25 +1,23 @@
-"""The tables that a study leaves, for whoever reads them: the report, a notebook, a later assessment.
+"""The schemas of a study's tables, and a reader for reports, notebooks and later assessments.
 
-A study's folder is ``<storage>/study-<name>-<digest>/``. It is laid out like any run's folder (``jobs.run.folder.Run``):
+A study's folder is ``<storage>/study-<name>-<digest>/``, laid out like any run's folder (``jobs.run.folder.Run``):
 
-    study.json                        ``Study``: what was compared, in which order, and the settings
-    study/cells.parquet               ``CELLS``: one row a trained (or asked) classifier
+    study.json                        ``Study``: tasks, sources, students, teachers, config
+    study/cells.parquet               ``CELLS``: one row per classifier
     study/differences.parquet         ``DIFFERENCES``: each source against a reference, over all repeats
     study/classes.parquet             ``CLASSES``: precision, recall, F1 by cell and class
     study/confusions.parquet          ``CONFUSIONS``: counts by cell, class and predicted class
     study/diversity.parquet           ``DIVERSITY``: by source, overall and by class
-    study/examples.parquet            ``EXAMPLES``: some texts of every source, with alpha, old and new label
-    prediction/<cell>.parquet         ``potstill.rows.Prediction``, one file a cell: the test texts in their order
-    cell/<cell>.json                  a finished cell as it was computed; a study that is resumed reads these
+    study/examples.parquet            ``EXAMPLES``: some texts of every source with their labels
+    prediction/<cell>.parquet         ``potstill.rows.Prediction``, one file per cell, in the order of the test texts
+    cell/<cell>.json                  a finished cell's rows; a resumed study reads these
 
-A *cell* is (teacher, task, source, student, repeat). Its ``cell`` is a digest of all that decides its result, so the same
-cell in another study has the same name. A *source* is where training texts come from (``potstill.study.sources``). ``run``
-names the folder beside the study's (``<storage>/<run>``) with the requests, responses and examples of a cell; null
-where the teacher had no part in it. Macro-F1, accuracy and shares are fractions of 1. An interval is a 95 % bootstrap
-interval (``docs/study.md`` has every formula). Tables are rewritten whole after every task; only ``study.json`` with
-``finished: true`` says that all cells are there.
+A *cell* is (teacher, task, source, student, repeat). Its name is a digest of everything that decides its result, so the
+same cell has the same name in every study. Macro-F1, accuracy and shares are fractions of 1; intervals are 95 % bootstrap
+intervals (``docs/study.md`` has every formula). All tables are rewritten after every fit; they are complete once
+``study.json`` has ``finished: true``.
 
-    from potstill.study.tables import CELLS, read_study
+    from potstill.study.tables import read_study
     study, tables = read_study("/home/me/.potstill/runs/study-small-1a2b3c4d5e")
     tables["cells"].to_pylist()
 """
@@ -37,25 +35,26 @@ from fsspec.core import url_to_fs
 from potstill.errors import InputError, Problem
 
 LAYOUT = 1
-"""Raised when a column changes its meaning; new columns don't raise it."""
+"""Incremented when a column changes its meaning, not for new columns."""
 
 FOLDER = "study"  # of the Parquet files
 TEACHER_ALONE, REGRESSION = "teacher", "regression"
-"""Students that are none of the config's: the teacher itself as classifier, and a logistic regression on frozen
-sentence embeddings (k-shot's second baseline)."""
+"""Names of two classifiers without a config: the teacher itself, and a logistic regression on frozen sentence embeddings
+(the second k-shot baseline)."""
 
 _TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
 _WHICH = [("teacher", _TEXT), ("task", _TEXT), ("source", _TEXT), ("student", _TEXT)]
+_TEXTS = [*_WHICH[:3], ("repeat", _WHOLE)]
 
 CELLS = pa.schema(
     [
         ("cell", _TEXT),
         *_WHICH,
-        ("repeat", _WHOLE),  # from 0; the data seed is the study's plus this
-        ("run", _TEXT),  # folder of requests and examples, beside the study's; null: no teacher asked
+        ("repeat", _WHOLE),  # from 0; the data seed is the study's seed plus this
+        ("run", _TEXT),  # folder of requests and examples, ``<storage>/<run>``; null for the seeds alone
         ("export", _TEXT),  # the student as a transformers folder; null for the teacher and the regression
         ("seeds", _WHOLE),  # labelled examples among the training texts
-        ("texts", _WHOLE),  # other training texts: generated, or real ones for the sources of real data
+        ("texts", _WHOLE),  # other training texts, generated or real
         ("test_texts", _WHOLE),
         ("accuracy", _REAL),
         ("accuracy_low", _REAL),
@@ -64,18 +63,18 @@ CELLS = pa.schema(
         ("macro_f1_low", _REAL),
         ("macro_f1_high", _REAL),
         ("expected_calibration_error", _REAL),
-        # What relabelling did to this source's texts; null where it was off. ``potstill.labels.resolution.RelabelReport``.
-        ("texts_written", _WHOLE),  # that passed the filters, before selection
-        ("share_changed", _REAL),  # label used is another one than was written for
-        ("share_contradicted", _REAL),  # teacher's first choice is another class
+        # Of ``potstill.labels.resolution.RelabelReport``; null without relabelling.
+        ("texts_written", _WHOLE),  # passed the filters, before selection
+        ("share_changed", _REAL),  # final label differs from the target class
+        ("share_contradicted", _REAL),  # teacher's first choice differs from the target class
         ("seed_accuracy", _REAL),  # the teacher on the labelled seeds
-        ("guard", _TEXT),  # what that was taken for, in words
-        # Whole source's requests, answered from the ledger or not. Sources that share requests each count them.
+        ("guard", _TEXT),  # the conclusion from it, in words
+        # All requests of the source, answered by the ledger or not. Sources that share requests each count them.
         ("requests", _WHOLE),
         ("prompt_tokens", _WHOLE),
         ("completion_tokens", _WHOLE),
-        ("cost_usd", _REAL),  # paid in the run that made the cell: 0 for answers that the ledger had
-        ("teacher_seconds", _REAL),  # waited for the teacher in the run that made the cell
+        ("cost_usd", _REAL),  # paid for new answers in the run that made the cell
+        ("teacher_seconds", _REAL),  # spent waiting for the teacher in that run
         ("training_seconds", _REAL),
     ]
 )
@@ -111,12 +110,9 @@ CONFUSIONS = pa.schema([("cell", _TEXT), ("label", _TEXT), ("predicted", _TEXT),
 
 DIVERSITY = pa.schema(
     [
-        ("teacher", _TEXT),
-        ("task", _TEXT),
-        ("source", _TEXT),
-        ("repeat", _WHOLE),
+        *_TEXTS,
         ("label", _TEXT),  # null: all classes together
-        ("texts", _WHOLE),  # that were measured: the student's training texts, seeds left out
+        ("texts", _WHOLE),  # measured training texts, without seeds
         ("remote_clique", _REAL),  # mean cosine distance to the other texts; null for fewer than two texts
         ("chamfer", _REAL),  # mean cosine distance to the nearest other text
     ]
@@ -124,14 +120,11 @@ DIVERSITY = pa.schema(
 
 EXAMPLES = pa.schema(
     [
-        ("teacher", _TEXT),
-        ("task", _TEXT),
-        ("source", _TEXT),
-        ("repeat", _WHOLE),
+        *_TEXTS,
         ("text", _TEXT),
-        ("label", _TEXT),  # what it was used with
-        ("target_label", _TEXT),  # what it was written for; null for real and unlabelled texts
-        ("teacher_label", _TEXT),  # what the teacher took it for; null where it was not asked
+        ("label", _TEXT),  # final label
+        ("target_label", _TEXT),  # class it was written for; null for real and unlabelled texts
+        ("teacher_label", _TEXT),  # teacher's first choice; null if it was not asked
         ("mix_label", _TEXT),
         ("alpha", _REAL),
         ("confidence", _REAL),
@@ -152,8 +145,8 @@ TABLES: dict[str, pa.Schema] = {
 
 @dataclass(frozen=True, slots=True)
 class StudyTask:
-    """A task of a study. ``subjectivity``: its place among the study's tasks, least subjective first, from 1;
-    ``order_from``: who says so ("Li et al. 2023", "judgements", "not known": then it stands behind the others)."""
+    """A task of a study. ``subjectivity``: its rank from 1, the least subjective; ``order_from``: the ranking's origin
+    ("Li et al. 2023", "judgements", or "not known" for tasks that come last)."""
 
     name: str
     description: str
@@ -166,7 +159,7 @@ class StudyTask:
 
 @dataclass(frozen=True, slots=True)
 class StudySource:
-    """A source of a study: its name, what a table calls it, and a sentence on what it is."""
+    """A source of a study: its name, its ``title`` in tables, and a description."""
 
     name: str
     title: str
@@ -175,9 +168,9 @@ class StudySource:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """``study.json``. ``tasks`` are in order of subjectivity, ``sources``, ``students`` and ``teachers`` in the config's.
+    """``study.json``. ``tasks`` are ordered by subjectivity; ``sources``, ``students`` and ``teachers`` as in the config.
 
-    ``reference``: the source that Table 1's differences are to; ``seconds``: of the last run of the study that had something to do.
+    ``reference``: the source that others are compared with; ``seconds``: duration of the last run that computed cells.
     """
 
     name: str
@@ -196,12 +189,17 @@ class Study:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Study:
-        """A study from its ``study.json``. Raises ``InputError`` for one of a newer layout."""
+        """The study in a ``study.json``. Raises ``InputError`` if its layout is newer than this version."""
         if data["layout"] > LAYOUT:
             raise InputError(
-                [Problem("study.json", f"has layout {data['layout']}, this potstill reads up to {LAYOUT}; update it")]
+                [
+                    Problem(
+                        "study.json",
+                        f"has layout {data['layout']}, but this potstill reads at most {LAYOUT}; update it",
+                    )
+                ]
             )
-        known = {name: data[name] for name in (one.name for one in fields(cls)) if name in data}
+        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         known["tasks"] = tuple(StudyTask(**{**one, "labels": tuple(one["labels"])}) for one in data["tasks"])
         known["sources"] = tuple(StudySource(**one) for one in data["sources"])
         for name in ("students", "teachers", "models"):
@@ -210,22 +208,22 @@ class Study:
 
 
 def read_study(folder: str) -> tuple[Study, dict[str, pa.Table]]:
-    """A study and its tables, by the names in ``TABLES``; one that is not there yet is empty.
+    """The study in ``folder`` (any fsspec path) and its tables by name; those not written yet are empty.
 
-    ``folder`` is any fsspec path. Raises ``InputError`` where it holds no study.
+    Raises ``InputError`` if the folder contains no study.
     """
     filesystem, root = url_to_fs(folder.rstrip("/"))
     try:
         with filesystem.open(f"{root}/study.json", "r") as file:
             study = Study.from_json(json.load(file))
     except FileNotFoundError:
-        raise InputError([Problem(folder, "holds no study.json; give the folder of a study")]) from None
+        raise InputError([Problem(folder, "contains no study.json; give the folder of a study")]) from None
     tables = {}
     for name, schema in TABLES.items():
-        place = f"{root}/{FOLDER}/{name}.parquet"
-        if filesystem.exists(place):
-            with filesystem.open(place, "rb") as file:
-                tables[name] = pq.read_table(file)
-        else:
-            tables[name] = schema.empty_table()
+        path = f"{root}/{FOLDER}/{name}.parquet"
+        tables[name] = (
+            pq.read_table(path, filesystem=filesystem, partitioning=None)
+            if filesystem.exists(path)
+            else schema.empty_table()
+        )
     return study, tables

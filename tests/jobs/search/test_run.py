@@ -155,7 +155,14 @@ def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Pl
 
 def test_the_terminal_shows_trials_finals_and_the_winner(finished: tuple[Place, Done, int]) -> None:
     place, done, _ = finished
-    for words in ("best trials", "drawn afresh", "winner: trial", "on the test texts", "registered now", "best.yaml"):
+    for words in (
+        "best trials",
+        "with fresh draws",
+        "winner: trial",
+        "on the test texts",
+        "registered now",
+        "best.yaml",
+    ):
         assert words in done.stdout, done.stdout
     for noise in ("Traceback", "WARNING", "(pid=", "Tune", "core_worker", "optuna"):
         assert noise not in done.stdout + done.stderr

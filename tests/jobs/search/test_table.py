@@ -156,11 +156,13 @@ def test_few_or_equal_trials_give_plots_without_importance() -> None:
 @pytest.mark.parametrize(
     ("fresh", "test", "words"),
     [
-        (0.65, 0.60, ["0.650 drawn afresh (0.050 less: that was luck)", "0.050 above test, inside"]),
-        (0.72, 0.80, ["0.720 drawn afresh (0.020 more: it was not luck)", "0.080 below test, outside"]),
+        (0.65, 0.60, ["0.650 with fresh draws (-0.050)", "0.050 above test, inside"]),
+        (0.72, 0.80, ["0.720 with fresh draws (+0.020)", "0.080 below test, outside"]),
     ],
 )
-def test_luck_and_the_gap_to_test_are_told_either_way(fresh: float, test: float, words: list[str]) -> None:
+def test_the_change_with_fresh_draws_and_the_gap_to_test_are_told_either_way(
+    fresh: float, test: float, words: list[str]
+) -> None:
     report = search_report.SearchReport(
         winner=3,
         run="r",

@@ -82,8 +82,8 @@ def test_a_finished_study_asks_nothing_and_says_so(content, plan, monkeypatch):
     with monkeypatch.context() as faked:
         World().install(faked)
         study(parse_study(content))
-    assert "all is done" in plan()
-    assert "no source that is left needs one" in plan(sources=["real"], name="another")
+    assert "the study is finished" in plan()
+    assert "no remaining source needs a teacher" in plan(sources=["real"], name="another")
 
 
 def test_a_dear_study_asks_first(content, monkeypatch):

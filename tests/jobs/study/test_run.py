@@ -316,10 +316,10 @@ def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sources": ["magic"]}, r"'magic': is not known; known: annotate, eda, few_shot"),
-        ({"sources": ["real", "real"]}, "'real' stands twice"),
-        ({"reference": "eda"}, "is none of the study's sources: real"),
-        ({"students": {"regression": {}}}, "'regression' has another meaning"),
+        ({"sources": ["magic"]}, r"'magic': no such source; known: annotate, eda, few_shot"),
+        ({"sources": ["real", "real"]}, "'real' is listed twice"),
+        ({"reference": "eda"}, "must be one of the study's sources: real"),
+        ({"students": {"regression": {}}}, "'regression' is reserved"),
         ({"students": {"big": {"epochs": 0}}}, r"students\.big: epochs = 0"),
         (
             {"sources": ["real", {"name": "hot", "of": "promptmix", "set": {"augment.temperature": 9}}]},
@@ -331,7 +331,7 @@ def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
         ),
         ({"tasks": []}, "at least 1 item"),
         ({"repeats": 0}, "repeats = 0"),
-        ({"student": {"repeats": 2}}, "a study has `repeats` of its own"),
+        ({"student": {"repeats": 2}}, "use the study's `repeats`"),
         ({"tsks": ["trec6"]}, "tsks: no such field"),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_bad_study_is_one_line_a_problem(config, changes, expected):
 def test_two_tasks_of_one_name_are_refused(config, tmp_path):
     twin = tmp_path / "mailroom"
     shutil.copytree(TASKS / "mailroom", twin)
-    with pytest.raises(InputError, match="'mailroom': two have this name"):
+    with pytest.raises(InputError, match="'mailroom': two tasks have this name"):
         plan_cells(config(tasks=[SMALL["tasks"][0], str(twin)]), Terminal())
 
 
@@ -368,14 +368,14 @@ def test_a_task_without_texts_for_a_source_says_so(config, tmp_path):
     path = tmp_path / "mood.yaml"
     path.write_text(yaml.safe_dump(task))
     plan_cells(config(tasks=[str(path)], sources=["k_shot", "promptmix"], reference="k_shot"), Terminal())
-    with pytest.raises(InputError, match="source real: task mood has no training text"):
+    with pytest.raises(InputError, match="source real: task mood has no training texts"):
         plan_cells(config(tasks=[str(path)]), Terminal())
 
 
 def test_a_jobs_config_is_no_study(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("task: trec6\n")
-    with pytest.raises(InputError, match="potstill distill takes it"):
+    with pytest.raises(InputError, match="a job's config, for potstill distill"):
         load(path)
 
 

@@ -169,7 +169,7 @@ def test_advice(diagnosis, seed_accuracy, say):
 
 
 def test_how_many_to_label_is_read_off_the_learning_curve():
-    assert by_hand({2: 0.5, 4: 0.7, 8: 0.71, 16: 0.72}).startswith("About 4 labelled texts a class are enough")
+    assert by_hand({2: 0.5, 4: 0.7, 8: 0.71, 16: 0.72}).startswith("About 4 labelled texts per class are enough")
     assert "still rises at 8" in by_hand({2: 0.5, 4: 0.6, 8: 0.7})
     assert "can't be told" in by_hand({})
 

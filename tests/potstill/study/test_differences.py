@@ -44,7 +44,7 @@ def test_the_mean_is_that_of_the_repeats() -> None:
 def test_the_order_of_texts_does_not_matter_but_they_must_be_the_same() -> None:
     first, second = _predictions(1, 0.5), _predictions(2, 0.5)
     assert mean_difference([(first, second[::-1])], LABELS) == mean_difference([(first, second)], LABELS)
-    with pytest.raises(ValueError, match="same texts"):
+    with pytest.raises(ValueError, match="different texts"):
         mean_difference([(first, second[:-1])], LABELS)
     with pytest.raises(ValueError, match="no repeat"):
         mean_difference([], LABELS)
