@@ -114,6 +114,7 @@ def train(
     config: StudentConfig,
     labels: Sequence[str],
     storage: str,
+    *,
     verbose: bool = False,
 ) -> TrainingResult:
     """Train all ``arms`` in one fit and export each to ``<storage>/students/<digest>/model``.

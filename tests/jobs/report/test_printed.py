@@ -67,7 +67,7 @@ def test_the_conclusion_is_drawn_over_all_training_seeds(job):
 def test_many_students_are_not_loaded_at_once(job, monkeypatch):
     passes = []
 
-    def asked(texts, arguments, batch_size, verbose):
+    def asked(texts, arguments):
         passes.append(len(arguments["students"]))
         return {name: [[0.2, 0.5, 0.3]] * len(texts) for name in arguments["students"]}
 
