@@ -21,12 +21,12 @@ from jobs.search.log import show as format_metric
 from jobs.search.table import Trial, TrialTable
 from jobs.stages.finetune import DISTILLED
 from potstill.config.search import SearchConfig
-from potstill.errors import InputError
 from potstill.search import ranking
 from potstill.search.points import search_of
 from potstill.search.validation import Validation
 
 SHOWN = 10  # best trials on the terminal
+USAGE = ("requests_new", "requests_alone", "requests_finals", "cost_usd_new")  # fields of the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +157,8 @@ def show(job: Job, table: TrialTable) -> None:
     """Print a search from its folder."""
     columns, rows = trial_rows(table.trials, search_of(job.config))
     job.terminal.table(f"search {job.run.name}: {len(table)} trials", columns, rows)
-    try:
-        data = job.run.read_json("search")
-    except InputError:
+    data = job.run.find_json("search")
+    if data is None:
         job.terminal.say("not finished yet; `potstill search` with the same config resumes it")
         return
     report = SearchReport(**{**data, "interval": tuple(data["interval"]), "finals": tuple(data["finals"])})
@@ -178,16 +177,11 @@ def _log(job: Job, table: TrialTable, report: SearchReport) -> None:
     tracker.metrics(
         {
             "trials": len(table),
-            "trials_finished": len(table.of("finished")),
-            "trials_stopped": len(table.of("stopped")),
-            "trials_failed": len(table.of("failed")),
+            **{f"trials_{status}": len(table.of(status)) for status in ("finished", "stopped", "failed")},
             "validation_macro_f1_trial": report.trial,
             "validation_macro_f1_fresh": report.fresh,
             "validation_minus_test": report.fresh - report.test,
-            "requests_new": report.requests_new,
-            "requests_alone": report.requests_alone,
-            "requests_finals": report.requests_finals,
-            "cost_usd_new": report.cost_usd_new,
+            **{name: getattr(report, name) for name in USAGE},
         }
     )
     tracker.tags({"potstill.winner": str(report.winner), "potstill.winner_run": report.run})

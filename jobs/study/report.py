@@ -63,8 +63,7 @@ def shown(study: Study, tables: dict[str, pa.Table]) -> list[Table]:
     cells, differences = tables["cells"].to_pylist(), tables["differences"].to_pylist()
     found = [
         _table_1(study, cells, differences, student, teacher)
-        for student in study.students
-        for teacher in study.teachers
+        for student, teacher in itertools.product(study.students, study.teachers)
     ]
     if any(source.name in (_A1, _A2) for source in study.sources):
         found += [_promptmix(study, cells, differences, teacher) for teacher in study.teachers]
