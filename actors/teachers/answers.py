@@ -71,7 +71,7 @@ class TeacherActor(ABC):
             for answer in [*(Answer(known, reused=True) for known in taken.known), *new]:
                 answers[answer.response.request_id] = answer
                 del pending[answer.response.request_id]
-            if pending and not taken.mine:
+            if pending and not new:
                 await asyncio.sleep(self.poll_s)  # others have claimed these: they answer, or their leases expire
         return [answers[request.request_id] for request in requests]
 
