@@ -199,21 +199,21 @@ def _confirm(job: Job, texts: SampledTexts | None, most: int, yes: bool) -> None
     plan.ask_first(job, stages, yes)
 
 
-def others(config: Config, but: str = "") -> list[dict[str, Any]]:
-    """The ``assess.json`` of each task ``but`` one that the same teacher assessed in this storage."""
+def others(config: Config, exclude: str = "") -> list[dict[str, Any]]:
+    """The ``assess.json`` of every task except ``exclude`` that the same teacher assessed in this storage."""
     filesystem, root = url_to_fs(config.storage)
     model = identify(config.teacher).model
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(filesystem.glob(f"{root.rstrip('/')}/{PART}-*/{PART}.json")):
         with filesystem.open(path, "r") as file:
             one = json.load(file)
-        if one["teacher"] == model and one["task"] != but and one["diagnosis"]:
+        if one["teacher"] == model and one["task"] != exclude and one["diagnosis"]:
             found[one["task"]] = one
     return list(found.values())
 
 
-def studied(config: Config, but: str = "") -> list[Studied]:
-    """Gap and diagnostics of each task ``but`` one that the same teacher both studied and assessed in this storage."""
+def studied(config: Config, exclude: str = "") -> list[Studied]:
+    """Gap and diagnostics of every task except ``exclude`` that the same teacher both studied and assessed in this storage."""
     filesystem, root = url_to_fs(config.storage)
     model = identify(config.teacher).model
     gaps: dict[str, float] = {}
@@ -227,7 +227,7 @@ def studied(config: Config, but: str = "") -> list[Studied]:
             gaps[task] = max(gaps.get(task, gap), gap)
     return [
         Studied(one["task"], gaps[one["task"]], {n: v for n in PREDICTORS if (v := one["diagnosis"][n]) is not None})
-        for one in others(config, but)
+        for one in others(config, exclude)
         if one["task"] in gaps
     ]
 

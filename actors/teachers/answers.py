@@ -82,7 +82,7 @@ class TeacherActor(ABC):
     def _renew_leases(self) -> None:
         while True:
             time.sleep(self._ledger.lease_s / RENEWALS)
-            # A lease that could not be renewed may be asked twice; a dead renewer would lose all later ones.
+            # After a failed renewal a request may be asked twice; if this thread died, every later lease would lapse.
             with contextlib.suppress(LedgerError, ray.exceptions.RayError):
                 self._ledger.renew(self._owner)
 

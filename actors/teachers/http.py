@@ -207,7 +207,7 @@ class HttpKind(TeacherKind):
         return {first: actors[0], **{actor.ready.remote(first): actor for actor in actors[1:]}}
 
     def batches(self, requests: pa.Table, processes: int) -> tuple[int, int]:
-        """Twice the requests that may be in flight, so that a slow one holds up no place."""
+        """Twice the requests that may be in flight, so that a slow one leaves no slot idle."""
         return HTTP_BLOCK, 2 + -(-2 * self._config.concurrency // HTTP_BLOCK)
 
     def stop(self, actors: Sequence[Any], reason: str, within_s: float | None) -> None:

@@ -38,7 +38,7 @@ LARGE = 20_000  # more unanswered requests than this go through Ray Data
 CHUNK = 10_000  # requests among which those with a common prompt prefix are batched together; about 30 MB
 LATE_S = 60.0  # wait for the other processes once the first one is ready
 PATIENCE_S = 90.0  # between warnings that no process is ready yet
-INTERRUPTED_S = 1.5  # that an interrupted job waits for requests in flight: half of the time it has to end
+INTERRUPTED_S = 1.5  # for requests in flight after an interrupt; half of ``interrupt.DEADLINE_S``
 _RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*:")
 
 

@@ -34,10 +34,10 @@ LOSS_WINDOW = 10
 """Steps between two reads of the loss: summing it over workers each step would wait for the GPU each step."""
 
 CHECKPOINT_SECONDS = 300.0
-"""Between two checkpoints with ``checkpoint_steps: auto``: the most that a lost worker costs."""
+"""Time between checkpoints with ``checkpoint_steps: auto``: the most work that a lost worker costs."""
 
 NOTICE_SECONDS = 2.0
-"""Between two checks for a preemption notice."""
+"""Time between checks for a preemption notice."""
 
 log = logging.getLogger("potstill.student")
 

@@ -1,7 +1,7 @@
 """The name of a Ray Train fit, so that the same command resumes after its driver died.
 
 Ray Train resumes from the last checkpoint of a fit with the same name and storage. The name is the digest of what is
-trained, unless another process trains the same there. A file lock tells; the system releases it when its process dies.
+trained, unless a file lock shows that another process is training it there; the system frees the lock of a dead process.
 On storage without locks (``s3://``) every fit has its own name and starts from the beginning.
 """
 

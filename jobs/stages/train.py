@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CPU_WORKERS = 2
 
 REGROW_SECONDS = 1800.0
-"""Between two checks whether more workers fit by now: growing repeats the steps since the last checkpoint."""
+"""Time between checks for room for more workers: growing repeats the steps since the last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class RelabelReport:
 
     ``changes``: (from class, to class, texts) as applied. ``share_contradicted``: the teacher preferred another class
     than the target, whether or not its labels were used; ``share_changed``: the final label differs from the target;
-    ``share_applied``: of the changes that the evidence favours, those made; ``guard``: a ``Guard`` value;
+    ``share_applied``: fraction of the proposed changes that were made; ``guard``: a ``Guard`` value;
     ``min_confidence``: confidence that a change needed.
     """
 
@@ -214,7 +214,7 @@ def _teacher_labels(task: Task, teacher: np.ndarray) -> list[str | None]:
 
 @dataclass(frozen=True, slots=True)
 class _Applied:
-    """Labels after the guard. ``share``: of the changes that the evidence favours, those made."""
+    """Labels after the guard. ``share``: fraction of the proposed changes that were made."""
 
     labels: np.ndarray
     probs: np.ndarray

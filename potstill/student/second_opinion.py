@@ -1,7 +1,7 @@
 """The second opinion of the seeds-only student (the anchor), in the distilled student's labels and in its weights.
 
-The seeds are the only real texts. A student of them knows what real texts look like, which generated texts don't always
-show: generated spam looks like any unruly text, so a student of it calls every unruly message spam, although it *ranks*
+The seeds are the only real texts. A student trained on them knows what real texts look like, which generated texts don't always
+show: generated spam looks like any unruly text, so a student trained on it calls every unruly message spam, although it *ranks*
 messages no worse than before. Two things correct that:
 
 - labels: the teacher's distribution over a text's classes times that of the seeds-only student (a product of
@@ -27,7 +27,7 @@ from potstill.config.student import StudentConfig
 from potstill.measures.kappa import kappa
 
 FLOOR = 0.02
-"""Lower bound of the anchor's probabilities: a student of a few texts is too overconfident to rule a class out."""
+"""Lower bound of the anchor's probabilities: a student trained on a few texts is too overconfident to rule a class out."""
 _LARGEST_BLEND = 0.4
 _AGREEMENT = (0.35, 0.5)  # no weight up to the first, full weight from the second
 
