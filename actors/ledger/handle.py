@@ -111,10 +111,6 @@ class Ledger:
         rows: list[Row] = self._call("read", "fetch_rows", list(request_ids))
         return rows
 
-    def count_known(self, request_ids: Sequence[str]) -> int:
-        """See ``LedgerStore.count_known``."""
-        return self._call("read", "count_known", list(request_ids))
-
     def renew(self, owner: str) -> None:
         """See ``LedgerStore.renew``."""
         self._write("renew", owner, self.lease_s)

@@ -17,7 +17,6 @@ from jobs.report.printed import as_markdown, print_places, print_report, write_p
 from jobs.report.result import RunReport, gain_over_repeats, over_repeats
 from jobs.run.job import Job
 from jobs.runtime.torch_worker import call_here, embed
-from jobs.stages.diversity import as_rows
 from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
 from jobs.stages.predict import predict
 from jobs.tracking.registry import StudentCard, StudentVersion, register_student
@@ -27,6 +26,7 @@ from potstill.measures import baselines
 from potstill.measures.scores import Scores, compare, mean_and_deviation, score
 from potstill.rows import Example, Prediction, to_table
 from potstill.student.arms import repeats_of
+from potstill.texts.diversity import as_rows
 
 REGRESSION = "seeds_regression"
 

@@ -19,12 +19,12 @@ from actors.teachers.pool import TeacherPool
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
 from jobs.stages.ask import ask
-from jobs.stages.diversity import as_rows
 from jobs.stages.generate import usage_metrics
 from potstill.labels.prototypes import class_texts
 from potstill.labels.questions import Embeddings
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
 from potstill.rows import Example, Request
+from potstill.texts.diversity import as_rows
 
 
 def relabel(job: Job, pool: TeacherPool) -> Resolution:

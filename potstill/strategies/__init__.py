@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from potstill.strategies import annotate, eda, few_shot, gpt3mix, promptmix, real, sahu2022, wordnet
+from potstill.strategies import collected, eda, few_shot, gpt3mix, promptmix, sahu2022, wordnet
 from potstill.strategies.contract import Strategy, texts_wanted
 
 __all__ = ["STRATEGIES", "Strategy", "next_counts", "texts_wanted"]
@@ -30,8 +30,8 @@ STRATEGIES: dict[str, Strategy] = {
         alike=True,
         problems=wordnet.problems,
     ),
-    "real": Strategy("real training texts with their labels", collect=real.collect, alike=True),
-    "annotate": Strategy("your own unlabelled texts", collect=annotate.collect, unlabelled=True),
+    "real": Strategy("real training texts with their labels", collect=collected.collect_real, alike=True),
+    "annotate": Strategy("your own unlabelled texts", collect=collected.collect_unlabelled, unlabelled=True),
 }
 """By name in ``augment.strategy``; a test keeps the config's list of names the same."""
 

@@ -17,16 +17,19 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from potstill import draws
 from potstill.errors import InputError, Problem
 
 Floats = NDArray[np.float32]
 
+MEASURED = 20_000  # texts measured at most, in under a second
 BLOCK = 1024  # rows and columns of a block of cosines: 4 MiB, about the size of a core's caches
 _SMALLEST = 1e-200  # smallest squared row length that float64 holds at full precision
 
@@ -133,6 +136,15 @@ def by_class(embeddings: NDArray[np.floating], labels: Sequence[str], order: Seq
     parts: list[tuple[str | None, NDArray[np.floating]]] = [(None, embeddings)]
     parts += [(label, embeddings[of == label]) for label in order]
     return [_measure(label, rows) for label, rows in parts]
+
+
+def as_rows(
+    embeddings: NDArray[np.floating], labels: Sequence[str], order: Sequence[str], seed: int = 0
+) -> list[dict[str, Any]]:
+    """``by_class`` as plain data, on a random sample of ``MEASURED`` texts if there are more."""
+    drawn = draws.sample(range(len(labels)), MEASURED, seed, "diversity")
+    measured = by_class(embeddings[drawn], [labels[i] for i in drawn], order)
+    return [asdict(one) for one in measured]
 
 
 def _measure(label: str | None, rows: NDArray[np.floating]) -> Diversity:

@@ -36,7 +36,7 @@ def uri(tmp_path):
 def process_id(ledger):
     """The process that owns the ledger now; one that ends between the two calls is replaced."""
     while True:
-        ledger.count_known([])
+        ledger.read("count_known", [])
         with contextlib.suppress(ray.exceptions.RayActorError):
             return ray.get(ledger._actor.__ray_call__.remote(lambda actor: os.getpid()))
 
@@ -53,7 +53,7 @@ def test_two_handles_share_one_actor(uri):
 def test_a_handle_works_in_other_processes(ray_cluster, uri):
     ledger = Ledger(uri)
     ledger.commit(REQUESTS[:3], answers(REQUESTS[:3]))
-    count = ray_cluster.remote(num_cpus=0)(lambda handle: handle.count_known(IDS))
+    count = ray_cluster.remote(num_cpus=0)(lambda handle: handle.read("count_known", IDS))
     assert ray_cluster.get(count.remote(ledger)) == 3
 
 
@@ -76,13 +76,13 @@ def test_an_idle_actor_ends_and_comes_back(uri):
     while os.path.exists(f"/proc/{first}") and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not os.path.exists(f"/proc/{first}")
-    assert ledger.count_known(IDS) == 2
+    assert ledger.read("count_known", IDS) == 2
 
 
 def test_what_is_no_ledger_is_named_in_one_line(ray_cluster, tmp_path):
     (tmp_path / "notes.txt").write_text("just some text that is long enough to be no database header at all")
     with pytest.raises(LedgerError) as caught:
-        Ledger(f"sqlite:///{tmp_path}/notes.txt").count_known(IDS)
+        Ledger(f"sqlite:///{tmp_path}/notes.txt").read("count_known", IDS)
     text = str(caught.value)
     assert text.startswith("ledger.uri = ")
     assert "notes.txt': can't be opened as a ledger: file is not a database" in text

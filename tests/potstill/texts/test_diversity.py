@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from potstill.errors import InputError
-from potstill.texts.diversity import by_class, chamfer, nearest_distances, remote_clique
+from potstill.texts.diversity import MEASURED, as_rows, by_class, chamfer, nearest_distances, remote_clique
 
 ENTRY = st.floats(-100, 100, width=32).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
 SETS = st.tuples(st.integers(2, 40), st.integers(1, 12)).flatmap(
@@ -97,3 +97,13 @@ def test_one_text_has_no_distance(measure, rows):
 def test_huge_and_tiny_rows_keep_their_direction():
     rows = np.array([[1e-30, 0], [0, 1e30], [3e38, 3e38]], dtype=np.float32)
     assert chamfer(rows) == pytest.approx(1 - np.sqrt(0.5), abs=1e-6)
+
+
+def test_a_run_measures_all_its_texts_or_a_sample_of_very_many():
+    rows = np.random.default_rng(2).normal(size=(MEASURED + 5, 2)).astype(np.float32)
+    labels = ["a", "b"] * (len(rows) // 2) + ["a"] * (len(rows) % 2)
+    whole, first, second = as_rows(rows, labels, ["a", "b"])
+    assert whole["label"] is None
+    assert whole["texts"] == first["texts"] + second["texts"] == MEASURED
+    small, *_ = as_rows(rows[:10], labels[:10], ["a", "b"])
+    assert small["texts"] == 10
