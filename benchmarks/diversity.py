@@ -85,13 +85,13 @@ def resident(what: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-def run_side(side: str, data: Path, answer: Path) -> dict[str, float]:
+def run_competitor(competitor: str, data: Path, answer: Path) -> dict[str, float]:
     """Run one competitor in this process; write its result to ``answer`` and return seconds and peak memory."""
     rows = np.load(data)
-    if side.startswith("sklearn"):
+    if competitor.startswith("sklearn"):
         import sklearn.metrics  # noqa: F401 (keep the import out of the measurement)
     before = forget_peak()
-    what, *setting = side.split("/")
+    what, *setting = competitor.split("/")
     begun = time.perf_counter()
     if what == "chamfer":
         result: Any = nearest_distances(rows)
@@ -108,15 +108,28 @@ def run_side(side: str, data: Path, answer: Path) -> dict[str, float]:
     }
 
 
-def in_a_process(side: str, data: Path, folder: Path, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+def in_a_process(competitor: str, data: Path, folder: Path, repeats: int) -> tuple[dict[str, float], np.ndarray]:
     """Return the fastest of ``repeats`` runs of a competitor, each in a new process."""
     runs = []
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     for _ in range(repeats):
-        command = [sys.executable, __file__, "--side", side, "--data", str(data), "--answer", str(folder / "a.npy")]
+        command = [
+            sys.executable,
+            __file__,
+            "--side",
+            competitor,
+            "--data",
+            str(data),
+            "--answer",
+            str(folder / "a.npy"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         runs.append(json.loads(done.stdout))
-        print(f"  {side:<28} {runs[-1]['seconds']:8.3f} s  {runs[-1]['peak_gib']:.3f} GiB", file=sys.stderr, flush=True)
+        print(
+            f"  {competitor:<28} {runs[-1]['seconds']:8.3f} s  {runs[-1]['peak_gib']:.3f} GiB",
+            file=sys.stderr,
+            flush=True,
+        )
     best = min(runs, key=lambda run: run["seconds"])
     return {**best, "peak_gib": max(run["peak_gib"] for run in runs)}, np.load(folder / "a.npy")
 
@@ -185,7 +198,7 @@ def main() -> None:
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(run_side(options.side, options.data, options.answer)))
+        print(json.dumps(run_competitor(options.side, options.data, options.answer)))
         return
     text = json.dumps(measure(options.rows, options.width, options.check, options.repeats), indent=2)
     print(text)

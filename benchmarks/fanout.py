@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "competitors"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from capacity import measure_endpoint
-from measure import Run, Side, SideError, run, shares_of_rate
+from measure import Run, Competitor, CompetitorError, run, shares_of_rate
 from peers import PEERS, default_folder, python_of
 
 from tests.endpoint.client import Endpoint
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--in-flight", type=_numbers, default=[32, 128, 256, 512], help="requests in flight, comma-separated"
     )
-    parser.add_argument("--requests", type=int, default=6000, help=f"requests per run at {HEADLINE} in flight; fewer elsewhere")
+    parser.add_argument("--requests", type=int, default=6000, help=f"requests per run at {HEADLINE} in flight")
     parser.add_argument("--latency-s", type=float, default=0.2, help="latency of the endpoint")
     parser.add_argument(
         "--repeats", type=int, default=3, help=f"runs of pool, bare loop and curator at {HEADLINE} in flight"
@@ -91,19 +91,19 @@ def _parts(text: str) -> list[str]:
 
 def measure_fan_out(options: argparse.Namespace) -> dict[str, Any]:
     """Run all competitors in turn at each number in flight; repeat the runs that have targets."""
-    sides, missing = find_sides(options)
+    competitors, missing = find_competitors(options)
     runs: dict[tuple[str, int], list[Run]] = {}
     for in_flight in options.in_flight:
         repeats = options.repeats if in_flight == HEADLINE else 1
         for turn in range(repeats):
-            for name, start in sides.items():
+            for name, start in competitors.items():
                 if turn and name in SLOW_SHARE:
                     continue
                 share = SLOW_SHARE.get(name, 1.0) * (1.0 if in_flight == HEADLINE else OTHER_SHARE)
                 count = max(in_flight, round(share * options.requests))
                 try:
                     found = start({"requests": count, "in_flight": in_flight})
-                except SideError as error:
+                except CompetitorError as error:
                     missing[name] = str(error)[:300]
                     continue
                 show(in_flight, found)
@@ -115,9 +115,11 @@ def measure_fan_out(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def find_sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[Mapping[str, Any]], Run]], dict[str, str]]:
+def find_competitors(
+    options: argparse.Namespace,
+) -> tuple[dict[str, Callable[[Mapping[str, Any]], Run]], dict[str, str]]:
     """Return a runner per available competitor, and the reason for each missing one."""
-    sides: dict[str, Callable[[Mapping[str, Any]], Run]] = {
+    competitors: dict[str, Callable[[Mapping[str, Any]], Run]] = {
         "pool": lambda told: run("pool", "pool.py", {"part": "pool", **told}, options.latency_s),
         "bare": lambda told: run("bare", "loop.py", {"transport": "aiohttp", **told}, options.latency_s),
     }
@@ -128,9 +130,9 @@ def find_sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[Mapping
         except (RuntimeError, OSError) as error:
             missing[peer.name] = str(error)
             continue
-        sides[peer.name] = partial(_run_peer, peer.name, peer.script, python, options.latency_s)
-    sides["httpx"] = lambda told: run("httpx", "loop.py", {"transport": "httpx", **told}, options.latency_s)
-    return sides, missing
+        competitors[peer.name] = partial(_run_peer, peer.name, peer.script, python, options.latency_s)
+    competitors["httpx"] = lambda told: run("httpx", "loop.py", {"transport": "httpx", **told}, options.latency_s)
+    return competitors, missing
 
 
 def _run_peer(name: str, script: str, python: str, latency_s: float, told: Mapping[str, Any]) -> Run:
@@ -166,19 +168,19 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def measure_alone(told: Mapping[str, Any]) -> float:
     """Return requests per second of a part without an endpoint, by the process's own clock."""
-    side = Side("pool.py", told)
+    competitor = Competitor("pool.py", told)
     try:
-        side.go()
-        said = side.done()
+        competitor.go()
+        said = competitor.done()
     finally:
-        side.close()
+        competitor.close()
     if said["answered"] != told["requests"]:
-        raise SideError(f"{told['part']}: {said['answered']} of {told['requests']} were answered")
+        raise CompetitorError(f"{told['part']}: {said['answered']} of {told['requests']} were answered")
     return said["answered"] / (said["finished_at"] - said["began_at"])
 
 
 def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
-    """Return used and refused shares of a rate limit that is configured, announced in headers or discovered by probing."""
+    """Return used and refused shares of a rate limit: configured, announced in headers or found by probing."""
     limit = {"latency_s": latency_s, "requests_per_minute": PER_MINUTE, "book_characters": 80}
     with (
         Endpoint(**limit, limit_headers="none") as configured,
@@ -192,17 +194,17 @@ def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
             for name, one in endpoints.items()
         }
         count = round(1.2 * PER_MINUTE * seconds / 60) + 500
-        side = Side(
+        competitor = Competitor(
             "pool.py", {"part": "rates", "cases": cases, "requests": count, "in_flight": 256, "seconds": seconds + 5}
         )
         try:
             for one in endpoints.values():
                 one.clear_book()
-            side.go()
-            side.done()
+            competitor.go()
+            competitor.done()
             shares = {name: shares_of_rate(one.book(), PER_MINUTE, seconds) for name, one in endpoints.items()}
         finally:
-            side.close()
+            competitor.close()
     told = [shares["configured"], shares["announced"]]
     return {
         "allowed_rate_used": min(used for used, _ in told),
@@ -220,7 +222,7 @@ def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
 def show(in_flight: int, one: Run) -> None:
     """Print one line of the table."""
     print(
-        f"{in_flight:4} {one.side:10} {one.per_s:6.0f}/s  in hand {one.in_hand_per_s:6.0f}/s  CPU {one.cpu_ms:6.2f} ms"
+        f"{in_flight:4} {one.competitor:10} {one.per_s:6.0f}/s  in hand {one.in_hand_per_s:6.0f}/s  CPU {one.cpu_ms:6.2f} ms"
         f"  without Ray's services {one.own_cpu_ms:6.2f} ms  mean in flight {one.in_flight:4.0f}",
         file=sys.stderr,
         flush=True,
@@ -230,7 +232,7 @@ def show(in_flight: int, one: Run) -> None:
 def describe(in_flight: int, one: Run) -> dict[str, Any]:
     """Return a run as plain data."""
     return {
-        "side": one.side,
+        "side": one.competitor,
         "in_flight": in_flight,
         "requests": one.answered,
         "per_s": one.per_s,

@@ -3,8 +3,8 @@
     python benchmarks/finetune.py --data-dir DIR --json FILE
     python benchmarks/finetune.py --parts speed            # made-up questions, no data needed
 
-All competitors train the same model (MiniLM with the architecture's own head) on the same 3,000 texts for one epoch, with
-AdamW and the same schedule, in separate processes on the same two cores:
+All competitors train the same model (MiniLM with the architecture's own head) on the same 3,000 texts for one epoch,
+with AdamW and the same schedule, in separate processes on the same two cores:
 
 - ``potstill_1``, ``potstill_2``: the loop that Ray Train runs, on one and two workers, each bound to one core;
 - ``potstill_threads``: one worker with a thread on each core (``student.threads``);
@@ -71,7 +71,7 @@ class Data:
 class Speed:
     """One competitor's training seconds, examples and tokens (without padding)."""
 
-    side: str
+    competitor: str
     seconds: float
     examples: int
     tokens: int
@@ -118,7 +118,7 @@ def made_up(rows: int, classes: int = 6) -> Data:
     )
 
 
-def potstill_side(
+def run_potstill(
     data: Data, student: StudentConfig, cores: Sequence[str], folder: Path, device: str = "cpu"
 ) -> dict[str, Any]:
     """Train one arm with one process per entry of ``cores`` (core numbers or ``-``); return its report."""
@@ -140,7 +140,7 @@ def potstill_side(
     return {**_last_line(_run(commands, environment)[0]), "folder": arm.folder}
 
 
-def trainer_side(data: Data, cores: str, folder: Path, **settings: Any) -> dict[str, Any]:
+def run_trainer(data: Data, cores: str, folder: Path, **settings: Any) -> dict[str, Any]:
     """Run the Trainer and return its report; ``settings`` as in ``competitors/train_trainer.py``."""
     defaults = {
         "texts": data.texts,
@@ -163,7 +163,7 @@ def trainer_side(data: Data, cores: str, folder: Path, **settings: Any) -> dict[
 
 
 def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> list[str]:
-    """Run the commands in parallel; return their output. Raises ``RuntimeError`` with the tail of a failed one's stderr."""
+    """Run the commands in parallel; return their output. Raises ``RuntimeError`` with the tail of stderr."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "DS_LOG_LEVEL": "error"}
     with tempfile.TemporaryDirectory() as scratch:
         outputs = [Path(scratch, str(number)) for number in range(len(commands))]
@@ -194,10 +194,10 @@ def measure_speed(data: Data, model: str, cores: Sequence[str], batches: Sequenc
     precisions = dict.fromkeys(("float32", pick_precision("auto", "cpu")))
     found: list[Speed] = []
 
-    def note(side: str, took: Mapping[str, Any]) -> None:
-        found.append(Speed(side, took["seconds"], took["examples"], took["tokens"]))
+    def note(competitor: str, took: Mapping[str, Any]) -> None:
+        found.append(Speed(competitor, took["seconds"], took["examples"], took["tokens"]))
         print(
-            f"{side:32s} {found[-1].per_s:8.1f} examples/s {found[-1].tokens / found[-1].seconds:9.0f} tokens/s",
+            f"{competitor:32s} {found[-1].per_s:8.1f} examples/s {found[-1].tokens / found[-1].seconds:9.0f} tokens/s",
             flush=True,
         )
 
@@ -205,17 +205,17 @@ def measure_speed(data: Data, model: str, cores: Sequence[str], batches: Sequenc
         student = StudentConfig(model=model, epochs=1, min_steps=1, batch_size=batch, pooling="native")
         for name, each in (("2", list(cores)), ("1", [cores[0]]), ("threads", [both])):
             with tempfile.TemporaryDirectory() as scratch:
-                note(f"potstill_{name} batch {batch}", potstill_side(data, student, each, Path(scratch)))
+                note(f"potstill_{name} batch {batch}", run_potstill(data, student, each, Path(scratch)))
         for precision in precisions:
             with tempfile.TemporaryDirectory() as scratch:
                 settings = {"batch_size": batch, "bf16": precision == "bfloat16", "group_by_length": True}
-                took = trainer_side(data, both, Path(scratch), model=encoders.locate(model), **settings)
+                took = run_trainer(data, both, Path(scratch), model=encoders.locate(model), **settings)
                 note(f"trainer batch {batch} {precision}", took)
     # By far the slowest competitor: a third of the texts is enough to measure its rate.
     part = Data(data.texts[:PROMPTMIX_ROWS], data.labels[:PROMPTMIX_ROWS], data.classes)
     with tempfile.TemporaryDirectory() as scratch:
         settings = {"batch_size": 8, "pad_to": 50, "optimiser": "adamw_torch"}
-        took = trainer_side(part, both, Path(scratch), model=encoders.locate(model), **settings)
+        took = run_trainer(part, both, Path(scratch), model=encoders.locate(model), **settings)
         note("promptmix", took)
     return found
 
@@ -223,8 +223,8 @@ def measure_speed(data: Data, model: str, cores: Sequence[str], batches: Sequenc
 def speed_ratios(found: Sequence[Speed]) -> dict[str, float]:
     """Return ratios of the best runs, by examples per second."""
 
-    def best(side: str) -> float:
-        return max(one.per_s for one in found if one.side.split()[0] == side)
+    def best(competitor: str) -> float:
+        return max(one.per_s for one in found if one.competitor.split()[0] == competitor)
 
     ours = max(best("potstill_2"), best("potstill_threads"))
     return {
@@ -265,7 +265,7 @@ def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Seque
     for seed in seeds:
         with tempfile.TemporaryDirectory() as scratch:
             student = StudentConfig(seed=seed, **ACCURACY[task])
-            report = potstill_side(train, student, [",".join(cores)], Path(scratch))
+            report = run_potstill(train, student, [",".join(cores)], Path(scratch))
             predictor = Predictor({"one": f"{report['folder']}/model"}, train.classes, threads=len(cores))
             predicted = predictor.predict(test.texts)["one"].argmax(1)
         scores.append(float((predicted == np.array(test.labels)).mean()))
@@ -275,17 +275,17 @@ def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Seque
 
 
 def measure_gpu(batch: int = 256, rows: int = 20_000) -> dict[str, float]:
-    """Our loop and the Trainer on one GPU: a model of BERT-base's shape, bfloat16, the lengths of real texts."""
+    """Compare potstill's loop and the Trainer on one GPU: BERT-base's shape, bfloat16, realistic text lengths."""
     data = made_up(rows)
     with tempfile.TemporaryDirectory() as scratch:
         model = _bert_base(Path(scratch, "bert"), data.classes)
         student = StudentConfig(
             model=model, epochs=1, min_steps=1, batch_size=batch, pooling="native", precision="bfloat16"
         )
-        ours = potstill_side(data, student, ["-"], Path(scratch), "cuda")
+        ours = run_potstill(data, student, ["-"], Path(scratch), "cuda")
         settings = {"bf16": True, "group_by_length": True, "batch_size": batch, "model": model}
-        trainer = trainer_side(data, "-", Path(scratch), **settings)
-    # Forward and backward: 6 operations a weight and token (Kaplan et al. 2020), embeddings left out.
+        trainer = run_trainer(data, "-", Path(scratch), **settings)
+    # Forward and backward: 6 operations per weight and token (Kaplan et al. 2020), without embeddings.
     weights = 12 * (12 * 768**2)
     mfu = 6 * weights * ours["tokens"] / ours["seconds"] / (PEAK_TFLOPS * 1e12)
     ratio = (ours["examples"] / ours["seconds"]) / (trainer["examples"] / trainer["seconds"])
@@ -321,8 +321,8 @@ def main() -> None:
             found += measure_speed(data, "embedded", cores, BATCHES[:1] if options.quick else BATCHES)
             found.sort(key=lambda one: one.per_s)  # the last entry of a name (the fastest) wins below
             result |= speed_ratios(found)
-            result["examples_per_s"] = {one.side: one.per_s for one in found}
-            result["tokens_per_s"] = {one.side: one.tokens / one.seconds for one in found}
+            result["examples_per_s"] = {one.competitor: one.per_s for one in found}
+            result["tokens_per_s"] = {one.competitor: one.tokens / one.seconds for one in found}
             print("  ".join(f"{name} {result[name]:.2f}" for name in speed_ratios(found)), flush=True)
             keep()
     if "start" in options.parts:

@@ -58,9 +58,9 @@ PLACES = {"name", "tasks", "data_dir", "storage", "ledger", "tracking"}  # study
 def judge(studied: Sequence[Studied]) -> dict[str, Any]:
     """Return the figures over tasks that have the predictors; each is None if there are too few tasks for a forecast.
 
-    ``error``: mean absolute error of the left-out forecasts in macro-F1 (a fraction of 1); ``error_of_mean``: the same for
-    the mean of the other tasks. Intervals are 95 % percentile bootstrap intervals over tasks with fixed errors and
-    forecasts; no line is refitted. Resamples with constant forecasts or gaps have no rho and are excluded from its interval.
+    ``error``: mean absolute error of the left-out forecasts in macro-F1 (a fraction of 1); ``error_of_mean``: the same
+    for the mean of the other tasks. Intervals are 95 % percentile bootstrap intervals over tasks with fixed errors and
+    forecasts; no line is refitted. Resamples with constant forecasts or gaps have no rho and do not enter its interval.
     """
     names, known = usable(studied)
     if len(known) < FEWEST:
@@ -193,7 +193,9 @@ def read_former(option: str, path: Path) -> tuple[dict[str, tuple[Studied, int]]
         }
         return tasks, dict(former["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = Problem(f"{option} = {str(path)!r}", f"is not a --json file of this script ({type(error).__name__}: {error})")
+        problem = Problem(
+            f"{option} = {str(path)!r}", f"is not a --json file of this script ({type(error).__name__}: {error})"
+        )
         raise InputError([problem]) from None
 
 
@@ -209,7 +211,7 @@ def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, tuple[Studie
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Compute all figures.
 
-    ``missing``: tasks without teacher's votes or gap; ``seconds``: time of this run, which may have reused earlier work;
+    ``missing``: tasks without teacher votes or gap; ``seconds``: time of this run, which may have reused earlier work;
     ``earlier`` of a row: whether it comes from ``--earlier``.
     """
     started, data_dir = time.monotonic(), options.data_dir.resolve()
@@ -235,7 +237,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_again(path: Path, named: str | None) -> dict[str, Any]:
-    """Evaluate an earlier ``--json`` or its ``named`` tasks; ``without``: the figures with each task removed from the set.
+    """Evaluate an earlier ``--json`` or its ``named`` tasks; ``without``: the figures with each task removed.
 
     Raises ``InputError`` for a file of another format and for unknown task names.
     """
@@ -307,7 +309,9 @@ def main() -> None:
     given.add_argument("--data-dir", type=Path, help="folder of tasks, DIR/<task>/{train,test}.parquet")
     given.add_argument("--judge", type=Path, help="earlier --json to evaluate again without running anything")
     parser.add_argument("--tasks", help="comma-separated tasks of the config; default: all that DIR has")
-    parser.add_argument("--texts", type=int, default=100, help="maximum number of texts per task that the teacher votes on")
+    parser.add_argument(
+        "--texts", type=int, default=100, help="maximum number of texts per task that the teacher votes on"
+    )
     parser.add_argument("--earlier", type=Path, help="earlier --json whose tasks are added to this run")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the study; default: conf/study-forecast.yaml")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
