@@ -1,10 +1,10 @@
-"""Does the teacher know on which texts people disagree? Declared in docs/measures.md before it was measured.
+"""Test whether the teacher predicts which texts annotators disagree on (declared in docs/measures.md before measuring).
 
     python benchmarks/agreement.py --data-dir DIR --json agreement.json
 
-``DIR/md_agreement/{train,test}.parquet`` with columns ``text, label, annotations`` (five votes a tweet). One of three
-estimates is chosen on ``--texts`` tweets of the train split and reported on as many of the test split. The teacher's
-answers go through the ledger of POTSTILL_HOME, so a second run asks nothing.
+``DIR/md_agreement/{train,test}.parquet`` with columns ``text, label, annotations`` (five votes per tweet). The best
+of three estimates is chosen on ``--texts`` tweets of the train split and reported on the same number from the test
+split. The teacher's answers are stored in the ledger of POTSTILL_HOME, so a second run sends no requests.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ LABELS = ("not offensive", "offensive")  # of votes 0 and 1
 
 
 def draw(folder: Path, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Some rows of a split."""
+    """Return ``count`` random rows of a split."""
     rows = pq.read_table(folder / TASK / f"{split}.parquet", columns=["text", "annotations"]).to_pylist()
     return draws.sample(rows, count, seed, "agreement", split)
 
 
 def annotators(rows: list[dict[str, Any]]) -> subjectivity.Agreement | None:
-    """What the people say, through the reader that users' files go through."""
+    """Return the annotators' agreement, parsed by the same reader as users' files."""
     votes = [
         {"item": i, "annotator": who, "label": LABELS[vote]}
         for i, row in enumerate(rows)
@@ -60,7 +60,7 @@ def annotators(rows: list[dict[str, Any]]) -> subjectivity.Agreement | None:
 
 
 def estimates(job: Job, pool: TeacherPool, part: str, texts: list[str]) -> dict[str, np.ndarray]:
-    """Three estimates of how far people agree on each text, (texts,) each; declared before any was tried.
+    """Return three estimates of annotator agreement, each of shape (texts,); declared before any was tried.
 
     ``votes``: share of the votes for the most common class; ``confidence``: largest probability of the votes' mean
     distribution; ``opinion``: the teacher's own probability that people would agree.
@@ -83,7 +83,7 @@ def estimates(job: Job, pool: TeacherPool, part: str, texts: list[str]) -> dict[
 
 
 def plan_opinions(job: Job, texts: list[str]) -> list[Request]:
-    """One request per text: would people agree on its class?"""
+    """Build one request per text that asks whether people would agree on its class."""
     task = job.task
     names = ", ".join(task.prompt_name(label) for label in task.labels)
     cards = (
@@ -106,7 +106,7 @@ def plan_opinions(job: Job, texts: list[str]) -> list[Request]:
 
 
 def correlate(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Spearman's rho, its one-sided p-value, and its 95 % bootstrap interval over texts."""
+    """Return Spearman's rho, its one-sided p-value and its 95 % bootstrap interval over texts."""
     if len(np.unique(estimate)) < 2:
         return {"rho": 0.0, "p_one_sided": 1.0, "low": 0.0, "high": 0.0}
     found = stats.spearmanr(estimate, truth, alternative="greater")
@@ -117,7 +117,7 @@ def correlate(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def measure(folder: Path, texts: int, seed: int, storage: str | None) -> dict[str, Any]:
-    """All figures."""
+    """Compute all figures."""
     content: dict[str, Any] = {"task": str(folder / TASK), "seed": seed, "tracking": {"uri": "none"}}
     job = prepare(parse({**content, **({"storage": storage} if storage else {})}), Terminal())
     begun, figures = time.monotonic(), {}
@@ -147,12 +147,12 @@ def measure(folder: Path, texts: int, seed: int, storage: str | None) -> dict[st
 
 
 def main() -> None:
-    """Run it and write the figures."""
+    """Run the benchmark and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="holds md_agreement/")
-    parser.add_argument("--texts", type=int, default=300, help="tweets of each split")
-    parser.add_argument("--seed", type=int, default=0, help="draws tweets and examples")
-    parser.add_argument("--storage", help="where requests and answers are written; default as in a config")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder that contains md_agreement/")
+    parser.add_argument("--texts", type=int, default=300, help="number of tweets per split")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing tweets and examples")
+    parser.add_argument("--storage", help="folder for requests and answers; default: as in a config")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     text = json.dumps(measure(options.data_dir.resolve(), options.texts, options.seed, options.storage), indent=2)

@@ -1,13 +1,13 @@
-"""Chamfer and Remote Clique of 50,000 embeddings, against scikit-learn's chunked pairwise distances.
+"""Compare Chamfer and Remote Clique on 50,000 embeddings with scikit-learn's chunked pairwise distances.
 
     python benchmarks/diversity.py --json diversity.json
 
-Every side is a process of its own on the same cores and reads the same file of rows: half of them drawn around 500
-centres, as texts of a topic are, half of them without any structure. scikit-learn's ``pairwise_distances_chunked`` runs
-with its products on all cores and with parts of a chunk side by side (``n_jobs``), at two sizes of its working memory, and the
-fastest counts; its reduction is one pass over each chunk. Peak memory is the process's highest resident set less what it
-was when the data had been read. ``max_error``: the largest difference of any row's distance, and of both means, to
-scikit-learn's, and to a float64 brute force on ``--check`` random rows.
+Each competitor runs in a separate process on the same cores and reads the same rows: half are drawn around 500 centres,
+like texts on a topic; half have no structure. scikit-learn's ``pairwise_distances_chunked`` runs with multi-threaded
+products and with parallel parts of a chunk (``n_jobs``), at two sizes of working memory; the fastest run counts. Its
+reduction is one pass over each chunk. Peak memory is the process's peak resident set minus its size after loading the
+data. ``max_error`` is the largest difference, over row distances and both means, from scikit-learn and from a float64
+brute force on ``--check`` random rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SETTINGS = [
 
 
 def make_rows(count: int, width: int) -> np.ndarray:
-    """Rows of unit length, float32."""
+    """Return float32 rows of unit length."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((count, width), dtype=np.float32)
     rows[: count // 2] += 1.5 * rng.standard_normal((500, width), dtype=np.float32)[rng.integers(500, size=count // 2)]
@@ -45,7 +45,7 @@ def make_rows(count: int, width: int) -> np.ndarray:
 
 
 def nearest_with_sklearn(rows: np.ndarray, n_jobs: int | None, working_memory: int) -> np.ndarray:
-    """Each row's smallest distance to another row, and nothing else."""
+    """Return each row's smallest distance to another row."""
 
     def reduce(chunk: np.ndarray, start: int) -> np.ndarray:
         chunk[np.arange(len(chunk)), start + np.arange(len(chunk))] = np.inf
@@ -60,7 +60,7 @@ def nearest_with_sklearn(rows: np.ndarray, n_jobs: int | None, working_memory: i
 
 
 def clique_with_sklearn(rows: np.ndarray, n_jobs: int | None, working_memory: int) -> float:
-    """Mean distance between two rows."""
+    """Return the mean distance between two rows."""
 
     def reduce(chunk: np.ndarray, start: int) -> list[float]:
         return [float(chunk.sum(dtype=np.float64))] * len(chunk)
@@ -74,24 +74,24 @@ def clique_with_sklearn(rows: np.ndarray, n_jobs: int | None, working_memory: in
 
 
 def forget_peak() -> int:
-    """Set this process's highest resident set back to what it is now; that, in KiB."""
+    """Reset this process's peak resident set to its current size; return that size in KiB."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
 
 def resident(what: str) -> int:
-    """VmRSS or VmHWM of this process, in KiB."""
+    """Return VmRSS or VmHWM of this process in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-def run_side(side: str, data: Path, answer: Path) -> dict[str, float]:
-    """One side in this process: seconds and peak memory; its result goes to ``answer``."""
+def run_competitor(competitor: str, data: Path, answer: Path) -> dict[str, float]:
+    """Run one competitor in this process; write its result to ``answer`` and return seconds and peak memory."""
     rows = np.load(data)
-    if side.startswith("sklearn"):
-        import sklearn.metrics  # noqa: F401 (its import is not what is measured)
+    if competitor.startswith("sklearn"):
+        import sklearn.metrics  # noqa: F401 (keep the import out of the measurement)
     before = forget_peak()
-    what, *setting = side.split("/")
+    what, *setting = competitor.split("/")
     begun = time.perf_counter()
     if what == "chamfer":
         result: Any = nearest_distances(rows)
@@ -108,21 +108,34 @@ def run_side(side: str, data: Path, answer: Path) -> dict[str, float]:
     }
 
 
-def in_a_process(side: str, data: Path, folder: Path, repeats: int) -> tuple[dict[str, float], np.ndarray]:
-    """The fastest of some runs of a side, each in a new process."""
+def in_a_process(competitor: str, data: Path, folder: Path, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+    """Return the fastest of ``repeats`` runs of a competitor, each in a new process."""
     runs = []
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     for _ in range(repeats):
-        command = [sys.executable, __file__, "--side", side, "--data", str(data), "--answer", str(folder / "a.npy")]
+        command = [
+            sys.executable,
+            __file__,
+            "--side",
+            competitor,
+            "--data",
+            str(data),
+            "--answer",
+            str(folder / "a.npy"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         runs.append(json.loads(done.stdout))
-        print(f"  {side:<28} {runs[-1]['seconds']:8.3f} s  {runs[-1]['peak_gib']:.3f} GiB", file=sys.stderr, flush=True)
+        print(
+            f"  {competitor:<28} {runs[-1]['seconds']:8.3f} s  {runs[-1]['peak_gib']:.3f} GiB",
+            file=sys.stderr,
+            flush=True,
+        )
     best = min(runs, key=lambda run: run["seconds"])
     return {**best, "peak_gib": max(run["peak_gib"] for run in runs)}, np.load(folder / "a.npy")
 
 
 def brute_force(rows: np.ndarray) -> tuple[float, np.ndarray]:
-    """Both by their definition, in float64."""
+    """Compute both measures from their definitions in float64."""
     distances = 1.0 - rows.astype(np.float64) @ rows.astype(np.float64).T
     clique = (distances.sum() - np.trace(distances)) / len(rows) / (len(rows) - 1)
     np.fill_diagonal(distances, np.inf)
@@ -130,7 +143,7 @@ def brute_force(rows: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def measure(count: int, width: int, check: int, repeats: int) -> dict[str, Any]:
-    """All figures."""
+    """Compute all figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "rows.npy"
@@ -173,19 +186,19 @@ def measure(count: int, width: int, check: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run it and write the figures."""
+    """Run the benchmark and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--check", type=int, default=3_000, help="rows of the float64 brute force")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of our side; the fastest counts")
+    parser.add_argument("--check", type=int, default=3_000, help="number of rows for the float64 brute force")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of potstill; the fastest counts")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(run_side(options.side, options.data, options.answer)))
+        print(json.dumps(run_competitor(options.side, options.data, options.answer)))
         return
     text = json.dumps(measure(options.rows, options.width, options.check, options.repeats), indent=2)
     print(text)

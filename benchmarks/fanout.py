@@ -1,10 +1,10 @@
-"""How fast the teacher pool asks an endpoint, beside a bare loop on the same client and beside two peers.
+"""Compare the teacher pool's request rate with a bare loop on the same client and with two peer libraries.
 
     python benchmarks/fanout.py --json fanout.json
 
-Every side is a process of its own against an endpoint (``tests/endpoint``) of its own on loopback; start-up is excluded on
-all sides, since a run begins with the first request that reaches the endpoint. The peers get virtual environments of
-their own, made at the first run. What the figures mean stands in benchmarks/README.md.
+Each competitor runs in a separate process against its own loopback endpoint (``tests/endpoint``). Start-up is excluded:
+a run begins when the first request reaches the endpoint. Each peer gets a virtual environment, created on the first
+run. benchmarks/README.md explains the figures.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "competitors"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from capacity import measure_endpoint
-from measure import Run, Side, SideError, run, shares_of_rate
+from measure import Run, Competitor, CompetitorError, run, shares_of_rate
 from peers import PEERS, default_folder, python_of
 
 from tests.endpoint.client import Endpoint
 
-HEADLINE = 256  # in flight; the bars are for this
-SLOW_SHARE = {"httpx": 0.4, "distilabel": 0.4}  # of the requests, since these take several times as long
-OTHER_SHARE = 0.4  # of the requests at other numbers in flight
+HEADLINE = 256  # requests in flight at which the targets apply
+SLOW_SHARE = {"httpx": 0.4, "distilabel": 0.4}  # share of the requests; these take several times as long
+OTHER_SHARE = 0.4  # share of the requests at other numbers in flight
 PER_MINUTE = 3000.0
 PARTS = ("fanout", "instant", "cached", "rates")
 
 
 def main() -> None:
-    """Measure what is asked for; print a table and write the figures."""
+    """Measure the requested parts, print a table and write the figures."""
     options = parse()
     figures: dict[str, Any] = {"cpus": os.cpu_count(), "load_before": round(os.getloadavg()[0], 1)}
     if "fanout" in options.parts:
@@ -58,22 +58,22 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--in-flight", type=_numbers, default=[32, 128, 256, 512], help="requests at a time, with commas"
+        "--in-flight", type=_numbers, default=[32, 128, 256, 512], help="requests in flight, comma-separated"
     )
-    parser.add_argument("--requests", type=int, default=6000, help=f"of a run at {HEADLINE} in flight; less elsewhere")
-    parser.add_argument("--latency-s", type=float, default=0.2, help="of the endpoint")
+    parser.add_argument("--requests", type=int, default=6000, help=f"requests per run at {HEADLINE} in flight")
+    parser.add_argument("--latency-s", type=float, default=0.2, help="latency of the endpoint")
     parser.add_argument(
-        "--repeats", type=int, default=3, help=f"of pool, bare loop and curator at {HEADLINE} in flight"
+        "--repeats", type=int, default=3, help=f"runs of pool, bare loop and curator at {HEADLINE} in flight"
     )
-    parser.add_argument("--parts", type=_parts, default=list(PARTS), help=f"with commas; default {','.join(PARTS)}")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the parts about an allowed rate")
+    parser.add_argument("--parts", type=_parts, default=list(PARTS), help=f"comma-separated; default {','.join(PARTS)}")
+    parser.add_argument("--seconds", type=float, default=120.0, help="duration of the rate-limit parts")
     parser.add_argument("--instant-requests", type=int, default=30_000)
     parser.add_argument("--cached-requests", type=int, default=100_000)
-    parser.add_argument("--without-peers", dest="peers", action="store_false", help="leave distilabel and curator out")
-    parser.add_argument("--peers-dir", type=Path, default=default_folder(), help="where the peers' environments are")
+    parser.add_argument("--without-peers", dest="peers", action="store_false", help="skip distilabel and curator")
+    parser.add_argument("--peers-dir", type=Path, default=default_folder(), help="folder of the peers' environments")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args(arguments)
 
@@ -90,20 +90,20 @@ def _parts(text: str) -> list[str]:
 
 
 def measure_fan_out(options: argparse.Namespace) -> dict[str, Any]:
-    """All sides at every number in flight, those of the bars several times, one after the other in turn."""
-    sides, missing = find_sides(options)
+    """Run all competitors in turn at each number in flight; repeat the runs that have targets."""
+    competitors, missing = find_competitors(options)
     runs: dict[tuple[str, int], list[Run]] = {}
     for in_flight in options.in_flight:
         repeats = options.repeats if in_flight == HEADLINE else 1
         for turn in range(repeats):
-            for name, start in sides.items():
+            for name, start in competitors.items():
                 if turn and name in SLOW_SHARE:
                     continue
                 share = SLOW_SHARE.get(name, 1.0) * (1.0 if in_flight == HEADLINE else OTHER_SHARE)
                 count = max(in_flight, round(share * options.requests))
                 try:
                     found = start({"requests": count, "in_flight": in_flight})
-                except SideError as error:
+                except CompetitorError as error:
                     missing[name] = str(error)[:300]
                     continue
                 show(in_flight, found)
@@ -115,9 +115,11 @@ def measure_fan_out(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def find_sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[Mapping[str, Any]], Run]], dict[str, str]]:
-    """How to run each side, and which there isn't, and why."""
-    sides: dict[str, Callable[[Mapping[str, Any]], Run]] = {
+def find_competitors(
+    options: argparse.Namespace,
+) -> tuple[dict[str, Callable[[Mapping[str, Any]], Run]], dict[str, str]]:
+    """Return a runner per available competitor, and the reason for each missing one."""
+    competitors: dict[str, Callable[[Mapping[str, Any]], Run]] = {
         "pool": lambda told: run("pool", "pool.py", {"part": "pool", **told}, options.latency_s),
         "bare": lambda told: run("bare", "loop.py", {"transport": "aiohttp", **told}, options.latency_s),
     }
@@ -128,9 +130,9 @@ def find_sides(options: argparse.Namespace) -> tuple[dict[str, Callable[[Mapping
         except (RuntimeError, OSError) as error:
             missing[peer.name] = str(error)
             continue
-        sides[peer.name] = partial(_run_peer, peer.name, peer.script, python, options.latency_s)
-    sides["httpx"] = lambda told: run("httpx", "loop.py", {"transport": "httpx", **told}, options.latency_s)
-    return sides, missing
+        competitors[peer.name] = partial(_run_peer, peer.name, peer.script, python, options.latency_s)
+    competitors["httpx"] = lambda told: run("httpx", "loop.py", {"transport": "httpx", **told}, options.latency_s)
+    return competitors, missing
 
 
 def _run_peer(name: str, script: str, python: str, latency_s: float, told: Mapping[str, Any]) -> Run:
@@ -139,9 +141,9 @@ def _run_peer(name: str, script: str, python: str, latency_s: float, told: Mappi
 
 
 def headline(runs: Mapping[tuple[str, int], Sequence[Run]]) -> dict[str, float]:
-    """The ratios of the bars, each the median over the turns; a side that did not run has none.
+    """Return the target ratios as medians over the turns; competitors that did not run are left out.
 
-    The pool's rate counts until its caller has all answers, the others' until the endpoint has given its last.
+    The pool's time ends when its caller has all answers, the others' when the endpoint has sent its last answer.
     """
     figures = {}
     pool = runs.get(("pool", HEADLINE), ())
@@ -158,27 +160,27 @@ def headline(runs: Mapping[tuple[str, int], Sequence[Run]]) -> dict[str, float]:
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median over the turns of ours / theirs; where theirs ran less often, against their median."""
+    """Return the median of ours / theirs over the turns; use the median of theirs if it ran less often."""
     if len(ours) == len(theirs):
         return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
     return statistics.median(ours) / statistics.median(theirs)
 
 
 def measure_alone(told: Mapping[str, Any]) -> float:
-    """Requests a second of a part without an endpoint, by the side's own clock."""
-    side = Side("pool.py", told)
+    """Return requests per second of a part without an endpoint, by the process's own clock."""
+    competitor = Competitor("pool.py", told)
     try:
-        side.go()
-        said = side.done()
+        competitor.go()
+        said = competitor.done()
     finally:
-        side.close()
+        competitor.close()
     if said["answered"] != told["requests"]:
-        raise SideError(f"{told['part']}: {said['answered']} of {told['requests']} were answered")
+        raise CompetitorError(f"{told['part']}: {said['answered']} of {told['requests']} were answered")
     return said["answered"] / (said["finished_at"] - said["began_at"])
 
 
 def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
-    """An allowed rate that is configured, announced in headers, or found by trying: what of it is used, what refused."""
+    """Return used and refused shares of a rate limit: configured, announced in headers or found by probing."""
     limit = {"latency_s": latency_s, "requests_per_minute": PER_MINUTE, "book_characters": 80}
     with (
         Endpoint(**limit, limit_headers="none") as configured,
@@ -192,17 +194,17 @@ def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
             for name, one in endpoints.items()
         }
         count = round(1.2 * PER_MINUTE * seconds / 60) + 500
-        side = Side(
+        competitor = Competitor(
             "pool.py", {"part": "rates", "cases": cases, "requests": count, "in_flight": 256, "seconds": seconds + 5}
         )
         try:
             for one in endpoints.values():
                 one.clear_book()
-            side.go()
-            side.done()
+            competitor.go()
+            competitor.done()
             shares = {name: shares_of_rate(one.book(), PER_MINUTE, seconds) for name, one in endpoints.items()}
         finally:
-            side.close()
+            competitor.close()
     told = [shares["configured"], shares["announced"]]
     return {
         "allowed_rate_used": min(used for used, _ in told),
@@ -218,9 +220,9 @@ def measure_rates(seconds: float, latency_s: float) -> dict[str, float]:
 
 
 def show(in_flight: int, one: Run) -> None:
-    """A line of the table."""
+    """Print one line of the table."""
     print(
-        f"{in_flight:4} {one.side:10} {one.per_s:6.0f}/s  in hand {one.in_hand_per_s:6.0f}/s  CPU {one.cpu_ms:6.2f} ms"
+        f"{in_flight:4} {one.competitor:10} {one.per_s:6.0f}/s  in hand {one.in_hand_per_s:6.0f}/s  CPU {one.cpu_ms:6.2f} ms"
         f"  without Ray's services {one.own_cpu_ms:6.2f} ms  mean in flight {one.in_flight:4.0f}",
         file=sys.stderr,
         flush=True,
@@ -228,9 +230,9 @@ def show(in_flight: int, one: Run) -> None:
 
 
 def describe(in_flight: int, one: Run) -> dict[str, Any]:
-    """A run as plain data."""
+    """Return a run as plain data."""
     return {
-        "side": one.side,
+        "side": one.competitor,
         "in_flight": in_flight,
         "requests": one.answered,
         "per_s": one.per_s,
@@ -242,7 +244,7 @@ def describe(in_flight: int, one: Run) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Four digits are more than the noise leaves."""
+    """Round to four significant digits; the noise exceeds that."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):

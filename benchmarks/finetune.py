@@ -1,10 +1,10 @@
-"""How fast is fine-tuning, and how well does it end? potstill's loop beside the Hugging Face Trainer.
+"""Compare speed and accuracy of potstill's training loop with the Hugging Face Trainer.
 
     python benchmarks/finetune.py --data-dir DIR --json FILE
     python benchmarks/finetune.py --parts speed            # made-up questions, no data needed
 
-All sides train the same model (MiniLM with the architecture's own head) on the same 3,000 texts, one epoch, with AdamW
-and the same schedule, each in processes of its own on the same two cores:
+All competitors train the same model (MiniLM with the architecture's own head) on the same 3,000 texts for one epoch,
+with AdamW and the same schedule, in separate processes on the same two cores:
 
 - ``potstill_1``, ``potstill_2``: the loop that Ray Train runs, on one and two workers, each bound to one core;
 - ``potstill_threads``: one worker with a thread on each core (``student.threads``);
@@ -12,9 +12,10 @@ and the same schedule, each in processes of its own on the same two cores:
 - ``trainer``: the Trainer at its best: dynamic padding, ``group_by_length``, fused AdamW, on all cores, the fastest of
   several batch sizes in float32 and, where the processor has it, bfloat16.
 
-All sides run in turn, ``--rounds`` times over, and the fastest run of a side counts: what slows a machine for a minute
-then slows no side alone. Times are of the training loop alone, without start, loading, tokenising and export. ``accuracy``: full training data, test split.
-On a GPU the sides train a model of BERT-base's shape in bfloat16, and ``gpu.mfu`` counts real tokens alone.
+The competitors take turns for ``--rounds`` rounds and the fastest run of each counts, so a brief slowdown of the machine
+does not bias one of them. Times cover the training loop only, not start-up, loading, tokenising or export.
+``accuracy``: full training data, test split. On a GPU they train a model of BERT-base's shape in bfloat16, and
+``gpu.mfu`` excludes padding tokens.
 """
 
 from __future__ import annotations
@@ -68,21 +69,21 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One side: seconds of training, examples and real tokens trained on."""
+    """One competitor's training seconds, examples and tokens (without padding)."""
 
-    side: str
+    competitor: str
     seconds: float
     examples: int
     tokens: int
 
     @property
     def per_s(self) -> float:
-        """Examples a second."""
+        """Examples per second."""
         return self.examples / self.seconds
 
 
 def read(folder: Path, split: str, most: int | None = None) -> Data:
-    """A split of a task laid out as ``<folder>/<split>.parquet``."""
+    """Read a split of a task from ``<folder>/<split>.parquet``."""
     table = pq.read_table(folder / f"{split}.parquet", columns=["text", "label"])
     classes = tuple(sorted({str(label) for label in pq.read_table(folder / "train.parquet")["label"].to_pylist()}))
     index = {label: number for number, label in enumerate(classes)}
@@ -91,7 +92,7 @@ def read(folder: Path, split: str, most: int | None = None) -> Data:
 
 
 def made_up(rows: int, classes: int = 6) -> Data:
-    """Texts with the lengths of TREC's questions (3 to 33 words, 10 on average), every word in the vocabulary."""
+    """Return synthetic texts as long as TREC's questions (3 to 33 words, mean 10); all words are in the vocabulary."""
     draws = np.random.default_rng(0)
     words = (
         "what",
@@ -117,10 +118,10 @@ def made_up(rows: int, classes: int = 6) -> Data:
     )
 
 
-def potstill_side(
+def run_potstill(
     data: Data, student: StudentConfig, cores: Sequence[str], folder: Path, device: str = "cpu"
 ) -> dict[str, Any]:
-    """The report of one arm, trained by one process for each entry of ``cores`` (core numbers, or ``-``)."""
+    """Train one arm with one process per entry of ``cores`` (core numbers or ``-``); return its report."""
     one_hot = np.eye(len(data.classes))
     rows = [
         TrainingRow(text, tuple(one_hot[label].tolist())) for text, label in zip(data.texts, data.labels, strict=True)
@@ -139,8 +140,8 @@ def potstill_side(
     return {**_last_line(_run(commands, environment)[0]), "folder": arm.folder}
 
 
-def trainer_side(data: Data, cores: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    """What the Trainer took; ``settings`` as in ``competitors/train_trainer.py``."""
+def run_trainer(data: Data, cores: str, folder: Path, **settings: Any) -> dict[str, Any]:
+    """Run the Trainer and return its report; ``settings`` as in ``competitors/train_trainer.py``."""
     defaults = {
         "texts": data.texts,
         "labels": data.labels,
@@ -162,7 +163,7 @@ def trainer_side(data: Data, cores: str, folder: Path, **settings: Any) -> dict[
 
 
 def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> list[str]:
-    """What each of the processes, started together, printed. Raises ``RuntimeError`` with the end of its errors."""
+    """Run the commands in parallel; return their output. Raises ``RuntimeError`` with the tail of stderr."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "DS_LOG_LEVEL": "error"}
     with tempfile.TemporaryDirectory() as scratch:
         outputs = [Path(scratch, str(number)) for number in range(len(commands))]
@@ -188,15 +189,15 @@ def _last_line(printed: str) -> dict[str, Any]:
 
 
 def measure_speed(data: Data, model: str, cores: Sequence[str], batches: Sequence[int]) -> list[Speed]:
-    """One round of all sides on the CPU, one after another."""
+    """Run one round of all competitors on the CPU, one after another."""
     both = ",".join(cores)
     precisions = dict.fromkeys(("float32", pick_precision("auto", "cpu")))
     found: list[Speed] = []
 
-    def note(side: str, took: Mapping[str, Any]) -> None:
-        found.append(Speed(side, took["seconds"], took["examples"], took["tokens"]))
+    def note(competitor: str, took: Mapping[str, Any]) -> None:
+        found.append(Speed(competitor, took["seconds"], took["examples"], took["tokens"]))
         print(
-            f"{side:32s} {found[-1].per_s:8.1f} examples/s {found[-1].tokens / found[-1].seconds:9.0f} tokens/s",
+            f"{competitor:32s} {found[-1].per_s:8.1f} examples/s {found[-1].tokens / found[-1].seconds:9.0f} tokens/s",
             flush=True,
         )
 
@@ -204,26 +205,26 @@ def measure_speed(data: Data, model: str, cores: Sequence[str], batches: Sequenc
         student = StudentConfig(model=model, epochs=1, min_steps=1, batch_size=batch, pooling="native")
         for name, each in (("2", list(cores)), ("1", [cores[0]]), ("threads", [both])):
             with tempfile.TemporaryDirectory() as scratch:
-                note(f"potstill_{name} batch {batch}", potstill_side(data, student, each, Path(scratch)))
+                note(f"potstill_{name} batch {batch}", run_potstill(data, student, each, Path(scratch)))
         for precision in precisions:
             with tempfile.TemporaryDirectory() as scratch:
                 settings = {"batch_size": batch, "bf16": precision == "bfloat16", "group_by_length": True}
-                took = trainer_side(data, both, Path(scratch), model=encoders.locate(model), **settings)
+                took = run_trainer(data, both, Path(scratch), model=encoders.locate(model), **settings)
                 note(f"trainer batch {batch} {precision}", took)
-    # The slowest side by far: a third of the texts tells its rate as well.
+    # By far the slowest competitor: a third of the texts is enough to measure its rate.
     part = Data(data.texts[:PROMPTMIX_ROWS], data.labels[:PROMPTMIX_ROWS], data.classes)
     with tempfile.TemporaryDirectory() as scratch:
         settings = {"batch_size": 8, "pad_to": 50, "optimiser": "adamw_torch"}
-        took = trainer_side(part, both, Path(scratch), model=encoders.locate(model), **settings)
+        took = run_trainer(part, both, Path(scratch), model=encoders.locate(model), **settings)
         note("promptmix", took)
     return found
 
 
 def speed_ratios(found: Sequence[Speed]) -> dict[str, float]:
-    """Best against best, by examples a second."""
+    """Return ratios of the best runs, by examples per second."""
 
-    def best(side: str) -> float:
-        return max(one.per_s for one in found if one.side.split()[0] == side)
+    def best(competitor: str) -> float:
+        return max(one.per_s for one in found if one.competitor.split()[0] == competitor)
 
     ours = max(best("potstill_2"), best("potstill_threads"))
     return {
@@ -234,8 +235,10 @@ def speed_ratios(found: Sequence[Speed]) -> dict[str, float]:
 
 
 def measure_start(rows: int = 64) -> dict[str, float]:
-    """Seconds from the call of ``train`` to the first step on two workers, with Ray up. ``fit_s``: the whole fit of one
-    step."""
+    """Return seconds from calling ``train`` to the first step on two workers, with Ray running.
+
+    ``fit_s``: a complete one-step fit.
+    """
     from jobs.runtime import cluster
     from jobs.stages.train import train
 
@@ -262,7 +265,7 @@ def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Seque
     for seed in seeds:
         with tempfile.TemporaryDirectory() as scratch:
             student = StudentConfig(seed=seed, **ACCURACY[task])
-            report = potstill_side(train, student, [",".join(cores)], Path(scratch))
+            report = run_potstill(train, student, [",".join(cores)], Path(scratch))
             predictor = Predictor({"one": f"{report['folder']}/model"}, train.classes, threads=len(cores))
             predicted = predictor.predict(test.texts)["one"].argmax(1)
         scores.append(float((predicted == np.array(test.labels)).mean()))
@@ -272,17 +275,17 @@ def measure_accuracy(folder: Path, task: str, seeds: Sequence[int], cores: Seque
 
 
 def measure_gpu(batch: int = 256, rows: int = 20_000) -> dict[str, float]:
-    """Our loop and the Trainer on one GPU: a model of BERT-base's shape, bfloat16, the lengths of real texts."""
+    """Compare potstill's loop and the Trainer on one GPU: BERT-base's shape, bfloat16, realistic text lengths."""
     data = made_up(rows)
     with tempfile.TemporaryDirectory() as scratch:
         model = _bert_base(Path(scratch, "bert"), data.classes)
         student = StudentConfig(
             model=model, epochs=1, min_steps=1, batch_size=batch, pooling="native", precision="bfloat16"
         )
-        ours = potstill_side(data, student, ["-"], Path(scratch), "cuda")
+        ours = run_potstill(data, student, ["-"], Path(scratch), "cuda")
         settings = {"bf16": True, "group_by_length": True, "batch_size": batch, "model": model}
-        trainer = trainer_side(data, "-", Path(scratch), **settings)
-    # Forward and backward: 6 operations a weight and token (Kaplan et al. 2020), embeddings left out.
+        trainer = run_trainer(data, "-", Path(scratch), **settings)
+    # Forward and backward: 6 operations per weight and token (Kaplan et al. 2020), without embeddings.
     weights = 12 * (12 * 768**2)
     mfu = 6 * weights * ours["tokens"] / ours["seconds"] / (PEAK_TFLOPS * 1e12)
     ratio = (ours["examples"] / ours["seconds"]) / (trainer["examples"] / trainer["seconds"])
@@ -290,7 +293,7 @@ def measure_gpu(batch: int = 256, rows: int = 20_000) -> dict[str, float]:
 
 
 def _bert_base(folder: Path, classes: Sequence[str]) -> str:
-    """A folder with an untrained BERT of the usual shape and MiniLM's tokenizer, which is BERT's."""
+    """Save an untrained BERT-base with MiniLM's tokenizer (the same as BERT's); return its folder."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(encoders.locate("embedded"))
@@ -300,13 +303,13 @@ def _bert_base(folder: Path, classes: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Measure the parts that were asked for, print the figures, write them."""
+    """Measure the requested parts, print and write the figures."""
     options = _options()
     folder = Path(options.data_dir) if options.data_dir else None
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
     result: dict[str, Any] = {}
 
-    def keep() -> None:  # after every part: the next one may break off
+    def keep() -> None:  # after every part, since the next one may fail
         if options.json:
             Path(options.json).write_text(json.dumps(result, indent=2))
 
@@ -316,16 +319,16 @@ def main() -> None:
         found: list[Speed] = []
         for _ in range(options.rounds):
             found += measure_speed(data, "embedded", cores, BATCHES[:1] if options.quick else BATCHES)
-            found.sort(key=lambda one: one.per_s)  # of equal names the last one stays below
+            found.sort(key=lambda one: one.per_s)  # the last entry of a name (the fastest) wins below
             result |= speed_ratios(found)
-            result["examples_per_s"] = {one.side: one.per_s for one in found}
-            result["tokens_per_s"] = {one.side: one.tokens / one.seconds for one in found}
+            result["examples_per_s"] = {one.competitor: one.per_s for one in found}
+            result["tokens_per_s"] = {one.competitor: one.tokens / one.seconds for one in found}
             print("  ".join(f"{name} {result[name]:.2f}" for name in speed_ratios(found)), flush=True)
             keep()
     if "start" in options.parts:
         result |= measure_start()
         print(
-            f"first step {result['first_step_s']:.1f} s after the call, the whole fit {result['fit_s']:.1f} s",
+            f"first step {result['first_step_s']:.1f} s after the call, complete fit {result['fit_s']:.1f} s",
             flush=True,
         )
         keep()
@@ -344,19 +347,19 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="folder of tasks, DIR/<task>/{train,test}.parquet; accuracy needs it")
+    parser.add_argument("--data-dir", help="folder of tasks, DIR/<task>/{train,test}.parquet; required for accuracy")
     parser.add_argument(
         "--parts",
         default="speed,start,accuracy",
-        help="of speed, start, accuracy, gpu",
+        help="comma-separated: speed, start, accuracy, gpu",
         type=lambda text: text.split(","),
     )
-    parser.add_argument("--tasks", default=",".join(ACCURACY), help="whose accuracy")
+    parser.add_argument("--tasks", default=",".join(ACCURACY), help="tasks of the accuracy part")
     parser.add_argument(
         "--seeds", default=[0, 1, 2], help="training seeds", type=lambda text: [int(s) for s in text.split(",")]
     )
-    parser.add_argument("--rounds", default=2, type=int, help="of the speed part")
-    parser.add_argument("--quick", action="store_true", help="few texts, one batch size: to see that it runs")
+    parser.add_argument("--rounds", default=2, type=int, help="rounds of the speed part")
+    parser.add_argument("--quick", action="store_true", help="smoke run: few texts, one batch size")
     parser.add_argument("--json", help="write the figures here")
     return parser.parse_args()
 

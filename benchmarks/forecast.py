@@ -1,19 +1,19 @@
-"""Do the teacher's votes tell beforehand how far synthetic texts fall behind real ones? Each task left out in turn.
+"""Test, leaving one task out, whether the teacher's votes predict the gap between synthetic and real training texts.
 
     POTSTILL_HOME=PLACE python benchmarks/forecast.py --data-dir DIR --json forecast.json
 
-``DIR/<task>/{train,test}.parquet`` of the config's tasks; those that DIR lacks are left out. Task by task ``potstill
-study`` runs, then ``potstill assess`` (about 14,600 and 6,600 requests for all fourteen), and the line of
-``potstill/study/forecast.py`` on its declared predictors is held against saying the mean of the other tasks. The line alone is
-judged here: where it errs more than the mean, ``potstill assess`` says the mean. Every task is a study of its own, so the
-same command goes on with a benchmark that broke off, and with more ``--tasks`` it does those that are new. PLACE should
-hold nothing else: gaps are read as ``potstill assess`` reads them, over all finished studies of the storage, and a task
-that is assessed there is not assessed again (``texts`` says on how many).
+``DIR/<task>/{train,test}.parquet`` of the config's tasks; tasks missing from DIR are skipped. For each task ``potstill
+study`` runs, then ``potstill assess`` (about 14,600 and 6,600 requests for all fourteen). The regression line of
+``potstill/study/forecast.py`` on its declared predictors is compared with the mean of the other tasks. Only the line is
+evaluated here: where its error exceeds the mean's, ``potstill assess`` reports the mean. Each task is a separate study,
+so the same command resumes an interrupted benchmark, and more ``--tasks`` only run the new ones. PLACE should contain
+nothing else: like ``potstill assess``, this reads gaps from all finished studies of the storage, and tasks already
+assessed there are not assessed again (``texts`` is the number of texts they were assessed on).
 
-``--earlier FILE`` adds the tasks of a former ``--json`` that this run leaves out: of another machine, whose PLACE is gone.
-It must be of the same teacher and settings. The precision that "auto" picks may still differ from machine to machine.
-``--judge FILE`` in place of ``--data-dir`` runs nothing: the tasks of a former ``--json``, or its ``--tasks``, are judged
-again, also with each of them left out altogether.
+``--earlier FILE`` adds tasks of an earlier ``--json`` that this run does not include, for example from a machine whose
+PLACE is gone. Teacher and settings must match. The precision that "auto" picks may still differ between machines.
+``--judge FILE`` instead of ``--data-dir`` runs nothing: it evaluates the tasks of an earlier ``--json`` (or its
+``--tasks``) again, also with each of them removed from the set.
 
 The mean has no rank correlation: a left-out mean falls as the left-out gap rises, so its rho would be -1 on any data.
 """
@@ -51,16 +51,16 @@ from potstill.study.forecast import FEWEST, PREDICTORS, Studied, leave_one_out, 
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "conf/study-forecast.yaml"
-RESAMPLES = 1000  # of the tasks
-PLACES = {"name", "tasks", "data_dir", "storage", "ledger", "tracking"}  # of a study, without a say in its figures
+RESAMPLES = 1000  # bootstrap resamples of the tasks
+PLACES = {"name", "tasks", "data_dir", "storage", "ledger", "tracking"}  # study fields that do not affect its figures
 
 
 def judge(studied: Sequence[Studied]) -> dict[str, Any]:
-    """The figures over the tasks that have the predictors; ``None`` for each where they are fewer than a forecast needs.
+    """Return the figures over tasks that have the predictors; each is None if there are too few tasks for a forecast.
 
-    ``error``: mean absolute error of the left-out forecasts in macro-F1 (a fraction of 1), ``error_of_mean``: of the means of the
-    others. Intervals are 95 % percentile bootstrap ones: tasks are drawn with their errors and forecasts as they are, and
-    no line is fitted again. Resamples whose forecasts or gaps are all equal have no rho and are left out of its interval.
+    ``error``: mean absolute error of the left-out forecasts in macro-F1 (a fraction of 1); ``error_of_mean``: the same
+    for the mean of the other tasks. Intervals are 95 % percentile bootstrap intervals over tasks with fixed errors and
+    forecasts; no line is refitted. Resamples with constant forecasts or gaps have no rho and do not enter its interval.
     """
     names, known = usable(studied)
     if len(known) < FEWEST:
@@ -86,7 +86,7 @@ def judge(studied: Sequence[Studied]) -> dict[str, Any]:
 
 
 def to_rows(studied: Sequence[Studied], said: dict[str, float]) -> list[dict[str, Any]]:
-    """A row a task: its gap, its diagnostics, what was forecast for it (``said``) and the absolute error of that."""
+    """Return one row per task: gap, diagnostics, forecast (``said``) and its absolute error."""
     return [
         {
             "task": one.task,
@@ -108,9 +108,9 @@ def _bounds(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
 
 
 def choose(study: StudyConfig, data_dir: Path, named: str | None, texts: int) -> dict[str, TaskRef]:
-    """The tasks to run by name: ``named`` ones with commas between, or all of the study that ``data_dir`` has.
+    """Return the tasks to run by name: the comma-separated ``named`` ones, or all of the study that ``data_dir`` has.
 
-    Raises ``InputError`` with all that is wrong with the options, since the study takes hours before the next one is read.
+    Raises ``InputError`` with every invalid option: a study takes hours, so none may surface later.
     """
     known = {task.read(task.find(one.preset)).name: one for one in study.tasks}
     here = [
@@ -128,21 +128,21 @@ def choose(study: StudyConfig, data_dir: Path, named: str | None, texts: int) ->
     if not fewest <= texts <= most:
         problems.append(Problem(f"--texts = {texts}", f"must be from {fewest} to {most:,}"))
     if len(study.teachers) > 1:
-        problems.append(Problem("--config", f"has {len(study.teachers)} teachers; a forecast is of one"))
+        problems.append(Problem("--config", f"has {len(study.teachers)} teachers; a forecast needs exactly one"))
     if problems:
         raise InputError(problems)
     return {name: known[name] for name in wanted}
 
 
 def to_config(study: StudyConfig, reference: TaskRef) -> Config:
-    """What ``potstill assess`` is given for a task of the study: the study's own settings."""
+    """Return the config of ``potstill assess`` for a task, with the study's settings."""
     return cell_config(study, reference, sources.find("promptmix"), next(iter(study.teachers)), 0, classes=2)
 
 
 def run(place: Path, data_dir: Path, chosen: dict[str, TaskRef], configs: dict[str, Config], texts: int) -> None:
-    """``potstill study`` on each task, then ``potstill assess`` where it was not assessed yet.
+    """Run ``potstill study`` on each task, then ``potstill assess`` on those not assessed yet.
 
-    The study finds its finished cells and does not make them again.
+    The study skips its finished cells.
     """
     for name, config in configs.items():
         only = json.dumps([chosen[name].model_dump(mode="json")])
@@ -156,29 +156,31 @@ def run(place: Path, data_dir: Path, chosen: dict[str, TaskRef], configs: dict[s
 
 
 def read_assessments(config: Config) -> dict[str, dict[str, Any]]:
-    """The ``assess.json`` of every task that was assessed in the config's storage with its teacher, by task."""
+    """Return, by task, every ``assess.json`` in the config's storage with its teacher."""
     return {one["task"]: one for one in assess.others(config)}
 
 
 def _potstill(*arguments: str) -> None:
-    """Run a command of potstill's and end with it where it fails."""
+    """Run a potstill command; exit if it fails."""
     done = subprocess.run([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, check=False)
     if done.returncode:
         why = f"potstill {arguments[0]} ended with exit code {done.returncode}"
-        sys.exit(f"error: {why}; the same command goes on from there, --tasks leaves tasks out")
+        sys.exit(f"error: {why}; run the same command to resume, use --tasks to skip tasks")
 
 
 def to_settings(study: StudyConfig) -> dict[str, Any]:
-    """What two runs must have in common for their tasks to be judged together: the study less its tasks and places, and
-    which weights its teacher has."""
+    """Return the settings that two runs must share for a joint evaluation.
+
+    These are the study without its tasks and locations, and the identity of the teacher's weights.
+    """
     (teacher,) = study.teachers.values()
     return {**study.model_dump(mode="json", exclude=PLACES), "weights": identify(teacher).weights_digest}
 
 
 def read_former(option: str, path: Path) -> tuple[dict[str, tuple[Studied, int]], dict[str, Any]]:
-    """The tasks of a former ``--json`` with the number of texts asked about, by name, and its settings.
+    """Read an earlier ``--json``: its tasks with their number of assessed texts, by name, and its settings.
 
-    Raises ``InputError``, which names the ``option``, where the file is none of this script's.
+    Raises ``InputError``, naming ``option``, if this script did not write the file.
     """
     try:
         former = json.loads(path.read_text())
@@ -191,22 +193,27 @@ def read_former(option: str, path: Path) -> tuple[dict[str, tuple[Studied, int]]
         }
         return tasks, dict(former["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = Problem(f"{option} = {str(path)!r}", f"is no --json of this script ({type(error).__name__}: {error})")
+        problem = Problem(
+            f"{option} = {str(path)!r}", f"is not a --json file of this script ({type(error).__name__}: {error})"
+        )
         raise InputError([problem]) from None
 
 
 def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, tuple[Studied, int]]:
-    """The tasks of ``--earlier``. Raises ``InputError`` where the file is none of this script's or is of other ``settings``."""
+    """Read the tasks of ``--earlier``. Raises ``InputError`` if the file has another format or other ``settings``."""
     tasks, theirs = read_former("--earlier", path)
     if differs := sorted(name for name in {*theirs, *settings} if theirs.get(name) != settings.get(name)):
-        message = f"has another {', '.join(differs)} than this run; leave it out"
+        message = f"has another {', '.join(differs)} than this run; omit the file"
         raise InputError([Problem(f"--earlier = {str(path)!r}", message)])
     return tasks
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures. ``missing``: tasks of which the teacher's votes or the gap are not known; ``seconds``: of this run, which
-    may have found much of it done. ``earlier`` of a row: it is of ``--earlier``."""
+    """Compute all figures.
+
+    ``missing``: tasks without teacher votes or gap; ``seconds``: time of this run, which may have reused earlier work;
+    ``earlier`` of a row: whether it comes from ``--earlier``.
+    """
     started, data_dir = time.monotonic(), options.data_dir.resolve()
     study = load(options.config, [f"data_dir={data_dir}"])
     with contextlib.chdir(ROOT):
@@ -216,7 +223,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = to_settings(study)
     earlier = {} if options.earlier is None else read_earlier(options.earlier, settings)
     run(options.config.resolve(), data_dir, chosen, configs, options.texts)
-    like = next(iter(configs.values()))  # storage and teacher are the same in all
+    like = next(iter(configs.values()))  # all share storage and teacher
     assessed = read_assessments(like)
     found = [one for one in assess.studied(like) if one.task in chosen]
     here = {one.task for one in found}
@@ -230,9 +237,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_again(path: Path, named: str | None) -> dict[str, Any]:
-    """The figures of a former ``--json``, or of its ``named`` tasks, and ``without``: those with each task left out altogether.
+    """Evaluate an earlier ``--json`` or its ``named`` tasks; ``without``: the figures with each task removed.
 
-    Raises ``InputError`` for a file of another kind and for names that it lacks.
+    Raises ``InputError`` for a file of another format and for unknown task names.
     """
     known, _ = read_former("--judge", path)
     wanted = list(known) if named is None else list(dict.fromkeys(named.split(",")))
@@ -249,7 +256,7 @@ def measure_again(path: Path, named: str | None) -> dict[str, Any]:
 
 
 def show(terminal: Terminal, figures: dict[str, Any]) -> None:
-    """The tasks, and what they come to."""
+    """Print the tasks and the figures."""
     columns = ["gap", "alpha", "entropy", "forecast", "error"]
     shown = [
         (
@@ -264,13 +271,13 @@ def show(terminal: Terminal, figures: dict[str, Any]) -> None:
     if figures["missing"]:
         terminal.say(f"without votes or gap: {', '.join(figures['missing'])}")
     if figures["error"] is None:
-        known = f"{figures['tasks']} of {len(figures['rows'])} tasks have all that is needed"
+        known = f"{figures['tasks']} of {len(figures['rows'])} tasks have all inputs"
         terminal.say(f"no figures: {known} (gap, {', '.join(figures['predictors'])}), and a forecast needs {FEWEST}")
         return
     less, rho = figures["error_minus_mean"], figures["rank_correlation"]
     terminal.say(
         f"{figures['tasks']} tasks, by {' and '.join(figures['predictors'])}: mean error {figures['error']:.3f}, the mean's "
-        f"{figures['error_of_mean']:.3f}; the one less the other {_span(less['value'], less)}"
+        f"{figures['error_of_mean']:.3f}; difference {_span(less['value'], less)}"
     )
     terminal.say(
         "no rank correlation: all forecasts or all gaps are equal"
@@ -280,13 +287,13 @@ def show(terminal: Terminal, figures: dict[str, Any]) -> None:
 
 
 def show_without(terminal: Terminal, without: dict[str, dict[str, Any]]) -> None:
-    """The range of the figures over the tasks that were left out altogether."""
+    """Print the range of the figures over the removed tasks."""
     known = [one for one in without.values() if one["error"] is not None and one["rank_correlation"]["rho"] is not None]
     if known:
         less = [one["error_minus_mean"]["value"] for one in known]
         rho = [one["rank_correlation"]["rho"] for one in known]
         terminal.say(
-            f"with any one task left out altogether: error less the mean's {min(less):+.3f} to {max(less):+.3f}, rank "
+            f"with any one task removed: error minus the mean's {min(less):+.3f} to {max(less):+.3f}, rank "
             f"correlation {min(rho):+.3f} to {max(rho):+.3f}"
         )
 
@@ -296,14 +303,16 @@ def _span(value: float, interval: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run it, print the table, write the figures."""
+    """Run the benchmark, print the table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--data-dir", type=Path, help="folder of tasks, DIR/<task>/{train,test}.parquet")
-    given.add_argument("--judge", type=Path, help="a former --json, whose tasks are judged again; nothing is run")
-    parser.add_argument("--tasks", help="some of the config's, with commas between; default: all that DIR has")
-    parser.add_argument("--texts", type=int, default=100, help="texts of each task that the teacher votes on, at most")
-    parser.add_argument("--earlier", type=Path, help="a former --json, whose tasks join those of this run")
+    given.add_argument("--judge", type=Path, help="earlier --json to evaluate again without running anything")
+    parser.add_argument("--tasks", help="comma-separated tasks of the config; default: all that DIR has")
+    parser.add_argument(
+        "--texts", type=int, default=100, help="maximum number of texts per task that the teacher votes on"
+    )
+    parser.add_argument("--earlier", type=Path, help="earlier --json whose tasks are added to this run")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the study; default: conf/study-forecast.yaml")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

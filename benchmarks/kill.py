@@ -1,22 +1,22 @@
-"""What a crash costs: the teacher pool, its ledger and its driver, each killed at a random moment.
+"""Measure the cost of a crash: kill the teacher pool, its ledger or its driver at a random moment.
 
     python benchmarks/kill.py --times 20 --json kill.json
 
-A real Ray, a real endpoint in a process of its own, which keeps a book of what it is asked. Each time a new ledger,
-two teacher processes and a few thousand requests; at a random moment ``kill -9`` of
+Ray and the endpoint are real; the endpoint runs in a separate process and logs its requests. Each run has a new ledger,
+two teacher processes and a few thousand requests; at a random moment, ``kill -9`` hits
 
     teacher   one of the two processes that send requests
     ledger    the process that owns the ledger
-    driver    the process that runs the pool, with which Ray ends the teachers
+    driver    the process that runs the pool; Ray then ends the teachers
 
-The work then goes on (for the driver: by starting again), and afterwards everything is run once more. It must hold:
+The work then continues (a killed driver is restarted), and a last run repeats everything. Three conditions must hold:
 
-- no request is asked again whose answer the ledger held at the kill, nor any in the last run;
-- requests asked twice are at most those on their way at the kill: asked, and not in the ledger (teachers outlive their
-  driver by some tenths of a second, until Ray has ended them, and go on meanwhile; then it is their end that counts);
-- the answers are those of a run that nobody disturbed.
+- no request whose answer was in the ledger at the kill is sent again, and the last run sends none;
+- only requests in flight at the kill (sent, but not in the ledger) are sent twice. Teachers outlive their driver by a
+  few tenths of a second and keep sending until Ray ends them; for them, the moment of their end counts;
+- the answers equal those of an undisturbed run.
 
-Beside it is counted what was *paid* twice: answered whole both times.
+Requests *paid* twice (answered completely both times) are also counted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from tests.endpoint.client import Endpoint
 
 KINDS = ("teacher", "ledger", "driver")
 CLASSES = ("app error", "billing", "refund")
-LEASE_S = 6.0  # a claim of a killed driver blocks the next one for so long: 60 s in real life, shorter here
+LEASE_S = 6.0  # how long a killed driver's claim blocks the next one: 60 s in production, shorter here
 WAIT_S = 300.0
 COMPARED = ["request_id", "text", "finish_reason", "choice_logprobs", "residual_mass", "prompt_tokens"]
 COMPARED += ["completion_tokens", "cost_usd", "error"]
@@ -64,7 +64,7 @@ COMPARED += ["completion_tokens", "cost_usd", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is asked in every run: ``requests`` of them, every fourth for a class."""
+    """The work of every run: ``requests`` requests, every fourth for a class."""
 
     base_url: str
     requests: int
@@ -72,7 +72,7 @@ class Work:
     actors: int = 2
 
     def teacher(self) -> OpenAITeacher:
-        """The endpoint as a teacher; its rate is known, so that no run is spent on looking for it."""
+        """Return the endpoint as a teacher with a configured rate, so no run spends time discovering it."""
         return OpenAITeacher(
             kind="openai",
             model="scripted-1",
@@ -86,7 +86,7 @@ class Work:
         )
 
     def wanted(self) -> list[Request]:
-        """The requests; each has another prompt, by which the endpoint's book tells them apart."""
+        """Return the requests; their unique prompts identify them in the endpoint's log."""
         identity = identify(self.teacher())
         return [
             Request(
@@ -105,7 +105,7 @@ class Work:
         ]
 
     def ask(self, uri: str, on_start: Callable[[list[int]], None] | None = None) -> pa.Table:
-        """One run of the pool; ``on_start`` learns the pids of its processes before anything is asked."""
+        """Run the pool once; ``on_start`` gets the pids of its processes before the first request."""
         with TeacherPool(self.teacher(), Ledger(uri, lease_s=LEASE_S)) as pool:
             if on_start is not None:
                 pool.start()
@@ -115,11 +115,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one kill did. ``moment``: share of the requests that the endpoint had been asked by then.
+    """The effect of one kill. ``moment``: share of the requests that had reached the endpoint by then.
 
-    ``in_flight``: asked, and not in the ledger, at the kill; ``asked_twice`` and ``paid_twice``: requests;
-    ``asked_though_kept``: asked again though the ledger had them; ``strays``: asked twice, but not in flight.
-    ``wrong_rows``: other than in the undisturbed run; ``seconds``: from the kill to all answers.
+    ``in_flight``: sent but not in the ledger at the kill; ``asked_twice`` and ``paid_twice``: numbers of requests;
+    ``asked_though_kept``: sent again although in the ledger; ``strays``: sent twice but not in flight;
+    ``wrong_rows``: rows that differ from the undisturbed run; ``seconds``: from the kill to all answers.
     """
 
     kind: str
@@ -134,17 +134,17 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost or asked needlessly."""
+        """Return whether nothing was lost or sent needlessly."""
         return not (self.asked_though_kept or self.strays or self.wrong_rows or self.asked_twice > self.in_flight)
 
 
 @dataclass(slots=True)
 class Shot:
-    """A kill in waiting: once the endpoint has been asked ``after`` requests, one of ``victims`` gets it.
+    """A scheduled kill of one of ``victims``, once the endpoint has received ``after`` requests.
 
-    ``heirs``: processes that end because of it, if any. ``at``: when all that had to end had ended; ``kept``: ids of
-    the requests that the ledger held then; ``read_at``: when the endpoint had read all that they had sent;
-    ``failure``: why there was no kill.
+    ``heirs``: processes that end as a consequence; ``at``: time when victim and heirs had ended; ``kept``: ids of the
+    requests in the ledger at that time; ``read_at``: time when the endpoint had read everything they had sent;
+    ``failure``: why the kill did not happen.
     """
 
     endpoint: Endpoint
@@ -160,11 +160,11 @@ class Shot:
     failure: str = ""
 
     def fire(self) -> None:
-        """Wait for a victim and for the moment, then kill."""
+        """Wait for a victim and the moment, then kill."""
         deadline = time.monotonic() + WAIT_S
         while not self.victims or len(self.endpoint.book(self.since)) < self.after:
             if time.monotonic() > deadline:
-                self.failure = "the moment never came"
+                self.failure = "the kill was never due"
                 return
             time.sleep(0.01)
         time.sleep(random.uniform(0.0, 0.05))
@@ -173,19 +173,19 @@ class Shot:
             self.killed = time.time()
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
-            self.failure = "it had ended before"
+            self.failure = "the victim had already ended"
             return
         while any(map(is_alive, [victim, *self.heirs])):
             time.sleep(0.005)
         self.at = time.time()
         self.kept = read_kept(self.ledger)
-        for _ in range(3):  # it reads in order of arrival: what the dead had sent comes before these
+        for _ in range(3):  # requests are read in order of arrival, so those of the killed come before these
             self.endpoint.summary()
         self.read_at = time.time()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process still runs; one that nobody has waited for yet does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -193,25 +193,25 @@ def is_alive(pid: int) -> bool:
 
 
 def pid_of(actor: Any) -> int:
-    """The process of an actor."""
+    """Return the pid of an actor's process."""
     import ray
 
     return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
 
 
 def read_kept(path: Path) -> frozenset[str]:
-    """Ids of the requests whose answers are durable."""
+    """Return the ids of requests whose answers are durable."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
         return frozenset(row[0] for row in connection.execute("SELECT request_id FROM responses"))
 
 
 def comparable(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows without what differs from run to run: times, and whether the ledger had them."""
+    """Return the rows without fields that vary between runs: times and whether the ledger had them."""
     return table.select(COMPARED).sort_by("request_id").to_pylist()
 
 
 def kill_once(kind: str, work: Work, endpoint: Endpoint, folder: Path, expected: list[dict[str, Any]]) -> Outcome:
-    """One kill in one run on a new ledger, and the run after it. Raises ``RuntimeError`` where it came too late."""
+    """Kill once during a run on a new ledger, then run again. Raises ``RuntimeError`` if the kill came too late."""
     path = folder / f"{time.monotonic_ns()}.db"
     uri = f"sqlite:///{path}"
     first = len(endpoint.book())
@@ -245,7 +245,7 @@ def kill_once(kind: str, work: Work, endpoint: Endpoint, folder: Path, expected:
 def judge(
     kind: str, work: Work, shot: Shot, book: Sequence[Entry], needless: int, wrong: int, seconds: float
 ) -> Outcome:
-    """The endpoint's book against what the ledger held at the kill. ``needless``: requests of the last run."""
+    """Compare the endpoint's log with the ledger at the kill. ``needless``: requests of the last run."""
     names = {request.messages[-1].content: request.request_id for request in work.wanted()}
     ours = [entry for entry in book if entry.prompt in names]
     before = Counter(names[entry.prompt] for entry in ours if entry.arrived < shot.read_at)
@@ -268,7 +268,7 @@ def judge(
 
 
 def drive(work: Work, uri: str, shot: Shot) -> None:
-    """Run the pool in a driver of its own, the victim, until it ends. Raises ``RuntimeError`` if that was no kill."""
+    """Run the pool in a separate driver (the victim) until it ends. Raises ``RuntimeError`` if it was not killed."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -287,7 +287,7 @@ def drive(work: Work, uri: str, shot: Shot) -> None:
 
 
 def run(work: Work, endpoint: Endpoint, folder: Path, kinds: Sequence[str], times: int) -> list[Outcome]:
-    """All kills, and what they did. Needs a connected Ray."""
+    """Carry out all kills and return their outcomes. Requires an initialised Ray."""
     expected = comparable(work.ask(f"sqlite:///{folder}/undisturbed.db"))
     outcomes: list[Outcome] = []
     for kind in kinds:
@@ -306,7 +306,7 @@ def run(work: Work, endpoint: Endpoint, folder: Path, kinds: Sequence[str], time
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """By kind: how many passed, and least, median and most of the counts."""
+    """Return, by kind, how many passed and the minimum, median and maximum of the counts."""
     summary: dict[str, Any] = {}
     for kind in dict.fromkeys(outcome.kind for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.kind == kind]
@@ -321,13 +321,13 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run it and write the figures."""
+    """Run the benchmark and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=20, help="kills of each kind")
-    parser.add_argument("--requests", type=int, default=2000, help="of each run")
+    parser.add_argument("--times", type=int, default=20, help="kills per kind")
+    parser.add_argument("--requests", type=int, default=2000, help="requests per run")
     parser.add_argument("--concurrency", type=int, default=128, help="requests in flight")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="which, separated by commas")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds to run, comma-separated")
+    parser.add_argument("--seed", type=int, default=0, help="seed for moments and victims")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     parser.add_argument("--ledger", help=argparse.SUPPRESS)

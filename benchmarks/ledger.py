@@ -1,10 +1,10 @@
-"""How many requests a second go through the ledger, with a real Ray and a real SQLite file.
+"""Measure the ledger's throughput in requests per second on real Ray and a real SQLite file.
 
     python benchmarks/ledger.py --json ledger.json
 
-Teacher processes (``--clients``) take and commit batches of 64, then single requests from many coroutines at once, as an
-HTTP teacher does; then all of it is replayed by one process. Start-up is excluded: each figure is the work of
-all processes between a common start and the last one's end.
+Teacher processes (``--clients``) claim and commit batches of 64, then single requests from many concurrent coroutines, as an
+HTTP teacher does; then one process replays everything. Start-up is excluded: each figure covers all processes from a
+common start until the last one ends.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from actors.ledger.handle import Ledger
 from jobs.runtime import cluster
 from potstill.rows import Message, Request, Response, Sampling
 
-BATCH = 64  # requests taken and committed together
+BATCH = 64  # requests claimed and committed together
 LOOK_UP = 5000  # requests looked up together in a replay, as the teacher pool does
-IN_FLIGHT = 256  # coroutines of a process that commit one request each
+IN_FLIGHT = 256  # coroutines per process, each committing one request
 PROMPT = "Write a question that asks for a number. " * 30  # 1,230 characters
 TEXT = "How many people live in the capital of France? " * 6
 
 
 def make_requests(client: int, count: int) -> list[Request]:
-    """Requests as a few-shot strategy makes them; every third one asks for one of six classes."""
+    """Build few-shot requests; every third one asks for one of six classes."""
     return [
         Request(
             stage="relabel" if i % 3 == 0 else "generate",
@@ -53,7 +53,7 @@ def make_requests(client: int, count: int) -> list[Request]:
 
 
 def answer(requests: Sequence[Request]) -> list[Response]:
-    """What a teacher that thinks no time at all would say."""
+    """Return the responses of a teacher without latency."""
     now = time.time()
     return [
         Response(
@@ -73,7 +73,7 @@ def answer(requests: Sequence[Request]) -> list[Response]:
 
 
 class Client:
-    """A teacher process without a teacher."""
+    """A teacher process without a model."""
 
     def __init__(self, ledger: Ledger, number: int, count: int) -> None:
         self._ledger, self._owner = ledger, f"bench-{number}"
@@ -82,11 +82,11 @@ class Client:
         ledger.count_known([])
 
     def request_ids(self) -> list[str]:
-        """What this process asks."""
+        """Return the ids of this process's requests."""
         return [request.request_id for request in self._requests]
 
     def push(self) -> float:
-        """Take and commit everything in batches, one after another; CPU seconds."""
+        """Claim and commit everything in consecutive batches; return CPU seconds."""
         begun = time.process_time()
         for start in range(0, len(self._requests), BATCH):
             part = slice(start, start + BATCH)
@@ -96,13 +96,13 @@ class Client:
         return time.process_time() - begun
 
     def push_singles(self) -> float:
-        """Take in batches, commit each request by itself the moment it is answered; CPU seconds."""
+        """Claim in batches, commit each request as soon as it is answered; return CPU seconds."""
         begun = time.process_time()
         asyncio.run(push_singles(self._ledger, self._owner, self._requests, self._answers))
         return time.process_time() - begun
 
     def replay(self, request_ids: Sequence[str]) -> list[float]:
-        """Look everything up; seconds of each look-up."""
+        """Look up everything; return the seconds of each look-up."""
         seconds = []
         for start in range(0, len(request_ids), LOOK_UP):
             begun = time.perf_counter()
@@ -113,7 +113,7 @@ class Client:
 
 
 async def push_singles(ledger: Ledger, owner: str, requests: Sequence[Request], answers: Sequence[Response]) -> None:
-    """What an HTTP teacher does: batches are taken while others are in flight, each answer is committed at once."""
+    """Claim batches while others are in flight and commit each answer at once, as an HTTP teacher does."""
     gate = asyncio.Semaphore(IN_FLIGHT)
 
     async def one(request: Request, response: Response) -> None:
@@ -129,20 +129,20 @@ async def push_singles(ledger: Ledger, owner: str, requests: Sequence[Request], 
 
 
 def owner_cpu_s(ray: Any, ledger: Ledger) -> float:
-    """CPU seconds of the process that owns the ledger, so far."""
+    """Return the CPU seconds used so far by the process that owns the ledger."""
     ledger.count_known([])
     return ray.get(ledger._actor.__ray_call__.remote(lambda actor: time.process_time()))
 
 
 def measure(ray: Any, uri: str, clients: int, count: int, singles: bool) -> dict[str, float]:
-    """Requests a second in each of the three ways."""
+    """Return requests per second in each of the three modes."""
     ledger = Ledger(uri)
     kind = ray.remote(num_cpus=0)(Client)
     figures: dict[str, float] = {}
     ids: list[str] = []
     ways = ["push", "push_singles"] if singles else ["push"]
     for way in ways:
-        # Each way has requests of its own: what is known already costs nothing to commit.
+        # Each mode has its own requests, since committing a known request costs nothing.
         handles = [kind.remote(ledger, number + 100 * len(figures), count) for number in range(clients)]
         ids += [name for some in ray.get([handle.request_ids.remote() for handle in handles]) for name in some]
         owner_cpu, begun = owner_cpu_s(ray, ledger), time.perf_counter()
@@ -161,14 +161,14 @@ def measure(ray: Any, uri: str, clients: int, count: int, singles: bool) -> dict
 
 
 def main() -> None:
-    """Run it and write the figures."""
+    """Run the benchmark and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=4, help="teacher processes")
-    parser.add_argument("--requests", type=int, default=12_800, help="of each process, in each way")
+    parser.add_argument("--requests", type=int, default=12_800, help="requests per process and mode")
     parser.add_argument(
-        "--uri", help="a ledger of its own, such as postgresql+psycopg://...; default: a new SQLite file"
+        "--uri", help="empty ledger to use, such as postgresql+psycopg://...; default: a new SQLite file"
     )
-    parser.add_argument("--no-singles", dest="singles", action="store_false", help="leave out the single commits")
+    parser.add_argument("--no-singles", dest="singles", action="store_false", help="skip the single commits")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, cluster.connect() as ray:

@@ -1,10 +1,10 @@
-"""Does distilling help? Macro-F1 on real tasks from two labelled examples a class, embedded teacher.
+"""Measure the gain of distilling: macro-F1 on real tasks, two labelled examples per class, embedded teacher.
 
     python benchmarks/quality.py --data-dir DIR --tasks trec6,subj,sms_spam,ag_news --seeds 0,1,2 --json FILE
 
-``DIR/<task>/{train,test}.parquet`` with columns text and label. Each task is run with each data seed through
-the same stages as ``potstill distill``. ``seeds_only`` is, run by run, the stronger on the test split of
-fine-tuning on the seeds and logistic regression on their embeddings, which favours the baseline.
+``DIR/<task>/{train,test}.parquet`` with columns text and label. Each task and data seed runs through the
+stages of ``potstill distill``. ``seeds_only`` is, per run, the better on the test split of fine-tuning on the seeds and
+logistic regression on their embeddings, which favours the baseline.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUICK = {"augment": {"per_class": 15, "over_generate": 2.0}, "task": {"max_test"
 
 
 def main() -> None:
-    """Run every task with every seed, print the table, write the figures."""
+    """Run every task with every seed, print the table and write the figures."""
     options = _options()
     terminal = Terminal()
     started = time.monotonic()
@@ -46,7 +46,7 @@ def main() -> None:
         for seed in map(int, options.seeds.split(","))
     ]
     with cluster.connect():
-        # One pool for all runs, closed before training needs its cores.
+        # All runs share one pool; it is closed before training needs its cores.
         with TeacherPool(jobs[0].config.teacher, Ledger(jobs[0].config.ledger.uri)) as pool:
             for job in jobs:
                 terminal.say(f"[bold]{job.run.name}[/] seed {job.config.seed}")
@@ -60,7 +60,7 @@ def main() -> None:
             runs.append((job, _scores(job)))
             terminal.say("  ".join(f"{name} {value:.3f}" for name, value in runs[-1][1].items()))
             result = summarise(runs, time.monotonic() - started)
-            if options.json:  # after every run: the next one may break off
+            if options.json:  # after every run, since the next one may fail
                 Path(options.json).write_text(json.dumps(result, indent=2))
     _print(terminal, result)
 
@@ -70,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-dir", required=True, help="folder of tasks, DIR/<task>/{train,test}.parquet")
     parser.add_argument("--tasks", default="trec6,subj,sms_spam,ag_news")
     parser.add_argument("--seeds", default="0,1,2", help="data seeds")
-    parser.add_argument("--quick", action="store_true", help="fewer texts, at most 300 test texts: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="smoke run: fewer texts, at most 300 test texts")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--set", action="append", default=[], help="override a config field", metavar="FIELD=VALUE")
     return parser.parse_args()
@@ -92,14 +92,14 @@ def _job(options: argparse.Namespace, task: str, seed: int, terminal: Terminal) 
 
 
 def _task(name: str, data_dir: Path) -> dict[str, Any]:
-    """The preset of that name on the data in ``data_dir``; without a preset, the folder itself is the task."""
+    """Return the preset with the data in ``data_dir``; without a preset, the folder itself is the task."""
     if find_shipped(name):
         return {"preset": name, "data_dir": str(data_dir)}
     return {"preset": str(data_dir / name)}
 
 
 def _scores(job: Job) -> dict[str, float]:
-    """Macro-F1 of every student on the test split."""
+    """Return the macro-F1 of every student on the test split."""
     students = job.run.read_json("finetune")
     predictions = evaluation.predict(
         {name: one["export"] for name, one in students.items()},
@@ -114,9 +114,9 @@ def _scores(job: Job) -> dict[str, float]:
 
 
 def summarise(runs: list[tuple[Job, dict[str, float]]], seconds: float) -> dict[str, Any]:
-    """Means over data seeds by task, and the gain's mean and minimum over tasks (fractions of 1).
+    """Return means over data seeds by task, and the mean and minimum gain over tasks (fractions of 1).
 
-    A column that a task can't have (no real texts beyond the seeds) is ``None``.
+    A column is None if the task lacks its data (no real texts beyond the seeds).
     """
     tasks: dict[str, Any] = {}
     for name in dict.fromkeys(job.task.name for job, _ in runs):

@@ -1,23 +1,23 @@
-"""What does a search cost, against its trials one after another? And does it find what the whole grid would?
+"""Compare a search's cost with running its trials one by one, and its winner with that of the whole grid.
 
     python benchmarks/search.py --data-dir DIR --json cost.json --folder PLACE --answers scripted --parts search,alone,empty,kills
     python benchmarks/search.py --data-dir DIR --json regret.json --folder OTHER --answers embedded --parts search,regret
     python benchmarks/search.py --data-dir DIR --json quick.json --quick
 
 TREC-6, shots {1, 2} x alpha.low {0.5, 0.7} x per_class {25, 50, 75, 100}. ``scripted``: the test endpoint answers over HTTP
-after ``--latency-s``, so that requests and seconds mean something and scores don't; ``embedded``: the embedded teacher.
-Every part is written to the file as it ends and not run again: delete its entry to have it anew.
+after ``--latency-s``, so requests and seconds are meaningful but scores are not; ``embedded``: the embedded teacher.
+Each finished part is written to the file and not run again; delete its entry to repeat it.
 
-- ``requests_share``: requests that the trials asked / those of the 16 by themselves (as ``alone`` ran them, or else as
-  ``regret`` counted its cells); ``..._with_finals`` counts the finals too, ``..._by_plan`` divides by what ``plan`` says of the 16, which needs no run of them;
-- ``wall_share``: seconds of the whole search / of the 16 configs one after another with ``distill`` and as many workers as
-  it takes by default, each on an empty ledger;
-- ``regret_points``: test macro-F1 of the grid's winner (validation, three training seeds a cell) less that of the
-  search's, times 100;
-- ``empty_trial_s``: what one more trial costs that generates nothing and trains one tiny epoch: (8 trials - 2 trials)
-  / 6;
-- ``kills``: searches killed at random moments, again and again, and resumed: tables equal, completed trials lost,
-  requests paid twice beyond those on their way.
+- ``requests_share``: requests of the trials / requests of the 16 configs run separately (from ``alone``, else from the
+  cells of ``regret``). ``..._with_finals`` includes the finals; ``..._by_plan`` divides by the estimate of ``plan``,
+  which needs no run of the 16;
+- ``wall_share``: seconds of the whole search / of the 16 configs run one by one with ``distill`` and its default number
+  of workers, each on an empty ledger;
+- ``regret_points``: test macro-F1 of the grid's winner (by validation, three training seeds per cell) minus that of the
+  search's winner, times 100;
+- ``empty_trial_s``: cost of one more trial that generates nothing and trains one tiny epoch: (8 trials - 2 trials) / 6;
+- ``kills``: searches repeatedly killed at random moments and resumed: equal tables, lost completed trials, requests paid
+  twice beyond those in flight.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SEEDS = 3
 
 
 def main() -> None:
-    """Run what is not in the file yet."""
+    """Run the parts that are not in the file yet."""
     options = _options()
     file = Path(options.json)
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def figures(result: dict[str, Any]) -> dict[str, float | None]:
-    """The figures that the parts at hand give."""
+    """Return the figures that the finished parts allow."""
     one, other, cells = result.get("search"), result.get("alone"), result.get("regret", {}).get("cells", [])
     found: dict[str, float | None] = dict.fromkeys(
         (
@@ -96,7 +96,7 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
 
 
 def search(place: Place) -> dict[str, Any]:
-    """The whole search on an empty ledger."""
+    """Run the whole search on an empty ledger."""
     from jobs.run.job import prepare
     from jobs.runtime.terminal import Terminal
     from jobs.search.plan import plan_search
@@ -120,7 +120,7 @@ def search(place: Place) -> dict[str, Any]:
 
 
 def alone(place: Place) -> dict[str, Any]:
-    """The 16 configs one after another, each on an empty ledger. Each is kept, so that a broken-off benchmark goes on."""
+    """Run the 16 configs one by one, each on an empty ledger. Finished ones are kept, so a benchmark can resume."""
     config = place.config("alone", None)
 
     def distill(point: dict[str, Any], home: str) -> dict[str, Any]:
@@ -137,9 +137,9 @@ def alone(place: Place) -> dict[str, Any]:
 
 
 def regret(place: Place) -> dict[str, Any]:
-    """Every cell whole under three training seeds: the best on validation, and what it and the search's winner are on test.
+    """Train every cell fully with three training seeds; compare the best on validation with the search's winner on test.
 
-    Cells are rungs of a search that stays: the same command goes on with one that broke off.
+    Cells are rungs of a kept search, so the same command resumes an interrupted one.
     """
     os.environ["POTSTILL_HOME"] = str(place.folder / "search")
     run = place.found("search")
@@ -156,8 +156,10 @@ def regret(place: Place) -> dict[str, Any]:
 
 
 def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cells at the same time, as trials would be: each one's mean macro-F1 over training seeds, on validation and test, and
-    the requests that it needs by itself."""
+    """Run cells concurrently, like trials.
+
+    Returns each cell's mean macro-F1 over training seeds on validation and test, and the requests it needs alone.
+    """
     import ray
 
     from jobs.run.folder import Run
@@ -200,7 +202,7 @@ def _whole_cells(scene: Any, points: Sequence[dict[str, Any]]) -> list[dict[str,
 
 
 def empty(place: Place) -> dict[str, Any]:
-    """Seconds of 2 and of 8 trials that ask nothing and train one step each, Ray and the training process being up."""
+    """Time 2 and 8 trials that send no requests and train one step each, with Ray and the training process running."""
     from jobs.search.table import TrialTable
     from jobs.search.tuning import Listener, run_trials
     from potstill.search.ending import Ending
@@ -225,7 +227,7 @@ def empty(place: Place) -> dict[str, Any]:
         **base,
     )
     with _scene(place, path) as scene:
-        # The first brings the answers into the ledger and warms up what stays; the others try other decays.
+        # The first run fills the ledger and warms up the kept processes; the others use different decays.
         for name, first, count in (("warm", 0, 1), ("2", 0, 2), ("8", 2, 8)):
             space = scene.config.search.space["student.weight_decay"].model_copy(
                 update={"choice": tuple(decays[first : first + count])}
@@ -250,7 +252,7 @@ def _points(place: Place) -> list[dict[str, Any]]:
 
 @contextmanager
 def _scene(place: Place, path: str) -> Iterator[Any]:
-    """What trials need, as ``jobs.search.run`` makes it, without a search."""
+    """Set up what trials need, as ``jobs.search.run`` does, without a search."""
     from actors.ledger.handle import Ledger
     from actors.search_workers import start_search_workers
     from jobs.run.folder import Run
@@ -283,15 +285,13 @@ def _scene(place: Place, path: str) -> Iterator[Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True, help="folder of tasks, DIR/trec6/{train,test}.parquet")
-    parser.add_argument("--json", required=True, help="the figures, part by part; what stands there is not run again")
-    parser.add_argument(
-        "--folder", help="where homes are kept, so that a benchmark that broke off goes on; default: a new one"
-    )
+    parser.add_argument("--json", required=True, help="file of figures; parts already in it are not run again")
+    parser.add_argument("--folder", help="folder that keeps the homes, to resume a benchmark; default: a new one")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--answers", choices=("embedded", "scripted"), default="embedded")
-    parser.add_argument("--latency-s", type=float, default=0.2, help="of scripted answers")
-    parser.add_argument("--killed", default="grid,tpe", help="searchers whose searches the part kills is about")
-    parser.add_argument("--quick", action="store_true", help="few texts, one tiny epoch: to see that it runs")
+    parser.add_argument("--latency-s", type=float, default=0.2, help="latency of scripted answers")
+    parser.add_argument("--killed", default="grid,tpe", help="searchers of the kills part")
+    parser.add_argument("--quick", action="store_true", help="smoke run: few texts, one tiny epoch")
     return parser.parse_args()
 
 

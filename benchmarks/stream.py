@@ -1,11 +1,11 @@
-"""What a stage of a million requests takes in the driver: memory, and requests a second through the pool.
+"""Measure a stage of a million requests: the driver's memory and the pool's requests per second.
 
     python benchmarks/stream.py --requests 1000000 --json stream.json
 
-A stage as jobs run it: PromptMix requests are planned, looked up in an empty ledger, answered by processes that think no
-time at all, written as Parquet with their answers, and read beside them as the next step does. Then requests that a
-ledger holds are replayed through the pool. Start-up and the first table of requests are not in the rates. Drawing a
-PromptMix request takes four times as long as everything that follows; ``--made-up`` puts others in place.
+The stage runs as in a job: PromptMix requests are planned, looked up in an empty ledger, answered by processes without
+latency, written as Parquet with their answers, and read back as the next step does. Then requests already in a ledger
+are replayed through the pool. The rates exclude start-up and the first table of requests. Drawing a PromptMix request
+takes four times as long as everything after it; ``--made-up`` uses cheap requests instead.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from potstill.config import parse
 from potstill.rows import Request, Response, to_table
 
 CLASSES = ("abbreviation", "description", "entity", "human", "location", "number")
-# Never asked: its processes are replaced.
+# Receives no requests: its processes are replaced.
 TEACHER = {"kind": "openai", "model": "gpt-4o-mini", "base_url": "http://localhost:9/v1", "api_key_env": ""}
 SAMPLE_S = 0.25
 GIB = 2**30
 
 
 class InstantTeacher:
-    """A process of the pool without a model or a ledger."""
+    """A pool process without a model or a ledger."""
 
     def answer_table(self, requests: pa.Table) -> pa.Table:
-        """A reply of three texts to each request."""
+        """Answer each request with three texts."""
         from actors.teachers.answers import Answer, to_answer_table
 
         reply = "\n".join(f"{i}. {TEXT[:100]}" for i in (1, 2, 3))
@@ -81,7 +81,7 @@ class PeakMemory:
 
 
 def make_job(folder: Path) -> Job:
-    """A job on a made-up task of six classes, two seeds each, with a teacher behind HTTP that is never asked."""
+    """A job on a made-up task of six classes, two seeds each, with an HTTP teacher that receives no requests."""
     task = folder / "questions"
     task.mkdir()
     for split in ("train", "test"):
@@ -104,27 +104,27 @@ def make_job(folder: Path) -> Job:
 
 
 class Clock:
-    """The rate from the first table of requests on."""
+    """Measures the rate after the first table of requests."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[float, int]] = []
         self._rows = 0
 
     def count(self, rows: int) -> None:
-        """So many more are done."""
+        """Add ``rows`` finished rows."""
         self._rows += rows
         if self._rows >= CHUNK or self._marks:
             self._marks.append((time.perf_counter(), self._rows))
 
     @property
     def per_s(self) -> float:
-        """Rows a second."""
+        """Rows per second."""
         (begun, before), (over, done) = self._marks[0], self._marks[-1]
         return (done - before) / (over - begun)
 
 
 def stream(ray: Any, folder: Path, count: int, actors: int, made_up: bool) -> dict[str, float]:
-    """A whole stage of ``count`` requests."""
+    """Run a whole stage of ``count`` requests."""
     job = make_job(folder)
     pool = TeacherPool(job.config.teacher, Ledger(job.config.ledger.uri))
     pool.actors = [ray.remote(InstantTeacher).options(num_cpus=0).remote() for _ in range(actors)]
@@ -139,7 +139,7 @@ def stream(ray: Any, folder: Path, count: int, actors: int, made_up: bool) -> di
 
     with PeakMemory() as memory:
         answered, usage = ask(job, pool, "generate-1", planned, count, Counted())
-        # What the next step does, but for its own results.
+        # Same as the next step, without its results.
         assert sum(text is not None for text, _ in answered.rows("text", "finish_reason")) == count
     pool.close()
     sizes = {
@@ -157,7 +157,7 @@ def stream(ray: Any, folder: Path, count: int, actors: int, made_up: bool) -> di
 
 
 def replay(folder: Path, count: int) -> dict[str, float]:
-    """Requests, made before, that the ledger holds."""
+    """Replay ``count`` prepared requests that the ledger already holds."""
     uri = f"sqlite:///{folder}/full.db"
     store = LedgerStore(uri)
     tables = []
@@ -184,12 +184,12 @@ def _requests(count: int) -> Iterator[Request]:
 
 
 def main() -> None:
-    """Run it and write the figures."""
+    """Run the benchmark and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=1_000_000, help="planned and answered")
-    parser.add_argument("--replay", type=int, default=100_000, help="requests that the ledger holds")
+    parser.add_argument("--requests", type=int, default=1_000_000, help="number of requests to plan and answer")
+    parser.add_argument("--replay", type=int, default=100_000, help="number of requests to replay from the ledger")
     parser.add_argument("--actors", type=int, default=2, help="teacher processes")
-    parser.add_argument("--made-up", action="store_true", help="requests that take no time to plan")
+    parser.add_argument("--made-up", action="store_true", help="use requests that are cheap to plan")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     load = os.getloadavg()[0]

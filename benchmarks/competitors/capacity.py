@@ -1,4 +1,4 @@
-"""How much the endpoint itself takes: HTTP written by hand over 32 connections, no latency."""
+"""Measure the endpoint's own capacity: handwritten HTTP over 32 connections, no latency."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECTIONS = 32
 
 
 def measure_endpoint(requests: int = 4000) -> dict[str, float]:
-    """Requests a second, and a CPU second of the endpoint's."""
+    """Return requests per second and requests per CPU second of the endpoint."""
     with Endpoint(book_characters=80) as endpoint:
         address = urlsplit(endpoint.base_url)
         assert address.hostname is not None

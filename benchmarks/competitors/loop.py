@@ -1,4 +1,4 @@
-"""A bare asyncio loop: the ``openai`` client and nothing else. ``transport``: "aiohttp" or "httpx"."""
+"""A bare asyncio loop around the ``openai`` client. ``transport``: "aiohttp" or "httpx"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workload import MAX_TOKENS, MODEL, messages, options, serve
 
 
 def main() -> None:
-    """One client, as many coroutines as requests may be in flight; each takes the next number when it is done."""
+    """Run one client with a coroutine per request in flight; each takes the next number when done."""
     from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
     told = options()

@@ -1,4 +1,4 @@
-"""Start a side, let it work, and read off what it took: rates from the endpoint's book, CPU from its process tree."""
+"""Run a competitor and measure it: rates from the endpoint's log, CPU from the process tree."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from tests.endpoint.book import Entry
 from tests.endpoint.client import Endpoint
 
 FOLDER = Path(__file__).resolve().parent
-SAMPLE_S = 0.25  # so long a process can work unseen before it ends
+SAMPLE_S = 0.25  # a process shorter than this can escape sampling
 RAY_SERVICES = ("raylet", "gcs_server", "dashboard", "runtime_env", "log_monitor", "monitor.py", "autoscaler")
 
 
-class SideError(Exception):
-    """A side did not do its work; the end of what it printed."""
+class CompetitorError(Exception):
+    """A competitor failed; the message has the tail of its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run of a side came to.
+    """The measurements of one run of a competitor.
 
-    ``seconds`` from the first request's arrival at the endpoint to its last answer, ``in_hand_s`` to the moment when the
-    caller has all answers. ``cpu_s``: user and system time of all the side's processes in that time; ``services_cpu_s``:
-    the part of it that Ray's own processes took (raylet, GCS, dashboard). ``in_flight``: mean at the endpoint.
+    ``seconds``: from the first request's arrival at the endpoint to its last answer; ``in_hand_s``: until the caller has
+    all answers. ``cpu_s``: user and system time of all the competitor's processes in that time; ``services_cpu_s``: the
+    share of Ray's own processes (raylet, GCS, dashboard). ``in_flight``: mean at the endpoint.
     """
 
-    side: str
+    competitor: str
     answered: int
     seconds: float
     in_hand_s: float
@@ -46,27 +46,27 @@ class Run:
 
     @property
     def per_s(self) -> float:
-        """Requests a second, by the endpoint's book."""
+        """Requests per second according to the endpoint's log."""
         return self.answered / self.seconds
 
     @property
     def in_hand_per_s(self) -> float:
-        """Requests a second until the caller has all answers."""
+        """Requests per second until the caller has all answers."""
         return self.answered / self.in_hand_s
 
     @property
     def cpu_ms(self) -> float:
-        """CPU milliseconds a request."""
+        """CPU milliseconds per request."""
         return 1000 * self.cpu_s / self.answered
 
     @property
     def own_cpu_ms(self) -> float:
-        """The same without Ray's own processes."""
+        """CPU milliseconds per request without Ray's own processes."""
         return 1000 * (self.cpu_s - self.services_cpu_s) / self.answered
 
 
 class TreeCpu:
-    """CPU seconds of a process and of all below it, those that have ended since included. Sampled by a thread."""
+    """CPU seconds of a process tree, including processes that have ended. Sampled by a thread."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
@@ -76,14 +76,14 @@ class TreeCpu:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def seconds(self) -> tuple[float, float]:
-        """Of all processes, and of Ray's services alone, up to now."""
+        """Return the CPU seconds so far of all processes and of Ray's services alone."""
         with self._lock:
             self._look()
             values = list(self._seen.values())
         return sum(value for value, _ in values), sum(value for value, service in values if service)
 
     def stop(self) -> None:
-        """End the sampling."""
+        """Stop sampling."""
         self._stop.set()
 
     def _sample(self) -> None:
@@ -111,8 +111,8 @@ def _is_service(command: Sequence[str]) -> bool:
     )
 
 
-class Side:
-    """A process of ``competitors/SCRIPT``, started up and waiting. Raises ``SideError``."""
+class Competitor:
+    """A started process of ``competitors/SCRIPT`` that waits for ``go``. Raises ``CompetitorError``."""
 
     def __init__(self, script: str, told: Mapping[str, Any], python: str = sys.executable) -> None:
         self._name = script
@@ -131,17 +131,17 @@ class Side:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process is there."""
+        """Return whether the process is running."""
         return self._process.poll() is None
 
     def go(self) -> None:
-        """Let it work."""
+        """Tell the process to start its work."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
     def done(self) -> dict[str, Any]:
-        """What it says when it has worked."""
+        """Wait for the end of the work and return its report."""
         found: dict[str, Any] = json.loads(self._wait("done "))
         return found
 
@@ -152,10 +152,10 @@ class Side:
                 return line.removeprefix(f"@@{word}")
             self._tail = [*self._tail[-20:], line.rstrip()]
         self._process.wait()
-        raise SideError(f"{self._name} ended with {self._process.returncode}: " + " | ".join(self._tail[-6:]))
+        raise CompetitorError(f"{self._name} ended with {self._process.returncode}: " + " | ".join(self._tail[-6:]))
 
     def close(self) -> None:
-        """Let it end, orderly if it can."""
+        """End the process, gracefully if possible."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -168,22 +168,22 @@ class Side:
 
 
 def run(name: str, script: str, told: Mapping[str, Any], latency_s: float, python: str = sys.executable) -> Run:
-    """A side against an endpoint of its own."""
+    """Run a competitor against its own endpoint."""
     with Endpoint(latency_s=latency_s, book_characters=80) as endpoint:
-        side = Side(script, {"base_url": endpoint.base_url, **told}, python)
-        cpu = TreeCpu(side.pid)
+        competitor = Competitor(script, {"base_url": endpoint.base_url, **told}, python)
+        cpu = TreeCpu(competitor.pid)
         try:
             endpoint.clear_book()
-            side.go()
-            while side.is_alive and not endpoint.summary()["asked"]:
+            competitor.go()
+            while competitor.is_alive and not endpoint.summary()["asked"]:
                 time.sleep(0.01)
             at_first = cpu.seconds()
-            said = side.done()
+            said = competitor.done()
             at_end = cpu.seconds()
             return to_run(name, endpoint.book(), said["finished_at"], at_first, at_end)
         finally:
             cpu.stop()
-            side.close()
+            competitor.close()
 
 
 def to_run(
@@ -193,10 +193,10 @@ def to_run(
     cpu_first: tuple[float, float],
     cpu_end: tuple[float, float],
 ) -> Run:
-    """The figures of a run from the endpoint's book and the CPU seconds (all, services) before and after."""
+    """Compute a run from the endpoint's log and the CPU seconds (all, services) before and after."""
     entries = [entry for entry in book if entry.answered]
     if not entries:
-        raise SideError(f"{name}: the endpoint answered nothing")
+        raise CompetitorError(f"{name}: the endpoint answered nothing")
     first, last = min(entry.arrived for entry in entries), max(entry.ended or 0.0 for entry in entries)
     return Run(
         name,
@@ -210,8 +210,10 @@ def to_run(
 
 
 def shares_of_rate(book: Iterable[Entry], per_minute: float, seconds: float) -> tuple[float, float]:
-    """Of the first ``seconds`` from the first arrival on: the share of the allowed rate that was answered, and the share
-    of all requests that was refused (429)."""
+    """Return the answered share of the allowed rate and the refused (429) share of all requests.
+
+    Both cover the first ``seconds`` after the first arrival.
+    """
     entries = [entry for entry in book if entry.route == "chat"]
     if not entries:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""The peers' virtual environments, each with exactly one release, made by plain pip and kept for the next time."""
+"""Virtual environments of the peers: each pins one release, is installed with pip and reused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A library that is compared: what pip installs, and the script that drives it."""
+    """A compared library: its pip requirements and the script that drives it."""
 
     name: str
     requirements: tuple[str, ...]
@@ -25,12 +25,12 @@ PEERS = (
 
 
 def default_folder() -> Path:
-    """Under the user's cache folder."""
+    """Return the default folder, inside the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "potstill" / "benchmark-peers"
 
 
 def python_of(peer: Peer, folder: Path) -> str:
-    """The interpreter of a peer's environment, made if it isn't there. Raises ``RuntimeError`` with pip's last words."""
+    """Return the interpreter of a peer's environment, created if missing. Raises ``RuntimeError`` with pip's last line."""
     home = folder / "-".join((peer.name, *(one.partition("==")[2] for one in peer.requirements[:1])))
     python, finished = home / "bin" / "python", home / "installed"
     if finished.exists():

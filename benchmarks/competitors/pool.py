@@ -1,7 +1,7 @@
-"""potstill's teacher pool, as a job uses it: Ray, limiter and ledger included. ``part`` says what is measured.
+"""potstill's teacher pool as a job uses it, with Ray, limiter and ledger. ``part`` selects the measurement.
 
-``pool``: against the endpoint. ``instant``: four processes whose backend answers at once. ``cached``: everything is in the
-ledger. ``rates``: three pools for two minutes, each against an endpoint of 3,000 requests a minute of its own.
+``pool``: against the endpoint. ``instant``: four processes whose backend answers at once. ``cached``: all answers are in
+the ledger. ``rates``: three pools for two minutes, each against its own endpoint of 3,000 requests per minute.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from potstill.rows import Message, Request, Response, Sampling
 from potstill.teacher import TeacherIdentity
 
 WARM_UP = 64
-AT_ONCE = 5000  # answers written together when the ledger is filled
+AT_ONCE = 5000  # answers per write when filling the ledger
 
 
 def main() -> None:
-    """Start Ray, the pool and the ledger; work when told to."""
+    """Start Ray, the pool and the ledger, then wait for the start signal."""
     told = options()
-    # Ray's workers would be nicer (15) than the sides they are compared with.
+    # Ray's workers would otherwise run at niceness 15, unlike the other competitors.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     with tempfile.TemporaryDirectory() as folder, cluster.connect():
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def teacher(base_url: str, in_flight: int, **settings: Any) -> OpenAITeacher:
-    """A teacher with a price, so that costs are counted; its rate is known unless ``settings`` say otherwise."""
+    """Return a teacher with a price, so costs are counted; its rate is configured unless ``settings`` override it."""
     known = {"requests_per_minute": 6e6, "price": {"prompt": 0.15, "completion": 0.6}, **settings}
     return OpenAITeacher(
         kind="openai", model=MODEL, base_url=base_url, api_key_env="", provider="bench", concurrency=in_flight, **known
@@ -52,7 +52,7 @@ def teacher(base_url: str, in_flight: int, **settings: Any) -> OpenAITeacher:
 
 
 def requests(tag: str, count: int) -> list[Request]:
-    """Requests for text, all different."""
+    """Return distinct requests for text."""
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=MAX_TOKENS)
     return [
         Request(
@@ -71,7 +71,7 @@ def requests(tag: str, count: int) -> list[Request]:
 
 
 def ask(told: dict[str, Any], ledger: Ledger) -> None:
-    """Everything is asked of the endpoint."""
+    """Send all requests to the endpoint."""
     wanted = requests("pool", told["requests"])
     with TeacherPool(teacher(told["base_url"], told["in_flight"]), ledger) as pool:
         pool.ask(requests("warm-up", WARM_UP))
@@ -90,11 +90,11 @@ class InstantBackend:
         self.abilities = abilities or Abilities()
 
     async def probe(self) -> Abilities:
-        """Takes everything."""
+        """Report that every ability is supported."""
         return self.abilities
 
     async def send(self, request: Request) -> Sent:
-        """A text of 300 characters."""
+        """Answer with a text of 300 characters."""
         text = "How many people live in the capital of France? " * 6
         return Sent(
             Response(request.request_id, text, "stop", (), None, 160, 64, 0.0, 0.0, time.time()), None, {}, 160, 64
@@ -102,7 +102,7 @@ class InstantBackend:
 
 
 class InstantActor(http_teacher.HttpTeacherActor):
-    """The process of the pool as it is, but for its backend."""
+    """The pool's actor with only its backend replaced."""
 
     def __init__(self, config: OpenAITeacher, *others: Any) -> None:
         super().__init__(config, *others)
@@ -110,7 +110,7 @@ class InstantActor(http_teacher.HttpTeacherActor):
 
 
 def ask_instant(told: dict[str, Any], ledger: Ledger) -> None:
-    """Four processes, limiter and ledger, and no network."""
+    """Use four processes, limiter and ledger, without network."""
     http_teacher.HttpTeacherActor = InstantActor  # type: ignore[misc]
     wanted = requests("instant", told["requests"])
     with TeacherPool(teacher("http://127.0.0.1:9/v1", told["in_flight"], actors=4), ledger) as pool:
@@ -124,7 +124,7 @@ def ask_instant(told: dict[str, Any], ledger: Ledger) -> None:
 
 
 def replay(told: dict[str, Any], ledger: Ledger) -> None:
-    """All answers are in the ledger: the pool hands them out and starts no process."""
+    """Replay answers from the ledger; the pool starts no process."""
     wanted = requests("cached", told["requests"])
     for start in range(0, len(wanted), AT_ONCE):
         part = wanted[start : start + AT_ONCE]
@@ -146,7 +146,7 @@ def _answer(request: Request) -> Response:
 
 
 def ask_for_minutes(told: dict[str, Any], ledger: Ledger) -> None:
-    """A pool for each endpoint in ``cases`` (name -> base_url and settings), all at the same time, for ``seconds``."""
+    """Run a pool per endpoint in ``cases`` (name -> base_url and settings) concurrently for ``seconds``."""
     cases = told["cases"]
     pools = {
         name: TeacherPool(teacher(one["base_url"], told["in_flight"], **one["settings"]), ledger)
@@ -170,7 +170,7 @@ def ask_for_minutes(told: dict[str, Any], ledger: Ledger) -> None:
 def _ask_until_the_end(pool: TeacherPool, wanted: Sequence[Request]) -> None:
     try:
         pool.ask(list(wanted))
-    except Exception as error:  # the pool is closed under it when the time is over
+    except Exception as error:  # closing the pool at the time limit raises here
         print(f"ended: {str(error)[:200]}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Searches killed at random moments and resumed: what they lose, what they pay twice, and whether their table is the same."""
+"""Kill searches at random moments and resume them: lost trials, requests paid twice, equality of their tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import psutil
 from benchmarks.competitors.search_place import QUICK, ROOT, Place
 
 TIMES = 10
-EARLIEST_S = 3.0  # after the search's folder is there
-LATEST = 0.75  # of the seconds of a whole search: that folder comes some time after the start
+EARLIEST_S = 3.0  # after the search's folder appears
+LATEST = 0.75  # share of the seconds of a whole search; the folder appears some time after the start
 
 
 def kills(place: Place) -> dict[str, Any]:
-    """Killed and resumed, grid at concurrency 1 against an undisturbed run, and TPE. Answers must be the endpoint's."""
+    """Kill and resume a grid at concurrency 1 (compared with an undisturbed run) and TPE. Requires scripted answers."""
     found: dict[str, Any] = {}
     space = {name: values[:2] for name, values in QUICK.items()}
     for kind in place.options.killed.split(","):
@@ -60,7 +60,7 @@ def _whole(place: Place, path: str, home: str) -> dict[str, Any]:
 def _kill_until_done(
     place: Place, path: str, whole_s: float, undisturbed: Any, times: int, home: str
 ) -> dict[str, Any]:
-    """One search, killed at a random moment again and again, ``times`` at most, until a resumption gets to its end."""
+    """Kill one search at random moments, at most ``times``, until a resumed run finishes."""
     since, flying = len(place.book()), 0
     moments: list[float] = []
     done: list[list[Any]] = []
@@ -70,9 +70,9 @@ def _kill_until_done(
             break
         moments.append(moment)
         done += [row for row in _table(place, home) if row[1] in ("finished", "stopped") and row not in done]
-        flying = place.asked(since) - place.answers(home)  # of all kills up to now
+        flying = place.asked(since) - place.answers(home)  # over all kills so far
     else:
-        place.run(home, "search", path)  # without --resume, which complains where no trial had begun
+        place.run(home, "search", path)  # without --resume, which fails if no trial had begun
     after = _table(place, home)
     return {
         "moments_s": moments,
@@ -85,7 +85,7 @@ def _kill_until_done(
 
 
 def _kill(place: Place, path: str, moment: float, home: str) -> bool:
-    """Begin or go on with the search and kill it ``moment`` seconds after its folder is there; ``False``: it ended before."""
+    """Start or resume the search, kill it ``moment`` seconds after its folder appears; False if it ended before."""
     with subprocess.Popen(
         place.command("search", path),
         cwd=ROOT,
@@ -112,7 +112,7 @@ def _kill(place: Place, path: str, moment: float, home: str) -> bool:
 
 
 def _table(place: Place, home: str) -> list[list[Any]]:
-    """Points, status and scores of a home's search."""
+    """Return points, status and scores of a home's search."""
     run = place.found(home)
     if run is None or not (run / "trials.json").exists():
         return []

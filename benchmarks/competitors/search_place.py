@@ -1,7 +1,8 @@
-"""Where the search benchmark runs: homes, configs and commands, and who answers.
+"""The search benchmark's environment: homes, configs, commands and the source of answers.
 
-The embedded teacher answers in its own processes, with its own prompts: behind HTTP it would be asked in chat, of which 135M
-parameters make little (6 usable lines of 30). Scripted answers come from the test endpoint over HTTP after ``latency_s``.
+The embedded teacher runs in its own processes with its own prompts: over HTTP it would get chat prompts, which a model of
+135M parameters handles badly (6 usable lines of 30). Scripted answers come from the test endpoint over HTTP after
+``latency_s``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ QUICK: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of homes and configs; ``endpoint`` gives scripted answers, ``None`` where the embedded teacher does."""
+    """A folder of homes and configs. ``endpoint`` gives scripted answers; None if the embedded teacher answers."""
 
     options: argparse.Namespace
     folder: Path
@@ -51,7 +52,7 @@ class Place:
         return QUICK if self.options.quick else WHOLE
 
     def config(self, name: str, search: dict[str, Any] | None, **changes: Any) -> str:
-        """A config file of that name."""
+        """Write a config file and return its path."""
         quick = self.options.quick
         content: dict[str, Any] = {
             "task": {
@@ -79,14 +80,14 @@ class Place:
             "kind": "openai",
             "model": "scripted-1",
             "base_url": self.endpoint.base_url,
-            "provider": "search-benchmark",  # whatever port the endpoint has this time
+            "provider": "search-benchmark",  # constant, since the endpoint's port changes
             "api_key_env": "",
             "requests_per_minute": 60_000,
             "price": {"prompt": 1.0, "completion": 2.0},
         }
 
     def run(self, home: str, *arguments: str) -> float:
-        """A command with a home of its own; its seconds."""
+        """Run a command with the given home; return its seconds."""
         started = time.monotonic()
         subprocess.run(self.command(*arguments), cwd=ROOT, env=self.environment(home), check=True)
         return time.monotonic() - started
@@ -95,7 +96,7 @@ class Place:
         return [sys.executable, "-m", "jobs", *arguments, "--yes"]
 
     def environment(self, home: str) -> dict[str, str]:
-        """This process's with another home, which finds the teacher's unpacked weights where a user's are."""
+        """Return this process's environment with another home that shares the user's unpacked teacher weights."""
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         place = self.folder / home
         place.mkdir(exist_ok=True)
@@ -105,7 +106,7 @@ class Place:
         return {**kept, "POTSTILL_HOME": str(place), "COLUMNS": "160"}
 
     def once(self, home: str, work: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-        """What ``work`` gave in that home, where it is kept: a benchmark that broke off goes on."""
+        """Return the result of ``work``, stored in the home so an interrupted benchmark can resume."""
         done = self.folder / home / "done.json"
         if not done.exists():
             shutil.rmtree(self.folder / home, ignore_errors=True)
@@ -114,20 +115,20 @@ class Place:
         return found
 
     def asked(self, since: int) -> int:
-        """Requests that the endpoint answered from entry ``since`` of its book on, without those that try out what it takes."""
+        """Count the requests answered from entry ``since`` of the endpoint's log on, without capability probes."""
         return sum(
             entry.answered and entry.route == "chat" and "Is water wet?" not in entry.prompt
             for entry in self.book(since)
         )
 
     def book(self, since: int = 0) -> list[Entry]:
-        """The endpoint's book."""
+        """Return the endpoint's log."""
         if self.endpoint is None:
-            raise SystemExit("this part counts what the endpoint is asked: --answers scripted")
+            raise SystemExit("this part counts requests at the endpoint; it needs --answers scripted")
         return self.endpoint.book(since)
 
     def answers(self, home: str) -> int:
-        """Answers in a home's ledger: what was asked, where nobody was killed."""
+        """Count the answers in a home's ledger; equals the requests sent if there was no kill."""
         place = self.folder / home / "ledger.db"
         if not place.exists():
             return 0
@@ -135,13 +136,13 @@ class Place:
             return int(connection.execute("SELECT count(*) FROM responses").fetchone()[0])
 
     def found(self, home: str) -> Path | None:
-        """The folder of a home's search."""
+        """Return the folder of a home's search; None if there is none."""
         return next((self.folder / home / "runs").glob("trec6-search-*"), None)
 
 
 @contextlib.contextmanager
 def open_place(options: argparse.Namespace, folder: Path) -> Iterator[Place]:
-    """The place, with the endpoint running where answers are scripted."""
+    """Open the place, with the endpoint running if answers are scripted."""
     if options.answers == "embedded":
         yield Place(options, folder, None)
         return

@@ -1,8 +1,8 @@
-"""One worker of potstill's training, as Ray Train would run it, bound to one core (or a GPU).
+"""Run one worker of potstill's training as Ray Train would, bound to one core (or a GPU).
 
     python benchmarks/competitors/train_potstill.py JOB.json RANK CORES
 
-``JOB.json`` is ``TrainingJob.to_json()`` with ``workers`` and ``meet`` (a file for the processes to find each other).
+``JOB.json`` is ``TrainingJob.to_json()`` with ``workers`` and ``meet`` (the rendezvous file of the processes).
 ``CORES``: comma-separated core numbers, or ``-``. Rank 0 prints a JSON line: the report of the last arm.
 """
 

@@ -1,10 +1,10 @@
-"""The Hugging Face Trainer on the same texts: as PromptMix's released code runs it, or at its best.
+"""Run the Hugging Face Trainer on the same texts, as PromptMix's released code does or tuned for speed.
 
     python benchmarks/competitors/train_trainer.py SETTINGS.json CORES
 
 ``SETTINGS.json``: model, texts, labels (class indices), n_classes, batch_size, epochs, max_length, pad_to (a fixed
 length, or null for dynamic padding), bf16, group_by_length, optimiser, learning_rate, weight_decay, warmup_ratio, folder.
-Prints a JSON line: ``seconds`` of the training loop alone, ``examples``, ``tokens`` (real ones), ``losses``.
+Prints a JSON line: ``seconds`` of the training loop alone, ``examples``, ``tokens`` (without padding), ``losses``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def main(settings_file: str, cores: str) -> None:
-    """Train as the settings say and print what it took."""
+    """Train with the given settings and print the report."""
     threads = len(cores.split(",")) if cores != "-" else 0
     if threads:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})

@@ -1,4 +1,4 @@
-"""Bespoke Curator: one LLM block on its online OpenAI backend (bare aiohttp). Runs in a virtual environment of its own."""
+"""Bespoke Curator: one LLM block on its online OpenAI backend (bare aiohttp). Runs in a separate virtual environment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from workload import MAX_TOKENS, MODEL, SYSTEM, options, prompt, serve
 
 
 def main() -> None:
-    """Without cache, telemetry or viewer, and with limits that don't limit."""
+    """Run without cache, telemetry or viewer, and with limits too high to matter."""
     told = options()
     litellm = importlib.util.find_spec("litellm")
     assert litellm is not None
     assert litellm.origin is not None
-    # It counts tokens with an encoding that it would fetch; litellm carries it.
+    # Curator would download its token encoding; litellm ships it.
     os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers")
     os.environ |= {
         "CURATOR_DISABLE_CACHE": "1",

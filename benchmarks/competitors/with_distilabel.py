@@ -1,7 +1,7 @@
-"""distilabel: one TextGeneration step. Runs in a virtual environment of its own.
+"""distilabel: one TextGeneration step. Runs in a separate virtual environment.
 
-It sends a batch's requests together and waits for all of them, so a batch is what is in flight; with several
-replicas each has a process and a share of it.
+It sends the requests of a batch together and waits for all of them, so the batch size is the number in flight. Several
+replicas split it, each in its own process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from workload import MAX_TOKENS, MODEL, SYSTEM, options, prompt, serve
 
 
 def main() -> None:
-    """Build the pipeline; running it starts its processes."""
+    """Build the pipeline; its processes start when it runs."""
     from distilabel.models import OpenAILLM
     from distilabel.pipeline import Pipeline
     from distilabel.steps import LoadDataFromDicts, StepResources

@@ -1,7 +1,7 @@
-"""What every side of ``benchmarks/fanout.py`` is asked, and how it talks to the one who measures. Standard library only.
+"""Prompts and protocol shared by all competitors of ``benchmarks/fanout.py``. Standard library only.
 
-A side is a process: ``python SIDE.py '{"base_url": ..., "requests": 3000, "in_flight": 256}'``. It prints ``ready`` once it has
-started up, waits for a line, works, prints ``done {...}`` and waits for its standard input to close.
+A competitor is a process: ``python SCRIPT.py '{"base_url": ..., "requests": 3000, "in_flight": 256}'``. After start-up it
+prints ``ready``, waits for a line, works, prints ``done {...}`` and waits for its standard input to close.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _PROMPT = "Write a question that asks for a number. " * 15  # about 600 characte
 
 
 def prompt(tag: str, number: int) -> str:
-    """A prompt that nobody else asks."""
+    """Return a unique prompt."""
     return f"{tag} {number}. {_PROMPT}"
 
 
 def messages(tag: str, number: int) -> list[dict[str, str]]:
-    """The same as chat messages."""
+    """Return the prompt as chat messages."""
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt(tag, number)}]
 
 
 def serve(work: Callable[[], dict[str, Any]]) -> None:
-    """Say that all is ready, do ``work`` when told to, and say what came of it."""
+    """Report ready, wait for the start signal, run ``work`` and report its result."""
     say("ready")
     if not sys.stdin.readline():
         return
@@ -39,11 +39,11 @@ def serve(work: Callable[[], dict[str, Any]]) -> None:
 
 
 def say(line: str) -> None:
-    """A line to the one who measures, past whatever else a library prints."""
+    """Send a line to the measuring process, separate from anything libraries print."""
     print(f"@@{line}", flush=True)
 
 
 def options() -> dict[str, Any]:
-    """What this side was told to do."""
+    """Return this competitor's options from the command line."""
     found: dict[str, Any] = json.loads(sys.argv[1])
     return found

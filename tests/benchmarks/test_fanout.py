@@ -26,8 +26,8 @@ def entry(number: int, arrived: float, ended: float, status: int = 200) -> Entry
     return Entry(number, arrived, "chat", status=status, whole=True, ended=ended)
 
 
-def made_up(side: str, per_s: float, cpu_ms: float, services_ms: float = 0.0, late_s: float = 0.0) -> measure.Run:
-    return measure.Run(side, 100, 100 / per_s, 100 / per_s + late_s, cpu_ms / 10, services_ms / 10, 256)
+def made_up(competitor: str, per_s: float, cpu_ms: float, services_ms: float = 0.0, late_s: float = 0.0) -> measure.Run:
+    return measure.Run(competitor, 100, 100 / per_s, 100 / per_s + late_s, cpu_ms / 10, services_ms / 10, 256)
 
 
 def test_a_run_lasts_from_the_first_arrival_to_the_last_answer_and_to_the_hand() -> None:
@@ -40,7 +40,7 @@ def test_a_run_lasts_from_the_first_arrival_to_the_last_answer_and_to_the_hand()
 
 
 def test_a_run_without_an_answer_is_an_error() -> None:
-    with pytest.raises(measure.SideError, match="answered nothing"):
+    with pytest.raises(measure.CompetitorError, match="answered nothing"):
         measure.to_run("pool", [entry(0, 1.0, 2.0, status=500)], 3.0, (0, 0), (0, 0))
 
 
@@ -75,11 +75,11 @@ def test_a_peer_that_cannot_be_installed_is_told_as_such(tmp_path: Path) -> None
     assert not list(tmp_path.glob("*/installed"))
 
 
-def test_a_side_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_competitor_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("raise SystemExit('no such thing')")
     monkeypatch.setattr(measure, "FOLDER", tmp_path)
-    with pytest.raises(measure.SideError, match="no such thing"):
-        measure.Side("broken.py", {})
+    with pytest.raises(measure.CompetitorError, match="no such thing"):
+        measure.Competitor("broken.py", {})
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_too_few_tasks_give_rows_and_no_figures(capsys: pytest.CaptureFixture[st
     assert all(figures[name] is None for name in ("error", "error_of_mean", "error_minus_mean", "rank_correlation"))
     assert [row["gap"] for row in figures["rows"]] == [one.gap for one in tasks]
     assert (figures["rows"][1]["alpha"], figures["rows"][1]["forecast"]) == (None, None)
-    assert f"{FEWEST - 1} of {FEWEST} tasks have all that is needed" in shown(figures, capsys)
+    assert f"{FEWEST - 1} of {FEWEST} tasks have all inputs" in shown(figures, capsys)
     assert f"{FEWEST} tasks, by alpha: mean error" in shown(forecast.judge(made_up(FEWEST)), capsys)
 
 
@@ -115,7 +115,7 @@ def test_an_earlier_file_of_other_settings_or_of_another_kind_is_refused(tmp_pat
     with pytest.raises(InputError, match=r"another max_test than this run"):
         forecast.read_earlier(path, settings)
     path.write_text("[]")
-    with pytest.raises(InputError, match=r"--earlier = .* is no --json of this script"):
+    with pytest.raises(InputError, match=r"--earlier = .* is not a --json file of this script"):
         forecast.read_earlier(path, settings)
 
 
