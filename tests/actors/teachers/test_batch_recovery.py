@@ -20,7 +20,7 @@ from actors.teachers.answers import Answer
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from tests.endpoint.client import ROOT, Endpoint
-from tests.support.batch_asking import answered, ask, batches_of, forsake, left_over, start
+from tests.support.batch_asking import answered, ask, batches_of, expire_leases, left_over, start
 from tests.support.batch_requests import PRICE, requests, teacher
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_wherever_its_process_dies_a_batch_is_paid_for_once(
             mine = tables.claims.c.owner == "job-a"
             connection.execute(sa.update(tables.claims).where(mine).values(expires_at=0.0))
         assert store.take([wanted[0].request_id], "job-x").others == (wanted[0].request_id,)
-        forsake(store)
+        expire_leases(store)
         other = start(config, store, "job-b")
         answers = await asyncio.wait_for(other.answer(wanted), 300)
         assert all(answer.response.error is None for answer in answers)
@@ -208,7 +208,7 @@ def test_a_process_killed_at_any_moment_pays_nothing_twice(
         time.sleep(moments.uniform(0.2, 3.0))
         driver.kill()
         driver.communicate()
-        forsake(store)
+        expire_leases(store)
         with store.database.write() as connection:
             own = tables.claims.c.owner.startswith("job-")
             connection.execute(sa.update(tables.claims).where(own).values(expires_at=0.0))
