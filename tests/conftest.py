@@ -1,4 +1,4 @@
-"""Fixtures that cost seconds are shared: one Ray for all tests in this process, one copy of the teacher's weights."""
+"""Shared expensive fixtures: one Ray for all tests in this process, one copy of the teacher's weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import settings
 
 from potstill.config import home
 
-# The same examples on every run, however long each takes on a machine that others use too.
+# The same examples on every run, and no deadline, since the machine may be shared.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
 FOLDER = Path(__file__).parent
 DURATIONS = FOLDER / "durations.json"
-"""Seconds that each file takes, written by ``pytest --record-durations``. Files of under a second are left out."""
+"""Seconds per test file, written by ``pytest --record-durations``. Files under a second are omitted."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +42,7 @@ def read_durations() -> dict[str, float]:
 
 
 class Recorder:
-    """Replaces the durations of the files that were run and keeps the others."""
+    """Updates the durations of the files that ran and keeps the others."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -58,18 +58,18 @@ class Recorder:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process is left with one of them when the others have ended."""
+    """Run the longest files first, so that none is still running when the other processes have finished."""
     durations = read_durations()
     items.sort(key=lambda item: -durations.get(item.path.relative_to(FOLDER).as_posix(), 0.0))
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the teacher's dequantised weights are: the user's place, where it is filled, since that takes 25 s."""
+    """The folder of the teacher's dequantised weights: the user's if present, since dequantising takes 25 s."""
     mine = home() / "models"
     if mine.is_dir():
         return mine
-    # The folder above is that of all processes of pytest-xdist: the first to need the weights makes them for all.
+    # All pytest-xdist processes share the parent folder: the first to need the weights writes them for all.
     shared = tmp_path_factory.getbasetemp().parent / f"models-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
     shared.mkdir(exist_ok=True)
     return shared
@@ -77,7 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def potstill_home(tmp_path: Path, models: Path) -> Path:
-    """A new POTSTILL_HOME with nothing in it but the teacher's weights."""
+    """A new POTSTILL_HOME that contains only the teacher's weights."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "models").symlink_to(models)
@@ -86,14 +86,14 @@ def potstill_home(tmp_path: Path, models: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A local Ray of two CPUs, quiet, for every test of the session that needs one in its own process."""
+    """A quiet local Ray with two CPUs, shared by the session's tests that need one in this process."""
     from jobs.runtime import cluster
 
     folder = tmp_path_factory.mktemp("ray") / "home"
     folder.mkdir()
     (folder / "models").symlink_to(models)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POTSTILL_HOME", str(folder))  # which Ray's workers inherit
+        patch.setenv("POTSTILL_HOME", str(folder))  # inherited by Ray's workers
         patch.delenv("RAY_ADDRESS", raising=False)
         with cluster.connect(num_cpus=2) as ray:
             yield ray

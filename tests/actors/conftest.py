@@ -19,7 +19,7 @@ from tests.support import postgres
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """A server of the session's own."""
+    """A PostgreSQL server for this session."""
     try:
         with postgres.serve() as uri:
             yield uri
@@ -56,7 +56,7 @@ def running() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def endpoint(running: Endpoint) -> Endpoint:
-    """One that behaves, with an empty book and no batches."""
+    """A well-behaved endpoint with an empty book and no batches."""
     running.script(**asdict(Script()))
     running.forget_batches()
     running.clear_book()

@@ -2,7 +2,7 @@ from actors import precision
 from actors.precision import pick_precision
 
 
-def test_bfloat16_only_where_the_processor_computes_in_it(tmp_path, monkeypatch):
+def test_bfloat16_only_where_the_processor_supports_it(tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     monkeypatch.setattr(precision, "CPU_INFO", info)
     assert pick_precision("auto", "cpu") == "float32", "no such file, as on a Mac"
@@ -14,6 +14,6 @@ def test_bfloat16_only_where_the_processor_computes_in_it(tmp_path, monkeypatch)
     assert pick_precision("auto", "cpu") == "bfloat16"
 
 
-def test_what_is_configured_holds():
+def test_a_configured_precision_is_kept():
     assert pick_precision("float32", "cpu") == "float32"
     assert pick_precision("bfloat16", "cpu") == "bfloat16"

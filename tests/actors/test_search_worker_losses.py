@@ -1,4 +1,4 @@
-"""Training processes that die before they are ready are retried a few times; no caller waits for ever. No Ray."""
+"""Worker processes that die before they are ready are retried a few times; no caller waits forever. No Ray."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FakeWorkers(SearchWorkers):
     """Starts ``processes`` one after another, and the last one repeatedly."""
 
     def __init__(self, *processes: Process) -> None:
-        nothing: Any = None  # a ledger asks Ray where it is
+        nothing: Any = None  # a ledger would look for its actor in Ray
         super().__init__(Placement(1, 1, 1, 0.8, 0.0), EmbeddedTeacher(), nothing, None)
         self._planned = list(processes)
         self.made = 0

@@ -1,4 +1,4 @@
-"""What trials share, on a real Ray: one pool that pays once for concurrent trials, and rungs that one trial computes."""
+"""What trials share, on a real Ray: a pool that pays once for concurrent trials, and rungs computed by one trial."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def workers(ray_cluster: Any, endpoint: Endpoint, tmp_path: Path) -> Iterator[tu
     ray_cluster.kill(actor)
 
 
-def test_what_several_trials_want_at_the_same_time_is_paid_once(
+def test_requests_of_concurrent_trials_are_paid_once(
     workers: tuple[Any, OpenAITeacher, Ledger], endpoint: Endpoint
 ) -> None:
     actor, config, ledger = workers
@@ -70,7 +70,7 @@ def test_what_several_trials_want_at_the_same_time_is_paid_once(
         with SharedPool(actor, config, ledger) as pool:
             answered.append(pool.ask(wanted[first : first + count]))
 
-    # Overlapping, and all within the endpoint's latency, so that the ledger can't know yet.
+    # Overlapping, and all within the endpoint's latency, so that the ledger has no answers yet.
     trials = [threading.Thread(target=ask, args=part) for part in ((0, 60), (0, 40), (20, 40), (0, 60))]
     for one in trials:
         one.start()
@@ -80,11 +80,11 @@ def test_what_several_trials_want_at_the_same_time_is_paid_once(
     assert len(book) == 60
     assert set(book.values()) == {1}
     fresh = [row for table in answered for row in table.to_pylist() if not row["reused"]]
-    assert len(fresh) == 60  # each is somebody's, so that the trials' costs add up to what was paid
+    assert len(fresh) == 60  # each belongs to one trial, so that the trials' costs add up to the total
     account, paid = account_of(actor), sum(row["cost_usd"] for row in fresh)
     assert account is not None
     assert account.spent_usd + account.reserved_usd >= paid - 1e-9 > 0
-    last = fetch(actor.close.remote())  # its senders are gone, so that it can be relied on
+    last = fetch(actor.close.remote())  # its senders have stopped, so the count is final
     assert last.spent_usd + last.reserved_usd >= paid - 1e-9
     assert account_of(actor) is None
     texts: dict[str, set[str]] = {}
@@ -94,10 +94,10 @@ def test_what_several_trials_want_at_the_same_time_is_paid_once(
     assert all(len(found) == 1 for found in texts.values())
 
 
-def test_a_rung_is_one_owners_until_it_is_released(workers: tuple[Any, Any, Any], ray_cluster: Any) -> None:
+def test_a_rung_has_one_owner_until_it_is_released(workers: tuple[Any, Any, Any], ray_cluster: Any) -> None:
     actor, _, _ = workers
     ray_cluster.get(actor.claim.remote("rung", "one"))
-    ray_cluster.get(actor.claim.remote("rung", "one"))  # its own is no obstacle
+    ray_cluster.get(actor.claim.remote("rung", "one"))  # an owner may claim its own rung again
     second = actor.claim.remote("rung", "two")
     time.sleep(0.3)
     assert not ray_cluster.wait([second], timeout=0)[0]
@@ -105,13 +105,13 @@ def test_a_rung_is_one_owners_until_it_is_released(workers: tuple[Any, Any, Any]
     ray_cluster.get(second, timeout=300)
 
 
-def test_errors_come_back_as_what_they_are(workers: tuple[Any, Any, Any], ray_cluster: Any, tmp_path: Path) -> None:
+def test_errors_keep_their_type(workers: tuple[Any, Any, Any], ray_cluster: Any, tmp_path: Path) -> None:
     actor, config, _ = workers
     job = {"labels": ("a", "b"), "student": {"model": "/no/such/model"}, "device": "cpu", "threads": 1, "record": False}
     arm = {"name": "x", "digest": "d", "seed": 0, "folder": str(tmp_path / "arm")}
     with pytest.raises(InputError, match="no/such/model"):
         fetch(actor.train.remote({**job, "arms": [arm]}))
-    # The process is free again.
+    # The process is available again.
     (rows,) = fetch(actor.embed.remote([["a text"]]))
     assert rows.shape[0] == 1
     lost = start_search_workers(Placement(1, 0, 1, 0.2, 0.0), teacher("http://127.0.0.1:9/v1"), workers[2], None)

@@ -13,7 +13,7 @@ from actors import student_folder
 from actors.student_folder import ArmReport
 
 
-def test_a_local_folder_is_itself(tmp_path: Path) -> None:
+def test_a_local_folder_is_used_in_place(tmp_path: Path) -> None:
     with student_folder.fetched(str(tmp_path)) as local:
         assert local == str(tmp_path)
     assert tmp_path.is_dir()
@@ -29,7 +29,7 @@ def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert student_folder.read_report(str(tmp_path)) == report
 
 
-def test_a_copy_of_a_remote_one_does_not_stay() -> None:
+def test_a_remote_students_local_copy_is_deleted() -> None:
     with fsspec.open("memory://potstill-export/model/config.json", "w") as file:
         json.dump({"a": 1}, file)
     with student_folder.fetched("memory://potstill-export/model") as local:

@@ -21,7 +21,7 @@ from potstill.study import assessment
 from potstill.study.forecast import Forecast
 from potstill.study.tables import TABLES
 from tests.support.command_line import write_config
-from tests.support.study_fakes import World, _embed, _Pool
+from tests.support.study_fakes import FakeStudy, _embed, _Pool
 
 ROOT = Path(__file__).parents[2]
 MAILROOM = str(ROOT / "tests/fixtures/tasks/mailroom")
@@ -29,7 +29,7 @@ MAILROOM = str(ROOT / "tests/fixtures/tasks/mailroom")
 
 @pytest.fixture
 def world(monkeypatch):
-    found = World()
+    found = FakeStudy()
     monkeypatch.setattr(assess, "TeacherPool", lambda *_: _Pool(found))
     monkeypatch.setattr(assess, "Ledger", lambda uri: uri)
     monkeypatch.setattr(assess, "embed", _embed)

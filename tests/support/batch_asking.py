@@ -1,4 +1,4 @@
-"""A process that asks in batches, in the test's own; what the endpoint and the ledger then hold."""
+"""Ask in batches inside the test process, and inspect the endpoint and the ledger afterwards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ask(
     owner: str = "job-a",
     then: Callable[[], object] = lambda: None,
 ) -> list[Answer]:
-    """The answers; ``then`` is called after the trial request."""
+    """Return the answers; call ``then`` after the trial request."""
 
     async def run() -> list[Answer]:
         actor = start(config, store, owner)
@@ -80,7 +80,7 @@ def left_over(store: LedgerStore) -> tuple[int, int, list[str]]:
     return counts[0], counts[1], sorted(states)
 
 
-def forsake(store: LedgerStore) -> None:
-    """As if the lease of whoever looked after the batches had ended."""
+def expire_leases(store: LedgerStore) -> None:
+    """Expire the leases of the batches' holder."""
     with store.database.write() as connection:
         connection.execute(sa.update(tables.batches).values(held_until=0.0))

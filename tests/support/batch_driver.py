@@ -1,4 +1,4 @@
-"""Run by tests in a process of its own, to be killed: asks in batches without Ray, and prints how it went.
+"""Tests run and kill this as a separate process: it asks in batches without Ray and prints the outcome.
 
 python -m tests.support.batch_driver LEDGER_URI CONFIG_JSON COUNT OWNER
 """

@@ -1,4 +1,4 @@
-"""Run by tests in a process of its own: one pool in batch mode, on the Ray of RAY_ADDRESS; its answers as JSON.
+"""Tests run this as a separate process: a pool in batch mode on the Ray at RAY_ADDRESS; prints its answers as JSON.
 
 python -m tests.support.batch_pool LEDGER_URI CONFIG_JSON COUNT
 """

@@ -1,4 +1,4 @@
-"""Requests and a teacher for the tests of batches."""
+"""Requests and a teacher for batch tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRICE = {"prompt": 1.0, "completion": 2.0}
 
 
 def teacher(endpoint: Endpoint, **changes: Any) -> OpenAITeacher:
-    """One that is asked in batches, and often looked at."""
+    """A teacher in batch mode with frequent polling."""
     settings: dict[str, Any] = {
         "kind": "openai",
         "model": "scripted-1",
@@ -27,7 +27,7 @@ def teacher(endpoint: Endpoint, **changes: Any) -> OpenAITeacher:
 
 
 def requests(config: OpenAITeacher, count: int, choices: tuple[str, ...] = ()) -> list[Request]:
-    """So many different ones."""
+    """``count`` distinct requests."""
     identity = identify(config)
     sampling = Sampling(max_tokens=40)
     return [

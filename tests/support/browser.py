@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over its DevTools protocol; tests of pages use it where it is installed."""
+"""Headless Chromium, driven over its DevTools protocol; page tests use it where it is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STARTS_S = 60
 
 
 class Tab:
-    """One open page. ``complaints``: what the console, the log and the loader said; ``asked``: addresses it asked for."""
+    """An open page. ``complaints``: messages of the console, log and loader; ``asked``: requested addresses."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -27,7 +27,7 @@ class Tab:
         self.asked: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command; events that come meanwhile are noted."""
+        """Send a command and return its result; record events that arrive meanwhile."""
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
@@ -46,29 +46,29 @@ class Tab:
                 return
 
     async def tell(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page."""
         result = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     async def press_tab(self) -> None:
-        """The Tab key."""
+        """Press the Tab key."""
         for kind in ("keyDown", "keyUp"):
             await self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
 
     async def open(self, path: Path) -> None:
-        """Load a file, and wait until all of it is there."""
+        """Load a file and wait until it has loaded completely."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=path.as_uri())
         await self.wait_for("Page.loadEventFired")
 
     async def colours(self, scheme: str) -> None:
-        """Prefer "light" or "dark"."""
+        """Emulate the preferred colour scheme, "light" or "dark"."""
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     async def picture(self, path: Path, width: int, height: int) -> None:
-        """A PNG of the top of the page."""
+        """Save a PNG of the top of the page."""
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
@@ -85,7 +85,7 @@ class Tab:
 
 
 def look(path: Path, folder: Path, what: Callable[[Tab], Awaitable[None]]) -> None:
-    """Open ``path`` in a new browser whose files lie in ``folder``, and do ``what`` with its tab."""
+    """Open ``path`` in a new browser with its profile in ``folder``, and call ``what`` with the tab."""
     assert NAME is not None
     options = [
         "--headless=new",
@@ -114,7 +114,7 @@ async def _look(path: Path, port: int, what: Callable[[Tab], Awaitable[None]]) -
 
 
 def _port(file: Path, process: subprocess.Popen) -> int:
-    """Where the browser listens, once it does."""
+    """Wait for the browser to listen and return its port."""
     end = time.monotonic() + STARTS_S
     while time.monotonic() < end and process.poll() is None:
         if file.is_file() and (lines := file.read_text().splitlines()):

@@ -1,4 +1,4 @@
-"""A self-signed certificate for 127.0.0.1, for servers of tests."""
+"""A self-signed certificate for test servers on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """The certificate's PEM file, and a server's context that shows it."""
+    """Return the certificate's PEM file and a server context that presents it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     today = datetime.datetime.now(datetime.UTC)

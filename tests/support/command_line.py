@@ -1,4 +1,4 @@
-"""How tests start ``potstill`` as a user would: from the repository's root, with a home of their own."""
+"""Start ``potstill`` as a user would: from the repository's root, with a separate home."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAILROOM = ROOT / "tests/fixtures/tasks/mailroom"
 
 
 def write_config(path: Path, content: Mapping[str, Any]) -> str:
-    """A config file, and its path for a command line."""
+    """Write a config file and return its path for a command line."""
     path.write_text(yaml.safe_dump(dict(content)))
     return str(path)
 

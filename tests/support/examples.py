@@ -1,4 +1,4 @@
-"""Examples that no teacher wrote."""
+"""Examples written without a teacher."""
 
 from potstill.rows import Example
 

@@ -1,4 +1,4 @@
-"""A real head node as `ray start --head` makes it, and `ray job submit` to it."""
+"""Start a real head node with `ray start --head` and submit jobs to it with `ray job submit`."""
 
 import os
 import shutil
@@ -31,11 +31,11 @@ def free_ports(count):
 
 @contextmanager
 def head_node(home, scratch):
-    """A head node with its own ports, folder and token: (address for `ray job submit`, environment)."""
+    """Start a head node with its own ports, folder and token; yield (address for `ray job submit`, environment)."""
     (scratch / "token").write_text("0123456789abcdef" * 4)
     variables = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(scratch / "token"))
     port, dashboard, agent, agent_grpc, client, metrics = free_ports(6)
-    # Ray's sockets lie in its folder, and a socket's path may not exceed 107 characters: pytest's folders are too deep.
+    # Ray's sockets are in its folder. A socket's path may have at most 107 characters; pytest's folders are too deep.
     folder = tempfile.mkdtemp(prefix="potstill-ray-")
     arguments = [
         *("--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={port}"),
@@ -78,14 +78,14 @@ def wait_for(address, process, log):
         try:
             urllib.request.urlopen(f"{address}/api/version", timeout=10)
             return
-        except urllib.error.HTTPError:  # it wants the token, so it is there
+        except urllib.error.HTTPError:  # it is up: it asks for the token
             return
         except OSError:
             time.sleep(0.3)
 
 
 def copy_of_repository(folder):
-    """A copy of what a job is submitted with, that may be edited, and the invented task beside it."""
+    """Copy what a job is submitted with, so that a test can edit it, and add the invented task."""
     folder.mkdir()
     for name in ("jobs", "actors", "potstill", "tasks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -96,7 +96,7 @@ def copy_of_repository(folder):
 
 
 def submit(head, tree, *arguments):
-    """``ray job submit``; tried again while the fresh cluster says that it has no agent yet to take jobs."""
+    """``ray job submit``, retried while the new cluster has no agent to accept jobs."""
     address, variables = head
     command = [RAY, "job", "submit", "--address", address, "--working-dir", "."]
     deadline = time.monotonic() + START_S

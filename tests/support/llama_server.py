@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and serve until standard input closes."""
     import xllamacpp
 
     parser = argparse.ArgumentParser(description=__doc__)

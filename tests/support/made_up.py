@@ -1,4 +1,4 @@
-"""A tiny task, its seeds and a teacher that needs no model, for tests of the method."""
+"""A tiny task, its seeds and a teacher without a model, for tests of the method."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plan(
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:
-    """One direction a class, by its words, and a little noise that belongs to the text; rows of unit length."""
+    """Embed each class in its own direction, plus a little noise keyed by the text; rows have unit length."""
     rows = np.zeros((len(texts), 8), dtype=np.float32)
     for i, text in enumerate(texts):
         rows[i] = 0.3 * np.random.default_rng(zlib.crc32(text.encode())).normal(size=8)
@@ -64,7 +64,7 @@ def embed(texts: Sequence[str]) -> np.ndarray:
 
 
 def answer(requests: Sequence[Request], lean: str = "tool", reliability: float = 3.0) -> dict[str, Response]:
-    """A teacher that knows the words, prefers one class name whatever the text, and never fails."""
+    """A teacher that knows the words, prefers one class name regardless of the text, and never fails."""
     responses = {}
     for request in requests:
         asked = request.messages[-1].content.rsplit("Sentence: ", 1)[-1]
@@ -78,7 +78,7 @@ def answer(requests: Sequence[Request], lean: str = "tool", reliability: float =
 
 
 def answered(requests: Sequence[Request], responses: Mapping[str, Response], row_group: int = 100) -> Answered:
-    """Requests and what was answered, as a stage puts them side by side."""
+    """Pair requests with their responses, as a stage does."""
     file = pa.BufferOutputStream()
     pq.write_table(to_table(responses.values(), Response), file, row_group_size=row_group)
     return Answered(to_table(requests, Request).select(PLANNED), pq.ParquetFile(pa.BufferReader(file.getvalue())))

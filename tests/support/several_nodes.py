@@ -1,9 +1,9 @@
-"""Training, a search and a fit on GPUs on one cluster whose nodes come and go; writes found.json.
+"""Training, a search and a GPU fit on a cluster that gains and loses nodes; writes found.json.
 
     python -m tests.support.several_nodes FOLDER
 
-A program of its own, since a process has one Ray and that of the tests has one node. All three share it because imports
-and clusters take long to start. The GPUs are logical: none is needed.
+A separate program, since a process has one Ray and the tests' Ray has one node. All three share it because imports
+and clusters are slow to start. The GPUs are logical; no real one is needed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ray.cluster_utils import Cluster
 from tests.support.tiny_student import LABELS, make_rows, make_student
 
 STEPS, EVERY = 240, 20
-"""Of the training that loses a node: far more steps than are made between seeing the checkpoint of step 40 and taking the node away."""
+"""Steps of the training that loses a node: far more than it makes between the checkpoint of step 40 and the loss."""
 
 
 def start_cluster(cpus: int = 1, gpus: int = 0) -> Cluster:
-    """A head node that notices a lost node within seconds."""
+    """Start a head node that notices a lost node within seconds."""
     quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-    with socket.socket() as probe:  # other clusters may have the usual one
+    with socket.socket() as probe:  # another cluster may use the default port
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     head: dict[str, Any] = {
@@ -48,7 +48,7 @@ def start_cluster(cpus: int = 1, gpus: int = 0) -> Cluster:
 
 
 def wait_until_alive(count: int) -> int:
-    """Nodes that Ray takes for alive, once they are ``count`` or two minutes are over."""
+    """Wait up to two minutes for ``count`` live nodes; return the number that Ray considers alive."""
     deadline = time.monotonic() + 120
     while (alive := sum(node["Alive"] for node in ray.nodes())) != count and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -56,7 +56,7 @@ def wait_until_alive(count: int) -> int:
 
 
 def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """Train on two nodes of one CPU each and take one away in mid-training. Leaves the head node."""
+    """Train on two nodes of one CPU each and remove one during training. Leaves the head node."""
     from jobs.stages import train as training
     from potstill.config.student import StudentConfig
     from potstill.student.arms import Arm
@@ -82,7 +82,7 @@ def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=take_away, daemon=True).start()
-    # Until Ray notices the loss of the node it tries to start workers there, for a minute by default.
+    # Until Ray notices the lost node, it tries to start workers there, for a minute by default.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "25"
     arm = Arm("one", make_rows(75))
     result = training.train([arm], config, LABELS, str(folder))
@@ -97,7 +97,7 @@ def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
 
 
 def lose_a_node_in_a_search(cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """Trials on two nodes of one GPU each, one of which is taken away in mid-search. Leaves the head and the other.
+    """Run trials on two nodes of one GPU each and remove one during the search. Leaves the head and the other.
 
     Students are trained on CPUs, but placed as on GPUs.
     """
@@ -185,13 +185,13 @@ def lose_a_node_in_a_search(cluster: Cluster, folder: Path) -> dict[str, Any]:
         "started": started,
         "finished": len(table.of("finished")),
         "errors": [trial.error for trial in table.trials if trial.error],
-        "alive": wait_until_alive(2),  # the trials may have ended before the node is known to be gone
+        "alive": wait_until_alive(2),  # the trials may end before Ray notices the lost node
         "kept": keeps.node_id in {node["NodeID"] for node in ray.nodes() if node["Alive"]},
     }
 
 
 def place_workers_on_gpus(cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """Ask for one worker a GPU on nodes of one and two, then for one more than there are. Nothing is trained."""
+    """Request one worker per GPU on nodes with one and two, then one worker too many. Trains nothing."""
     from actors.training.job import TrainingJob
     from jobs.stages import train as training
     from potstill.config.student import StudentConfig
@@ -236,14 +236,14 @@ def main(folder: Path) -> None:
     try:
         for part in PARTS:
             if part is place_workers_on_gpus:
-                # Ray Train starts with fewer workers where anything of an earlier part still holds a GPU.
+                # Ray Train starts fewer workers if an earlier part still holds a GPU.
                 ray.shutdown()
                 cluster.shutdown()
                 cluster = start_cluster(cpus=2, gpus=1)
             (folder / part.__name__).mkdir(parents=True)
             try:
                 found[part.__name__] = part(cluster, folder / part.__name__)
-            except Exception:  # each part has a test of its own
+            except Exception:  # each part has its own test
                 found[part.__name__] = {"failed": traceback.format_exc()}
             (folder / "found.json").write_text(json.dumps(found))
     finally:

@@ -1,4 +1,4 @@
-"""Endpoints that count requests in three ways, and processes that share a pacer, on a clock that is only a number."""
+"""Simulated endpoints with three kinds of rate limit, and processes that share a pacer, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from potstill.limits.wallet import Outcome, Wallet
 
 
 class TokenBucketServer:
-    """``per_minute`` accrue evenly, ``burst`` at most are saved up."""
+    """Tokens accrue evenly at ``per_minute``; the bucket holds at most ``burst``."""
 
     def __init__(self, per_minute: float, burst: float) -> None:
         self.rate, self.burst, self.level, self.at = per_minute / 60, burst, burst, 0.0
 
     def admit(self, now: float) -> float:
-        """0 if the request may pass, otherwise seconds until one may."""
+        """Return 0 if the request is admitted, otherwise seconds until one would be."""
         self.level, self.at = min(self.burst, self.level + (now - self.at) * self.rate), now
         if self.level < 1:
             return (1 - self.level) / self.rate
@@ -60,7 +60,7 @@ class FixedWindowServer:
 
 @dataclass
 class Book:
-    """What the endpoint saw: times of sending, by what became of it."""
+    """What the endpoint saw: send times by outcome."""
 
     ok: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
@@ -80,8 +80,8 @@ class Book:
 
 
 @dataclass
-class World:
-    """``clients`` processes with endless work before one ``pacer`` and one ``server``."""
+class Simulation:
+    """``clients`` processes with endless work share one ``pacer`` and one ``server``."""
 
     pacer: Pacer
     server: object
@@ -92,16 +92,16 @@ class World:
     announces: float | None = None
     tokens: float = 0.0
     usd: float = 0.0
-    down: tuple[float, float] = (0.0, 0.0)  # from when to when every request fails
-    most: int | None = None  # requests to be answered in all
+    down: tuple[float, float] = (0.0, 0.0)  # every request in this interval fails
+    most: int | None = None  # total requests to answer
     seed: int = 0
 
     def run(self, seconds: float) -> Book:
-        """Let time pass."""
+        """Simulate ``seconds`` and return what the endpoint saw."""
         rng, book, order = random.Random(self.seed), Book(), count()
         wallets = [Wallet(f"client {i}") for i in range(self.clients)]
         events: list[tuple[float, int, str, object]] = []
-        planned = dict.fromkeys(range(self.clients), 0)  # number of the exchange that counts, by client
+        planned = dict.fromkeys(range(self.clients), 0)  # number of the latest planned exchange, by client
 
         def at(time: float, kind: str, what: object) -> None:
             heapq.heappush(events, (time, next(order), kind, what))

@@ -1,4 +1,4 @@
-"""A study without a cluster: a teacher, students and an embedder of a few lines, all of them deterministic."""
+"""A study without a cluster: small deterministic fakes of the teacher, the students and the embedder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WORDS = ("lamp", "river", "stone", "cloud", "paper", "horse", "green", "early", 
 
 
 @dataclass
-class World:
-    """What the fakes were asked for; ``break_at``: the fit that breaks off, by ``broken``; ``silent``: the
-    strategy whose requests get empty replies."""
+class FakeStudy:
+    """Records the fakes' calls. Fit number ``break_at`` raises ``broken``; requests of strategy ``silent`` get
+    empty replies."""
 
     asked: list[Request] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
@@ -30,10 +30,9 @@ class World:
     broken: BaseException = field(default_factory=KeyboardInterrupt)
     silent: str | None = None
 
-    def install(self, monkeypatch) -> World:
+    def install(self, monkeypatch) -> FakeStudy:
         from jobs import preflight
-        from jobs.runtime import cluster
-        from jobs.runtime import torch_worker as bench
+        from jobs.runtime import cluster, torch_worker
         from jobs.stages import classify
         from jobs.study import run as study
 
@@ -43,7 +42,7 @@ class World:
         monkeypatch.setattr(study.evaluation, "predict", _predict)
         monkeypatch.setattr(cluster, "connect", lambda verbose=False: contextlib.nullcontext())
         monkeypatch.setattr(preflight, "check_cluster", lambda job, stages: None)
-        for module in (study, bench, classify):
+        for module in (study, torch_worker, classify):
             monkeypatch.setattr(module, "embed", _embed)
         return self
 
@@ -76,8 +75,8 @@ class World:
 
 
 class _Pool:
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, fake: FakeStudy) -> None:
+        self._fake = fake
 
     def __enter__(self):
         return self
@@ -97,11 +96,11 @@ class _Pool:
     def stream(self, tables, folder=None):
         for table in tables:
             requests = from_table(table, Request)
-            self._world.asked += requests
+            self._fake.asked += requests
             yield to_answer_table(
                 [
                     Answer(
-                        Response(request.request_id) if request.strategy == self._world.silent else _respond(request),
+                        Response(request.request_id) if request.strategy == self._fake.silent else _respond(request),
                         reused=False,
                     )
                     for request in requests
@@ -123,7 +122,7 @@ def _predict(students, texts, labels, **_):
 
 
 def _guess(name, row, labels) -> Prediction:
-    """Right eight times of ten."""
+    """Predict the right label with probability 0.8."""
     right = draws.uniform(0, name, row.example_id) < 0.8
     label = row.label if right else draws.pick(labels, 1, name, row.example_id)
     return Prediction(row.example_id, row.label, tuple(float(label == other) for other in labels), label)

@@ -1,4 +1,4 @@
-"""Training jobs of a tiny BERT, in this process or in two that gloo joins, without Ray."""
+"""Training jobs of a tiny BERT without Ray, in this process or in two connected by gloo."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.tiny_student import LABELS, make_rows
 
 STEPS = 50
 RATE = 3e-3
-"""At 5e-3 the loss jumps about, and rounding that differs by machine grows to 1e-4 within 50 steps."""
+"""At 5e-3 the loss is unstable, and machine-dependent rounding grows to 1e-4 within 50 steps."""
 ROWS = make_rows(75)
 _ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(_ROOT)}
@@ -34,11 +34,11 @@ _WORKER = "import sys; from tests.support import tiny_jobs; tiny_jobs.work(int(s
 
 
 class Stopped(Exception):
-    """The training was broken off on purpose."""
+    """The training was interrupted on purpose."""
 
 
 class FolderCheckpoints(RayCheckpoints):
-    """Checkpoints in a folder that all ranks share, without Ray; only the last accepted one is kept."""
+    """Checkpoints in a folder shared by all ranks, without Ray; keeps only the last accepted one."""
 
     def __init__(self, folder: str, rank: int = 0) -> None:
         self.folder, self._rank = folder, rank
@@ -67,7 +67,7 @@ class FolderCheckpoints(RayCheckpoints):
 
 
 class StoppingCheckpoints(FolderCheckpoints):
-    """Breaks training off once a checkpoint of step ``stop_at`` is stored."""
+    """Interrupts training once a checkpoint of step ``stop_at`` is stored."""
 
     stop_at: int | None = None
 
@@ -111,7 +111,7 @@ def weights(job: TrainingJob, number: int = 0) -> Mapping[str, np.ndarray]:
 
 
 def attempt(job: TrainingJob, folder: str | None = None, stop_at: int | None = None, rank: int = 0) -> Any:
-    """One try at a job with checkpoints in ``folder``: its reports, or None if it was broken off at ``stop_at``."""
+    """Run a job with checkpoints in ``folder``; return its reports, or None if interrupted at ``stop_at``."""
     if folder is None:
         return student.train_arms(job)
     place = StoppingCheckpoints(folder, rank)
@@ -123,7 +123,7 @@ def attempt(job: TrainingJob, folder: str | None = None, stop_at: int | None = N
 
 
 def two_workers(scratch: Path, tasks: Sequence[tuple[TrainingJob, str | None, int | None]]) -> list[Any]:
-    """``attempt`` each of the tasks (job, folder, stop_at) in two processes; the first arm's reports as plain data."""
+    """``attempt`` each task (job, folder, stop_at) in two processes; return the first arm's reports as plain data."""
     scratch.mkdir(exist_ok=True)
     plain = [{"job": job.to_json(), "folder": folder, "stop_at": stop_at} for job, folder, stop_at in tasks]
     (scratch / "tasks.json").write_text(json.dumps(plain))
@@ -145,7 +145,7 @@ def two_workers(scratch: Path, tasks: Sequence[tuple[TrainingJob, str | None, in
 
 
 def work(rank: int, folder: str) -> None:
-    """What one of the two processes does."""
+    """Run every task as one of the two processes."""
     from dataclasses import asdict
     from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Results of trials that nothing computed."""
+"""Made-up trial results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An asyncio loop whose clock jumps to the next timer: minutes pass in as long as the callbacks take."""
+"""An asyncio loop whose clock jumps to the next timer, so waiting takes no real time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Jumping(selectors.SelectSelector):
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """``asyncio.run`` on such a loop; it starts at 0."""
+    """``asyncio.run`` on such a loop; its clock starts at 0."""
     selector = _Jumping()
     loop = asyncio.SelectorEventLoop(selector)
     loop.time = lambda: selector.now

@@ -83,7 +83,7 @@ def test_draws_follow_the_nucleus() -> None:
     probs = torch.tensor([0.5, 0.25, 0.15, 0.06, 0.04] + [0.0] * 700)
     rows = [_row(seed, max_tokens=1, top_p=0.8) for seed in range(4000)]
     counts = Counter(sample_tokens(torch.log(probs).expand(4000, -1), rows))
-    assert set(counts) == {0, 1, 2}  # 0.5 + 0.25 < 0.8, so the third is the last in
+    assert set(counts) == {0, 1, 2}  # 0.5 + 0.25 < 0.8, so the third is the last included
     assert counts[0] / 4000 == pytest.approx(0.5 / 0.9, abs=0.03)
     assert counts[2] / 4000 == pytest.approx(0.15 / 0.9, abs=0.03)
 

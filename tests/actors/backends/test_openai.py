@@ -31,7 +31,7 @@ def running() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def endpoint(running: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """The endpoint as new, and a key in the environment."""
+    """A reset endpoint, and a key in the environment."""
     monkeypatch.setenv("TEST_KEY", KEY)
     running.clear_book()
     yield running
@@ -63,7 +63,7 @@ def request(
 
 
 def send(config: OpenAITeacher, *requests: Request, abilities: Abilities | None = None) -> tuple[list[Sent], Abilities]:
-    """Each request sent once, and what the backend found out about the endpoint."""
+    """Send each request once; return the results and the endpoint's abilities found by the backend."""
 
     async def work() -> tuple[list[Sent], Abilities]:
         backend = OpenAIBackend(config, abilities)
@@ -120,7 +120,7 @@ def test_a_class_comes_with_its_distribution(endpoint: Endpoint) -> None:
         ),
     ],
 )
-def test_the_probe_finds_out_what_the_endpoint_takes(
+def test_the_probe_finds_what_the_endpoint_supports(
     endpoint: Endpoint, script: dict[str, Any], found: Abilities
 ) -> None:
     endpoint.script(**script)
@@ -168,7 +168,7 @@ def test_free_text_is_resolved_to_a_class(endpoint: Endpoint) -> None:
         ("refusal", "final"),
     ],
 )
-def test_every_misfortune_has_its_kind(endpoint: Endpoint, fault: str, kind: str) -> None:
+def test_every_fault_has_its_kind(endpoint: Endpoint, fault: str, kind: str) -> None:
     endpoint.script(shares={fault: 1.0})
     (sent,), _ = send(teacher(endpoint), request())
     assert sent.failure is not None
@@ -176,28 +176,28 @@ def test_every_misfortune_has_its_kind(endpoint: Endpoint, fault: str, kind: str
     assert "\n" not in sent.failure.message
 
 
-def test_an_answer_without_usage_or_of_great_length_is_an_answer(endpoint: Endpoint) -> None:
+def test_answers_without_usage_and_very_long_answers_are_accepted(endpoint: Endpoint) -> None:
     for fault in ("no_usage", "huge", "wrong_type"):
         endpoint.script(shares={fault: 1.0}, huge_bytes=300_000)
         (sent,), _ = send(teacher(endpoint), request())
         assert sent.response is not None, fault
 
 
-def test_a_hanging_endpoint_is_left(endpoint: Endpoint) -> None:
+def test_a_hanging_endpoint_times_out(endpoint: Endpoint) -> None:
     endpoint.script(shares={"hang": 1.0})
     (sent,), _ = send(teacher(endpoint, timeout_s=0.3), request())
     assert sent.failure is not None
     assert "teacher.timeout_s = 0.3" in sent.failure.message
 
 
-def test_retry_after_is_handed_on(endpoint: Endpoint) -> None:
+def test_retry_after_is_passed_on(endpoint: Endpoint) -> None:
     endpoint.script(storm_requests=1, storm_retry_after_s=7)
     (sent,), _ = send(teacher(endpoint), request())
     assert sent.failure is not None
     assert sent.failure.retry_after_s == 7
 
 
-def test_a_wrong_key_is_told_in_one_line_without_it(endpoint: Endpoint) -> None:
+def test_a_wrong_key_is_reported_in_one_line_that_omits_it(endpoint: Endpoint) -> None:
     endpoint.script(keys=("another",), echo_key=True)
     with pytest.raises(TeacherError, match=r"^teacher.api_key_env = 'TEST_KEY': .* refuses its key") as caught:
         probe(teacher(endpoint))
@@ -214,7 +214,7 @@ def test_an_unknown_model_and_a_wrong_address(endpoint: Endpoint) -> None:
         probe(teacher(endpoint, base_url="http://127.0.0.1:1/v1", timeout_s=2))
 
 
-def test_a_missing_key_is_told_before_anything_is_sent(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported_before_anything_is_sent(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(TeacherError, match=r"teacher\.api_key_env = 'TEST_KEY': no such environment variable"):
         probe(teacher(endpoint))
@@ -222,8 +222,8 @@ def test_a_missing_key_is_told_before_anything_is_sent(endpoint: Endpoint, monke
     assert probe(teacher(endpoint, api_key_env="")) == Abilities()
 
 
-def test_hundreds_are_on_their_way_at_once(endpoint: Endpoint) -> None:
-    """aiohttp's own limit is 100 connections; what bounds the requests in flight is the limiter alone."""
+def test_hundreds_of_requests_are_in_flight_at_once(endpoint: Endpoint) -> None:
+    """aiohttp's default limit is 100 connections; only the limiter bounds the requests in flight."""
     endpoint.script(shares={"hang": 1.0})
 
     async def work() -> None:
@@ -238,4 +238,4 @@ def test_hundreds_are_on_their_way_at_once(endpoint: Endpoint) -> None:
         await backend.close()
 
     asyncio.run(work())
-    assert len(endpoint.book()) == 300  # none of which ended before the last one came
+    assert len(endpoint.book()) == 300  # none ended before the last one arrived

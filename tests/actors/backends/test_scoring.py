@@ -1,4 +1,4 @@
-"""Scoring choices as a tree must equal scoring each choice alone; grouping must lose nothing."""
+"""Scoring choices as a tree equals scoring each choice alone; grouping loses no question."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _naive(model: LlamaForCausalLM, prompt: tuple[int, ...], choice: tuple[int, 
     return sum(float(logprobs[len(prompt) + i - 1, token]) for i, token in enumerate(choice))
 
 
-def test_tree_equals_one_pass_a_choice(model: LlamaForCausalLM) -> None:
+def test_tree_equals_one_pass_per_choice(model: LlamaForCausalLM) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def draw(n: int) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def test_tree_equals_one_pass_a_choice(model: LlamaForCausalLM) -> None:
     shared = draw(30)
     questions = [Question(shared + draw(n), (draw(1), draw(3), draw(2))) for n in (1, 4, 9, 5, 2)]
     questions.append(Question(draw(7), (draw(6),)))  # shares nothing
-    questions.append(Question(shared, (draw(2), draw(2))))  # nothing beyond the shared beginning
+    questions.append(Question(shared, (draw(2), draw(2))))  # only the shared prefix
     for question, values in zip(questions, score(model, questions, batch_size=3), strict=True):
         assert values == pytest.approx(
             [_naive(model, question.prompt, choice) for choice in question.choices], abs=1e-4
@@ -63,7 +63,7 @@ def test_batches_hold_every_row_once_and_few_long_ones(widths: list[int], batch_
     for rows in batches:
         assert 1 <= len(rows) <= batch_size
         assert len(rows) == 1 or len(rows) * widths[rows[-1]] <= 64 * batch_size
-    for rows, after in itertools.pairwise(batches):  # none could have taken one row more
+    for rows, after in itertools.pairwise(batches):  # no batch had room for another row
         more = len(rows) + 1
         assert more > batch_size or more * widths[after.start] > 64 * batch_size
 
@@ -92,7 +92,7 @@ def test_every_question_is_in_exactly_one_group(prompts: list[tuple[int, ...]]) 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=5), st.data())
 def test_a_few_odd_questions_cost_the_others_nothing(odd: list[int], data: st.DataObject) -> None:
-    """Nearly alike prompts and some that share half of it: reading must cost what two groups cost, not one."""
+    """Near-identical prompts, and some that share half of them: reading must cost as much as two groups, not one."""
     beginning = tuple(range(100))
     usual = [Question((*beginning, *range(200, 300), 300 + i), ((1,),)) for i in range(30)]
     others = [Question((*beginning, *range(500, 500 + 40), 600 + i), ((1,),)) for i in odd]

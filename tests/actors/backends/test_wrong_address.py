@@ -1,4 +1,4 @@
-"""Addresses that lead nowhere: what the trial request says of them, with real sockets and real TLS."""
+"""The trial request's errors for wrong addresses, with real sockets and real TLS."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.certificate import make_certificate
 
 
 class Nothing(BaseHTTPRequestHandler):
-    """Has heard of no path."""
+    """Answers 404 on every path."""
 
     def do_POST(self) -> None:
         self.send_error(404)
 
     def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 def serve(context: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
@@ -54,7 +54,7 @@ def secure(tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, Path]]:
 
 
 def complaint(base_url: str, timeout_s: float = 20.0) -> str:
-    """What the probe says, in one line."""
+    """Return the probe's one-line error."""
 
     async def work() -> None:
         config = OpenAITeacher(kind="openai", model="m", base_url=base_url, api_key_env="", timeout_s=timeout_s)
@@ -70,26 +70,24 @@ def complaint(base_url: str, timeout_s: float = 20.0) -> str:
     return str(caught.value).removeprefix(f"teacher.base_url = {base_url!r}: ")
 
 
-def test_a_certificate_that_nobody_vouches_for(
-    secure: tuple[ThreadingHTTPServer, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_untrusted_certificate(secure: tuple[ThreadingHTTPServer, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     server, certificate = secure
     url = f"https://127.0.0.1:{server.server_port}/v1"
     said = complaint(url)
     assert said.startswith("can't be reached: [SSL: CERTIFICATE_VERIFY_FAILED]")
     assert said.endswith("set the environment variable SSL_CERT_FILE to its certificate's file (PEM) on every node")
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # and the advice helps
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # the advice works
     assert complaint(url).startswith("it does not serve chat completions (HTTP 404")
 
 
-def test_tls_where_there_is_none(plain: ThreadingHTTPServer) -> None:
+def test_https_address_of_a_plain_server(plain: ThreadingHTTPServer) -> None:
     said = complaint(f"https://127.0.0.1:{plain.server_port}/v1")
     assert said.startswith("can't be reached: [SSL")
     assert said.endswith("it does not use TLS; change https:// to http://")
 
 
-def test_no_tls_where_it_is_wanted(secure: tuple[ThreadingHTTPServer, Path]) -> None:
-    # Which of several words the system has for it depends on who closes first.
+def test_http_address_of_a_tls_server(secure: tuple[ThreadingHTTPServer, Path]) -> None:
+    # The system's error depends on which side closes first.
     assert complaint(f"http://127.0.0.1:{secure[0].server_port}/v1").startswith("can't be reached: ")
 
 

@@ -1,4 +1,4 @@
-"""Batches in the ledger, on both databases: who holds them, whose claims are whose, ledgers of before."""
+"""Batches in the ledger, on both databases: holders, claims, and ledgers of earlier versions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_requests_belong_to_their_batch_until_it_is_closed(store: LedgerStore) -
     async def fill() -> None:
         await mine.open("k")
         added = await mine.add("k", [(one, i % 3) for i, one in enumerate(REQUESTS)])
-        assert added == set(IDS[:2000])  # the others' stay out
+        assert added == set(IDS[:2000])  # requests claimed by others are not added
         kept = sorted(await mine.members("k"), key=lambda pair: pair[0].occurrence)
         assert kept == [(one, i % 3) for i, one in enumerate(REQUESTS[:2000])]
 
@@ -86,14 +86,14 @@ def test_a_batch_has_one_holder(store: LedgerStore) -> None:
     assert asyncio.run(one.adopt()) == []
 
 
-def test_another_model_s_batches_are_left_alone(store: LedgerStore) -> None:
+def test_another_models_batches_are_left_alone(store: LedgerStore) -> None:
     asyncio.run(book(store, "job-a").open("k"))
     let_go(store)
     other = BatchBook(NearLedger(store), "p", "other", "http://x/v1", "job-b")
     assert asyncio.run(other.adopt()) == []
 
 
-def test_a_ledger_of_before_gets_the_tables(uri: str) -> None:
+def test_an_older_ledger_gets_the_tables(uri: str) -> None:
     store = LedgerStore(uri)
     store.commit(REQUESTS[:1], [Response(IDS[0], "text", created_at=1.0)])
     with store.database.write() as connection:

@@ -1,4 +1,4 @@
-"""Places that are no ledger, or that can't be written: one line that names the field and the fix."""
+"""URIs that are not a ledger or not writable give one line that names the field and the fix."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ REQUESTS = [
 
 
 def complaint(call):
-    """The one line that somebody reads."""
+    """Return the one-line error message."""
     with pytest.raises(LedgerError) as caught:
         call()
     text = str(caught.value)
@@ -36,7 +36,7 @@ def complaint(call):
 
 @contextlib.contextmanager
 def small_disk(megabytes):
-    """A real file system of that size; needs root."""
+    """Mount a real file system of that size; needs root."""
     folder = Path(tempfile.mkdtemp(prefix="potstill-disk-"))
     mounted = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
     try:
@@ -52,7 +52,7 @@ def small_disk(megabytes):
 
 @contextlib.contextmanager
 def without_root():
-    """Root may write everywhere: be nobody for a while, in a folder that nobody reaches."""
+    """Root may write everywhere, so run as the user ``nobody`` in a folder that this user can reach."""
     folder = Path(tempfile.mkdtemp(prefix="potstill-mine-"))
     folder.chmod(0o755)
     user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
@@ -64,7 +64,7 @@ def without_root():
 
 @contextlib.contextmanager
 def acting_as(user):
-    """Only the effective user changes, so that it can be changed back."""
+    """Change only the effective user, which can be changed back."""
     if user is None:
         yield
         return
@@ -100,7 +100,7 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
 
 
-def test_in_postgresql_a_ledger_lives_beside_other_tables_but_takes_nobody_elses(postgres_uri):
+def test_in_postgresql_a_ledger_coexists_with_other_tables_but_never_adopts_them(postgres_uri):
     engine = sa.create_engine(postgres_uri)
     with engine.begin() as connection:
         connection.execute(sa.text("create table experiments (id int)"))
@@ -112,7 +112,7 @@ def test_in_postgresql_a_ledger_lives_beside_other_tables_but_takes_nobody_elses
     engine.dispose()
 
 
-def test_nothing_there_is_not_made_by_who_only_reads(uri, tmp_path):
+def test_a_reader_does_not_create_a_missing_ledger(uri, tmp_path):
     with pytest.raises(NoLedgerError, match=r"there is no ledger.*; name the one that your jobs use"):
         LedgerDatabase(uri, create=False)
     assert not (tmp_path / "deep").exists()
@@ -134,7 +134,7 @@ def test_memory_keeps_nothing(uri):
         ("postgresql://me:secret@127.0.0.1:1/x", r"can't be opened as a ledger: .*connection .*127.0.0.1.*refused"),
     ],
 )
-def test_places_that_are_none(uri, said):
+def test_invalid_uris(uri, said):
     text = complaint(lambda: LedgerDatabase(uri))
     assert re.search(said, text), text
     assert "secret" not in text
@@ -145,7 +145,7 @@ def test_passwords_are_not_shown():
     assert redact("no uri at all") == "no uri at all"
 
 
-def test_a_disk_that_is_all_but_full_is_told_before_anything_is_paid():
+def test_a_nearly_full_disk_is_reported_before_anything_is_paid():
     with small_disk(3) as folder:
         database = LedgerDatabase(f"sqlite:///{folder}/ledger.db")
         text = complaint(database.check_writable)
@@ -199,7 +199,7 @@ def test_read_only_disks():
         assert text.endswith("name a file on a writable disk")
 
 
-def test_files_and_folders_of_somebody_else():
+def test_files_and_folders_of_another_user():
     with without_root() as (folder, user):
         LedgerDatabase(f"sqlite:///{folder}/ledger.db").close()
         (folder / "ledger.db").chmod(0o444)
@@ -215,7 +215,7 @@ def test_files_and_folders_of_somebody_else():
             database.close()
 
 
-def test_a_ledger_that_can_be_written_is_as_it_was_after_the_check(uri):
+def test_the_check_leaves_a_writable_ledger_unchanged(uri):
     database = LedgerDatabase(uri)
     database.check_writable()
     with database.read() as connection:

@@ -29,12 +29,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 @pytest.fixture
 def uri(tmp_path):
-    """SQLite alone: the handle and its actor send the same calls to the store for either database."""
+    """SQLite only: the handle and its actor make the same store calls for either database."""
     return f"sqlite:///{tmp_path}/deep/ledger.db"
 
 
 def process_id(ledger):
-    """The process that owns the ledger now; one that ends between the two calls is replaced."""
+    """The current owner process of the ledger; one that ends between the two calls is replaced."""
     while True:
         ledger.read("count_known", [])
         with contextlib.suppress(ray.exceptions.RayActorError):
@@ -79,7 +79,7 @@ def test_an_idle_actor_ends_and_comes_back(uri):
     assert ledger.read("count_known", IDS) == 2
 
 
-def test_what_is_no_ledger_is_named_in_one_line(ray_cluster, tmp_path):
+def test_a_file_that_is_not_a_ledger_is_reported_in_one_line(ray_cluster, tmp_path):
     (tmp_path / "notes.txt").write_text("just some text that is long enough to be no database header at all")
     with pytest.raises(LedgerError) as caught:
         Ledger(f"sqlite:///{tmp_path}/notes.txt").read("count_known", IDS)
@@ -89,7 +89,7 @@ def test_what_is_no_ledger_is_named_in_one_line(ray_cluster, tmp_path):
     assert "\n" not in text
 
 
-def test_a_ledger_that_breaks_in_use_says_so(tmp_path):
+def test_a_ledger_that_breaks_in_use_raises_an_error(tmp_path):
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     ledger.take(IDS, "one")
     owner = process_id(ledger)
@@ -101,7 +101,7 @@ def test_a_ledger_that_breaks_in_use_says_so(tmp_path):
         ledger.commit(REQUESTS, answers(REQUESTS))
 
 
-def test_many_coroutines_commit_together_and_each_is_told_when_its_answer_is_durable(uri):
+def test_coroutines_commit_together_and_each_returns_once_its_answer_is_durable(uri):
     ledger = Ledger(uri)
 
     async def one(request, response, seen):
@@ -125,7 +125,7 @@ def test_many_coroutines_commit_together_and_each_is_told_when_its_answer_is_dur
     assert ledger.take(["new"], "three").mine == ("new",)
 
 
-def test_coroutines_survive_the_owners_death_and_a_cancelled_one_harms_nobody(uri):
+def test_coroutines_survive_the_owners_death_and_a_cancelled_one_leaves_the_others_alone(uri):
     ledger = Ledger(uri)
     process = process_id(ledger)
 

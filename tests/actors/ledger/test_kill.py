@@ -1,4 +1,4 @@
-"""A crash loses nothing that was paid for: each part of the pool killed at a random moment (benchmarks/kill.py, short)."""
+"""A crash loses no paid answer: each part of the pool is killed at a random moment (benchmarks/kill.py, shortened)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.endpoint.client import Endpoint
 
 
 @pytest.mark.slow
-def test_a_kill_costs_at_most_what_was_on_its_way(tmp_path: Path, ray_cluster: Any) -> None:
+def test_a_kill_costs_at_most_the_requests_in_flight(tmp_path: Path, ray_cluster: Any) -> None:
     random.seed(4)
     with Endpoint(latency_s=0.4, latency_sigma=0.5) as endpoint:
         work = kill.Work(endpoint.base_url, requests=500, concurrency=64)
@@ -21,6 +21,6 @@ def test_a_kill_costs_at_most_what_was_on_its_way(tmp_path: Path, ray_cluster: A
     assert [outcome.kind for outcome in outcomes] == list(kill.KINDS)
     for outcome in outcomes:
         assert outcome.passed, outcome
-        assert outcome.in_flight > 0, outcome  # or there was nothing to lose
-        # A ledger that dies takes no answer with it: those who hold one hand it to the next.
+        assert outcome.in_flight > 0, outcome  # otherwise the kill could lose nothing
+        # A dying ledger loses no answer: the processes that hold one pass it to the next ledger.
         assert outcome.kind != "ledger" or outcome.asked_twice == 0

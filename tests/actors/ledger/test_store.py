@@ -1,4 +1,4 @@
-"""What a ledger promises, whichever database it is."""
+"""The ledger's guarantees on either database."""
 
 import multiprocessing
 import random
@@ -40,7 +40,7 @@ def answer(requests, **changes):
     ]
 
 
-def test_what_was_committed_is_there_for_ever(uri):
+def test_committed_answers_persist(uri):
     store = LedgerStore(uri)
     assert set(store.take(IDS, "a").mine) == set(IDS)
     store.commit(REQUESTS, answer(REQUESTS))
@@ -53,16 +53,16 @@ def test_what_was_committed_is_there_for_ever(uri):
     assert again.count_known([*IDS, "unknown"]) == 1200
 
 
-def test_two_askers_never_ask_the_same(uri):
+def test_two_owners_never_ask_the_same_request(uri):
     one, two = LedgerStore(uri), LedgerStore(uri)
     first = one.take(IDS[:600], "one")
     second = two.take(IDS, "two")
     assert set(first.mine) == set(second.others) == set(IDS[:600])
     assert set(second.mine) == set(IDS[600:])
-    assert set(one.take(IDS[:5], "one").mine) == set(IDS[:5])  # one's own claims stay its own
+    assert set(one.take(IDS[:5], "one").mine) == set(IDS[:5])  # an owner keeps its own claims
 
 
-def test_leases_end(uri):
+def test_leases_expire(uri):
     store = LedgerStore(uri)
     store.take(IDS[:3], "alive")
     store.take(IDS[3:6], "dead", 0.05)
@@ -98,7 +98,7 @@ def test_the_first_answer_stays(uri):
     assert store.fetch(IDS[:1])[0].text == "text 0"
 
 
-def test_an_unsafe_text_is_stored_as_everybody_sees_it(uri):
+def test_an_unsafe_text_is_stored_as_readers_see_it(uri):
     store = LedgerStore(uri)
     response = Response(IDS[0], "a\0b\ud800c ünd 😀 \u2028", choice_logprobs=(float("-inf"), None))
     assert response.text == "a\ufffdb\ufffdc ünd 😀 \u2028"
@@ -106,7 +106,7 @@ def test_an_unsafe_text_is_stored_as_everybody_sees_it(uri):
     assert store.fetch(IDS[:1]) == [response]
 
 
-def test_more_ids_than_a_statement_takes_values(uri):
+def test_more_ids_than_the_parameters_of_a_statement(uri):
     store = LedgerStore(uri)
     many = [f"unknown {i}" for i in range(70_000)]
     store.commit(REQUESTS[:10], answer(REQUESTS[:10]))
@@ -119,7 +119,7 @@ def test_calls_that_share_a_transaction_are_seen_in_order(uri):
     store = LedgerStore(uri)
     rows, ids = to_rows(REQUESTS[:2], answer(REQUESTS[:2]))
     store.take(IDS[:2], "a")
-    # Commits first: who takes at the same time gets the answers. Then each take sees those before it.
+    # Commits run first, so that takes in the same transaction get the answers. Each take sees those before it.
     taken = store.write([("take", IDS[:4], "b"), ("commit", rows, ids), ("take", IDS[:4], "c"), ("release", "b")])
     assert taken[1] is None
     assert [len(part) for part in taken[0]] == [2, 2, 0]
@@ -138,13 +138,13 @@ def test_a_transaction_that_fails_leaves_nothing_behind(uri):
 
 
 def ask_all(uri, owner, seed, start, paid):
-    """A process that asks everything and writes down what it had to pay for."""
+    """Ask everything in a separate process and record what it had to pay for."""
     order = random.Random(seed).sample(IDS, len(IDS))
     by_id = {request.request_id: request for request in REQUESTS}
     start.wait(300)
     store = LedgerStore(uri)
     store.take(order[:40], owner)
-    start.wait(300)  # from here on each has something to pay for
+    start.wait(300)  # from here on each process pays for something
     for begin in range(0, len(order), 40):
         pending = order[begin : begin + 40]
         while pending:
@@ -160,8 +160,8 @@ def ask_all(uri, owner, seed, start, paid):
 
 
 @pytest.mark.slow
-def test_processes_that_want_the_same_at_the_same_time_pay_once(uri, tmp_path):
-    """They also make the ledger at the same time, and find each other's rows in another order."""
+def test_concurrent_processes_pay_once_for_the_same_requests(uri, tmp_path):
+    """They also create the ledger concurrently, and meet each other's rows in a different order."""
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(3)
     papers = [tmp_path / f"paid-{number}" for number in range(3)]
@@ -183,8 +183,8 @@ def test_processes_that_want_the_same_at_the_same_time_pay_once(uri, tmp_path):
     store.close()
 
 
-def test_who_looks_while_an_answer_is_being_committed_waits_for_it(uri):
-    """Otherwise it would see neither answer nor claim, and pay."""
+def test_a_take_waits_for_an_answer_that_is_being_committed(uri):
+    """Otherwise it would see neither answer nor claim, and pay again."""
     one, two = LedgerStore(uri), LedgerStore(uri)
     rows, ids = to_rows(REQUESTS[:2], answer(REQUESTS[:2]))
     with ThreadPoolExecutor(1) as other:

@@ -1,4 +1,4 @@
-"""What was spent, copies, pruning and checks, on both databases and beside a job that writes."""
+"""Spend, copies, pruning and checks, on both databases and during a job's writes."""
 
 import contextlib
 import math
@@ -87,7 +87,7 @@ def test_the_copy_holds_every_answer_and_its_request(store, tmp_path, monkeypatc
     assert [file.name for file in tmp_path.glob("answers*")] == ["answers.parquet"]
 
 
-def test_a_copy_of_nothing_has_the_schema(store, tmp_path):
+def test_an_empty_copy_has_the_schema(store, tmp_path):
     assert upkeep.export(store.database, tmp_path / "none.parquet") == 0
     assert pq.read_table(tmp_path / "none.parquet").schema.equals(upkeep.EXPORT)
 
@@ -103,7 +103,7 @@ def test_a_copy_that_fails_leaves_no_file(store, tmp_path):
     assert list(tmp_path.glob("answers*")) == []
 
 
-def test_pruning_takes_the_old_and_leaves_the_rest(store, monkeypatch):
+def test_pruning_deletes_only_old_rows(store, monkeypatch):
     monkeypatch.setattr(upkeep, "CHUNK", 7)
     old, young = [request(i) for i in range(30)], [request(i) for i in range(30, 40)]
     fill(store, old, NOON - 1)
@@ -122,7 +122,7 @@ def test_pruning_takes_the_old_and_leaves_the_rest(store, monkeypatch):
 
 
 @pytest.mark.parametrize("made_before", [False, True])
-def test_the_file_shrinks_also_one_that_was_made_without_giving_back(tmp_path, made_before):
+def test_the_file_shrinks_even_if_created_without_auto_vacuum(tmp_path, made_before):
     path = tmp_path / "ledger.db"
     store = LedgerStore(f"sqlite:///{path}")
     if made_before:
@@ -163,7 +163,7 @@ def test_a_sound_ledger_has_no_findings(store, monkeypatch):
         ("set cost_usd = -1", "its tokens, cost or times are not valid figures"),
     ],
 )
-def test_what_is_wrong_with_an_answer_is_found(store, statement, finding):
+def test_invalid_answers_are_found(store, statement, finding):
     fill(store, [request(i) for i in range(5)], NOON)
     change(store, f"update responses {statement} where request_id = :id", id=request(3).request_id)
     assert upkeep.verify(store.database) == [f"answer {request(3).request_id}: {finding}"]
@@ -177,7 +177,7 @@ def test_many_findings_of_a_kind_are_counted(store):
     assert findings[-1] == "... and 25 more answers: its tokens, cost or times are not valid figures"
 
 
-def test_claims_of_other_days_are_found(store):
+def test_stale_claims_are_found(store):
     store.take(["a", "b"], "killed", lease_s=-2 * DAY)
     store.take(["c"], "wrong clock", lease_s=2 * DAY)
     past, ahead = upkeep.verify(store.database)
@@ -187,7 +187,7 @@ def test_claims_of_other_days_are_found(store):
 
 @pytest.fixture
 def file(tmp_path):
-    """A ledger file of 500 answers that nobody has open."""
+    """A closed ledger file with 500 answers."""
     store = LedgerStore(f"sqlite:///{tmp_path}/ledger.db")
     fill(store, [request(i) for i in range(500)], NOON)
     store.close()
@@ -202,8 +202,8 @@ def verify(file):
         store.close()
 
 
-def test_an_index_that_lies_is_found(file):
-    """All rows can be read, and still SQLite would miss some."""
+def test_an_inconsistent_index_is_found(file):
+    """All rows are readable, but SQLite would miss some."""
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
         connection.execute(
@@ -214,7 +214,7 @@ def test_an_index_that_lies_is_found(file):
     assert all(line.startswith("file: ") for line in findings)
 
 
-def test_pages_that_were_overwritten_are_found(file):
+def test_overwritten_pages_are_found(file):
     content = bytearray(file.read_bytes())
     middle = len(content) // 2 // 4096 * 4096
     content[middle : middle + 3 * 4096] = b"coffee" * 2048
@@ -229,7 +229,7 @@ def test_pages_that_were_overwritten_are_found(file):
 
 
 @pytest.mark.slow
-def test_all_of_it_works_beside_a_job_that_writes(uri, store, tmp_path, monkeypatch):
+def test_upkeep_works_while_a_job_writes(uri, store, tmp_path, monkeypatch):
     monkeypatch.setattr(upkeep, "CHUNK", 50)
     fill(store, [request(i) for i in range(1000)], NOON)
     stop, written, failures = threading.Event(), [], []

@@ -1,4 +1,4 @@
-"""Group commit: durable before it is told, together where possible, one caller's fault is its own."""
+"""Group commit: durable before it is acknowledged, batched where possible, errors isolated to their caller."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ FULL = "ledger.uri = 'x': disk is full"
 
 
 class Disk:
-    """Keeps what is written when its transaction ends, which it does only when the gate is open."""
+    """Commits when its transaction ends, which needs the gate to be open."""
 
     def __init__(self):
         self.gate = threading.Event()
@@ -49,7 +49,7 @@ def writer(disk):
 
 
 def wait_until_at_work(disk, writer):
-    """One call is in the thread's hands, so that the next ones have to wait for it."""
+    """The thread is busy with one call, so that the next ones wait."""
     first = writer.submit(["first"])
     until = time.monotonic() + 120
     while not writer._waiting.empty() and time.monotonic() < until:
@@ -57,10 +57,10 @@ def wait_until_at_work(disk, writer):
     return first
 
 
-def test_what_arrives_during_a_commit_shares_the_next(disk, writer):
+def test_calls_that_arrive_during_a_commit_share_the_next(disk, writer):
     first = wait_until_at_work(disk, writer)
     others = [writer.submit([i, i + 0.5]) for i in range(50)]
-    assert not any(future.done() for future in (first, *others))  # nothing is promised before it is kept
+    assert not any(future.done() for future in (first, *others))  # nothing is acknowledged before it is committed
     disk.gate.set()
     assert [future.result(120) for future in others] == [[f"done {i}", f"done {i + 0.5}"] for i in range(50)]
     assert disk.groups[0] == ["first"]
@@ -68,7 +68,7 @@ def test_what_arrives_during_a_commit_shares_the_next(disk, writer):
     assert disk.kept[1:] == [call for i in range(50) for call in (i, i + 0.5)]
 
 
-def test_one_transaction_does_not_grow_without_end(disk, writer):
+def test_transactions_are_bounded(disk, writer):
     wait_until_at_work(disk, writer)
     futures = [writer.submit([i]) for i in range(2 * MOST_CALLS)]
     disk.gate.set()
@@ -76,7 +76,7 @@ def test_one_transaction_does_not_grow_without_end(disk, writer):
     assert [len(group) for group in disk.groups] == [1, MOST_CALLS, MOST_CALLS]
 
 
-def test_one_callers_nonsense_is_not_the_others_fault(disk, writer):
+def test_an_invalid_call_fails_only_its_own_caller(disk, writer):
     wait_until_at_work(disk, writer)
     good, bad, full, late = (writer.submit([name]) for name in ("good", "nonsense", "full", "late"))
     disk.gate.set()
@@ -86,15 +86,15 @@ def test_one_callers_nonsense_is_not_the_others_fault(disk, writer):
         (error,) = future.result(120)
         assert isinstance(error, LedgerError)
         assert str(error) == said
-    mixed = writer.submit(["fine", "nonsense"]).result(120)  # nor that of what travelled with it
+    mixed = writer.submit(["fine", "nonsense"]).result(120)  # nor does it fail valid rows of the same call
     assert mixed[0] == "done fine"
     assert isinstance(mixed[1], LedgerError)
     assert disk.kept == ["first", "good", "late", "fine"]
     assert writer.submit(["again"]).result(120) == ["done again"]  # the thread lives on
 
 
-def test_what_is_wrong_with_the_database_is_told_to_all_at_once(disk, writer):
-    """Trying each call alone would wait a minute for the lock each time."""
+def test_a_database_error_reaches_all_callers_at_once(disk, writer):
+    """Retrying each call alone would wait a minute for the lock each time."""
     wait_until_at_work(disk, writer)
     futures = [writer.submit([name, "locked"]) for name in range(20)]
     disk.gate.set()
@@ -103,7 +103,7 @@ def test_what_is_wrong_with_the_database_is_told_to_all_at_once(disk, writer):
     assert disk.tries == 1
 
 
-def test_closing_carries_out_what_waits(disk):
+def test_closing_commits_pending_calls(disk):
     writer = GroupWriter(disk.write)
     futures = [writer.submit([i]) for i in range(20)]
     disk.gate.set()

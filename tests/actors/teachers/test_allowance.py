@@ -1,4 +1,4 @@
-"""Allowances and a pacer in one process, on a clock that jumps: the whole way of a request but for Ray."""
+"""Allowances and a pacer in one process, on a virtual clock: a request's whole path except Ray."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from tests.support.virtual_time import run
 
 
 class Cluster:
-    """A pacer that takes 3 ms to ask."""
+    """A pacer that takes 3 ms to reply."""
 
     def __init__(self, limits):
         self.pacer, self.exchanges = Pacer(limits), 0
@@ -31,7 +31,7 @@ class Cluster:
 
 
 async def saturate(cluster, server, seconds, tells_wait=False, processes=4, workers=80):
-    """So many that were answered and refused within ``seconds``."""
+    """Return the numbers of requests answered and refused within ``seconds``."""
     rng, now, ok, refused = random.Random(1), asyncio.get_running_loop().time, 0, 0
 
     async def work(allowance):
@@ -100,7 +100,7 @@ def test_places_are_reused_without_asking():
     assert cluster.exchanges < ok / 20
 
 
-def test_a_slot_left_without_a_word_counts_its_worst_case_and_a_cancelled_wait_nothing():
+def test_an_unreported_slot_costs_its_worst_case_and_a_cancelled_wait_nothing():
     async def go():
         cluster = Cluster(Limits(1, requests_per_minute=1e6, budget_usd=1.0))
         allowance = cluster.allowance()
@@ -117,7 +117,7 @@ def test_a_slot_left_without_a_word_counts_its_worst_case_and_a_cancelled_wait_n
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await first
-        async with allowance.slot(100, 0.75) as slot:  # as much as is left, so nothing else is held
+        async with allowance.slot(100, 0.75) as slot:  # all that is left, so nothing else is reserved
             slot.finish(Outcome("ok", 100, 0.5))
         await asyncio.sleep(1)
         assert cluster.pacer.state(20.0).spent_usd == 0.75
@@ -127,7 +127,7 @@ def test_a_slot_left_without_a_word_counts_its_worst_case_and_a_cancelled_wait_n
     run(go())
 
 
-def test_a_permission_that_comes_as_its_task_is_cancelled_is_not_lost():
+def test_a_slot_granted_to_a_task_being_cancelled_is_not_lost():
     async def go():
         cluster = Cluster(Limits(1, requests_per_minute=1e6))
         allowance = cluster.allowance()
@@ -140,7 +140,7 @@ def test_a_permission_that_comes_as_its_task_is_cancelled_is_not_lost():
         await holder.__aenter__()
         task = asyncio.create_task(ask())
         await asyncio.sleep(1)
-        holder.finish(Outcome("ok"))  # hands the place to the task, which is cancelled before it runs
+        holder.finish(Outcome("ok"))  # passes the slot to the task, which is cancelled before it runs
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert allowance.in_flight == 0
@@ -149,7 +149,7 @@ def test_a_permission_that_comes_as_its_task_is_cancelled_is_not_lost():
     run(go())
 
 
-def test_all_who_wait_are_told_when_it_is_over():
+def test_a_stop_reaches_every_waiting_task():
     async def go():
         cluster = Cluster(Limits(8, requests_per_minute=1e6, budget_usd=0.1))
         allowance = cluster.allowance()
@@ -167,7 +167,7 @@ def test_all_who_wait_are_told_when_it_is_over():
     run(go())
 
 
-def test_a_limiter_that_cannot_be_asked_is_an_error_for_all():
+def test_an_unreachable_limiter_is_an_error_for_every_task():
     async def go():
         async def broken(report):
             raise TeacherError("gone")

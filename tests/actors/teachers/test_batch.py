@@ -1,6 +1,6 @@
-"""Batches against the real endpoint of the tests, with a real ledger, pacer and allowance, in one process.
+"""Batches against the test endpoint, with a real ledger, pacer and allowance, in one process.
 
-What the endpoint was sent is read from its batches' input files; what it answered, from its book.
+The requests are read from the batches' input files at the endpoint, the answers from its book.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_rounds_are_bounded(endpoint: Endpoint, store: LedgerStore) -> None:
     assert len(batches_of(endpoint)) == 3
 
 
-def test_what_a_batch_did_not_get_to_is_asked_again(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_requests_left_unprocessed_by_a_batch_are_asked_again(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(batch_expired_share=0.5)
     config = teacher(endpoint, max_attempts=50)
     wanted = requests(config, 40)
@@ -98,7 +98,7 @@ def test_what_a_batch_did_not_get_to_is_asked_again(endpoint: Endpoint, store: L
     assert set(answered(endpoint).values()) == {1}
 
 
-def test_a_failed_batch_says_why_and_leaves_nothing_claimed(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_a_failed_batch_reports_why_and_leaves_nothing_claimed(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(batch_failure="The model is not for the Batch API.")
     config = teacher(endpoint)
     with pytest.raises(TeacherError, match=r"failed batch batch_00000001: The model is not for the Batch API\."):
@@ -108,7 +108,7 @@ def test_a_failed_batch_says_why_and_leaves_nothing_claimed(endpoint: Endpoint, 
     assert all(answer.response.text for answer in ask(config, store, requests(config, 5)))
 
 
-def test_a_cancelled_batch_keeps_what_it_answered(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_a_cancelled_batch_keeps_its_answers(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(batch_running_s=600)  # after the first 50, which are answered at once
     config = teacher(endpoint)
 
@@ -132,7 +132,7 @@ def test_a_cancelled_batch_keeps_what_it_answered(endpoint: Endpoint, store: Led
     assert set(answered(endpoint).values()) == {1}
 
 
-def test_more_than_a_file_holds_goes_in_several(
+def test_requests_beyond_one_files_limit_go_into_several(
     endpoint: Endpoint, store: LedgerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from potstill.endpoint.batch_files import Room
@@ -155,7 +155,7 @@ def test_an_enqueued_token_limit_is_waited_out_with_smaller_files(endpoint: Endp
     assert states["completed"] >= 3
 
 
-def test_a_budget_lets_go_what_it_bears_and_no_more(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_a_budget_admits_only_what_it_covers(endpoint: Endpoint, store: LedgerStore) -> None:
     config = teacher(endpoint, budget_usd=0.01, price={"prompt": 10.0, "completion": 20.0})
     wanted = requests(config, 200)
     with pytest.raises(TeacherError, match=r"budget_usd = 0\.01 reached"):
@@ -164,5 +164,5 @@ def test_a_budget_lets_go_what_it_bears_and_no_more(endpoint: Endpoint, store: L
     paid = sum(entry.prompt_tokens * 10e-6 + entry.completion_tokens * 20e-6 for entry in lines)
     assert 0 < len(lines) < 200
     assert paid <= 0.01
-    assert len(batches_of(endpoint)) > 1  # what the first did not use was used by others
+    assert len(batches_of(endpoint)) > 1  # later batches used what the first had left
     assert store.count_known([request.request_id for request in wanted]) == len(lines)

@@ -1,4 +1,4 @@
-"""The pool in batch mode on Ray: a driver that is killed in mid-batch, and real-time runs beside a batch."""
+"""The pool in batch mode on Ray: a driver killed during a batch, and real-time runs beside a batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def bare_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Ray for this process and its drivers: the session's where there is one, else without a dashboard."""
+    """A Ray for this process and its drivers: the session's if it is running, else one without a dashboard."""
     import ray
 
     if ray.is_initialized():
@@ -51,7 +51,7 @@ def bare_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def drive(ray: Any, uri: str, config: Any, count: int) -> subprocess.Popen[str]:
-    """A driver in a process of its own. When it dies, Ray ends its actors."""
+    """Start a driver as a separate process. When it dies, Ray ends its actors."""
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-m", "tests.support.batch_pool", uri, config.model_dump_json(), str(count)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -72,7 +72,7 @@ def wait_for(condition: Any, driver: subprocess.Popen[str] | None = None, second
 
 
 def expire(uri: str) -> None:
-    """What a minute does to the leases of a process that is gone."""
+    """Expire the leases of a dead process, as a minute would."""
     store = LedgerStore(uri)
     with store.database.write() as connection:
         connection.execute(sa.update(tables.batches).values(held_until=0.0))
@@ -81,7 +81,7 @@ def expire(uri: str) -> None:
     store.close()
 
 
-def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, uri: str, bare_ray: Any) -> None:
+def test_a_killed_drivers_batch_is_adopted_and_paid_once(endpoint: Endpoint, uri: str, bare_ray: Any) -> None:
     endpoint.script(batch_running_s=600)
     config = teacher(endpoint, batch_poll_s=0.5)
     driver = drive(bare_ray, uri, config, 300)
@@ -91,7 +91,7 @@ def test_a_killed_driver_s_batch_is_picked_up_and_paid_once(endpoint: Endpoint, 
     finally:
         os.kill(driver.pid, signal.SIGKILL)
         driver.communicate()
-    # What it has submitted is being worked on; it comes to an end with nobody there.
+    # The endpoint works on the submitted batch and finishes it without a driver.
     assert len(batches_of(endpoint)) == 1
     endpoint.script(batch_running_s=0)
     expire(uri)
@@ -126,7 +126,7 @@ def test_a_pool_asks_once_with_its_ledger_in_postgresql(endpoint: Endpoint, post
     store.close()
 
 
-def test_a_real_time_run_waits_for_what_is_in_a_batch(endpoint: Endpoint, tmp_path: Path, bare_ray: Any) -> None:
+def test_a_real_time_run_waits_for_requests_in_a_batch(endpoint: Endpoint, tmp_path: Path, bare_ray: Any) -> None:
     endpoint.script(batch_running_s=600)
     uri = f"sqlite:///{tmp_path}/ledger.db"
     config = teacher(endpoint)

@@ -1,4 +1,4 @@
-"""Batches whose process dies, or is one of two, or finds what another has left: nothing is asked or paid for twice."""
+"""Batches whose process dies, runs beside another, or adopts another's batches: nothing is asked or paid for twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from actors.teachers.answers import Answer
 from potstill.config.teacher import OpenAITeacher
 from potstill.errors import TeacherError
 from tests.endpoint.client import ROOT, Endpoint
-from tests.support.batch_asking import answered, ask, batches_of, forsake, left_over, start
+from tests.support.batch_asking import answered, ask, batches_of, expire_leases, left_over, start
 from tests.support.batch_requests import PRICE, requests, teacher
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_a_creation_without_an_answer_is_found_not_repeated(endpoint: Endpoint, 
     assert len(batches_of(endpoint)) == 1
 
 
-def test_a_door_that_does_not_always_open(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_intermittent_failures_of_the_endpoint(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(
         api_shares={"502": 0.15, "reset_before": 0.1, "reset_midway": 0.05, "truncated_json": 0.1, "not_json": 0.05}
     )
@@ -51,7 +51,7 @@ CRASHES = ["open", "uploaded", "attempted", "created_unnoted", "created"]
 def test_wherever_its_process_dies_a_batch_is_paid_for_once(
     endpoint: Endpoint, store: LedgerStore, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
-    """The process "dies" by never getting on from there; its leases end, and another takes over."""
+    """The process "dies" by blocking at that call; its leases expire, and another takes over."""
     endpoint.script(batch_running_s=1.0)
     config = teacher(endpoint)
     wanted = requests(config, 30)
@@ -85,12 +85,12 @@ def test_wherever_its_process_dies_a_batch_is_paid_for_once(
             await asyncio.wait_for(reached.wait(), 300)
             asking.cancel()
             await actor.close()
-        # Its claims on requests and batches are no more renewed.
+        # Its claims on requests and batches are no longer renewed.
         with store.database.write() as connection:
             mine = tables.claims.c.owner == "job-a"
             connection.execute(sa.update(tables.claims).where(mine).values(expires_at=0.0))
         assert store.take([wanted[0].request_id], "job-x").others == (wanted[0].request_id,)
-        forsake(store)
+        expire_leases(store)
         other = start(config, store, "job-b")
         answers = await asyncio.wait_for(other.answer(wanted), 300)
         assert all(answer.response.error is None for answer in answers)
@@ -121,8 +121,8 @@ def test_two_processes_never_submit_the_same(endpoint: Endpoint, store: LedgerSt
     assert sum(answer.reused for answer in [*first, *second]) == 20
 
 
-def test_what_failed_in_an_adopted_batch_is_not_asked_for_nothing(endpoint: Endpoint, store: LedgerStore) -> None:
-    """Its final errors are known; only what may yet work goes into another batch."""
+def test_final_failures_of_an_adopted_batch_are_not_asked_again(endpoint: Endpoint, store: LedgerStore) -> None:
+    """Final errors are known; only transient failures go into another batch."""
     endpoint.script(poison={"Number 3.": 400}, batch_expired_share=0.2, batch_running_s=600)
     config = teacher(endpoint)
     wanted = requests(config, 20)
@@ -132,7 +132,7 @@ def test_what_failed_in_an_adopted_batch_is_not_asked_for_nothing(endpoint: Endp
         asking = asyncio.create_task(actor.answer(wanted))
         while not any(batch["status"] == "in_progress" for batch, _ in batches_of(endpoint)):
             await asyncio.sleep(0.05)
-        # What a batch does not get to is settled as it begins: only the first one leaves anything.
+        # A batch decides at its start which requests it leaves unprocessed; only the first leaves any.
         endpoint.script(batch_expired_share=0.0, batch_running_s=0)
         endpoint.hurry_batches()
         asking.cancel()
@@ -145,12 +145,12 @@ def test_what_failed_in_an_adopted_batch_is_not_asked_for_nothing(endpoint: Endp
 
     answers = asyncio.run(run())
     assert sum(answer.response.error is not None for answer in answers) == 1
-    # The second holds the fifth that the first did not get to, and not what failed there for good.
+    # The second holds the fifth left unprocessed by the first, without the final failures.
     assert [len(lines) for _, lines in batches_of(endpoint)] == [20, 4]
     assert set(answered(endpoint).values()) == {1}
 
 
-def test_a_batch_that_the_endpoint_does_not_know_is_not_asked_anew(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_a_batch_unknown_to_the_endpoint_is_not_submitted_again(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(batch_running_s=600)
     config = teacher(endpoint, provider="mine")
 
@@ -179,7 +179,7 @@ def test_a_batch_that_the_endpoint_does_not_know_is_not_asked_anew(endpoint: End
         assert all(a.response.text for a in ask(moved, store, requests(moved, 5), "job-c"))
 
 
-def test_an_endpoint_without_batches_says_so(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_an_endpoint_without_batches_is_reported(endpoint: Endpoint, store: LedgerStore) -> None:
     config = teacher(endpoint, price=PRICE)
     endpoint.script(batches="refused")
     with pytest.raises(TeacherError, match=r"teacher\.mode = 'batch': http.* has no batches"):
@@ -199,7 +199,7 @@ def start_driver(uri: str, config: OpenAITeacher, count: int, owner: str) -> sub
 def test_a_process_killed_at_any_moment_pays_nothing_twice(
     endpoint: Endpoint, store: LedgerStore, uri: str, seed: int
 ) -> None:
-    """``kill -9`` again and again, then one that may finish: no request is in two batches."""
+    """``kill -9`` repeatedly, then let one finish: no request is in two batches."""
     endpoint.script(batch_running_s=1.5, batch_validating_s=0.3)
     config = teacher(endpoint)
     moments = random.Random(seed)
@@ -208,7 +208,7 @@ def test_a_process_killed_at_any_moment_pays_nothing_twice(
         time.sleep(moments.uniform(0.2, 3.0))
         driver.kill()
         driver.communicate()
-        forsake(store)
+        expire_leases(store)
         with store.database.write() as connection:
             own = tables.claims.c.owner.startswith("job-")
             connection.execute(sa.update(tables.claims).where(own).values(expires_at=0.0))

@@ -41,7 +41,7 @@ def requests(count, start=0, **changes):
 
 
 def committed(path):
-    """Ids of the responses in the ledger at ``path``; none while its actor has not yet created the tables."""
+    """Ids of the responses in the ledger at ``path``; empty until its actor has created the tables."""
     if not path.exists():
         return set()
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
@@ -74,17 +74,17 @@ def test_answers_are_committed_before_they_are_seen_and_asked_once(path):
     assert all(texts[0].values())
 
 
-def test_a_teacher_that_dies_in_mid_ask_costs_only_what_it_had_not_committed(path):
-    """One process, killed after its first answers: it comes back, knows those, and goes on with its own claims."""
+def test_a_teacher_that_dies_while_answering_loses_only_uncommitted_answers(path):
+    """One process, killed after its first answers: it restarts, reuses them and resumes its own claims."""
     wanted = requests(16, start=100, max_tokens=40)
     done_before = set()
-    # Waiting for a lease of somebody else to end would take longer than this test may.
+    # Waiting for another owner's lease to expire would exceed this test's timeout.
     with TeacherPool(CONFIG, Ledger(f"sqlite:///{path}", lease_s=3600.0)) as pool:
         pool.start()
         process = ray.get(pool.actors[0].__ray_call__.remote(lambda actor: os.getpid()))
 
         def kill(batch):
-            if not done_before:  # at most two of the four batches are with the teacher when the first comes back
+            if not done_before:  # the teacher holds at most two of the four batches when the first returns
                 done_before.update(committed(path))
                 os.kill(process, signal.SIGKILL)
 
@@ -97,7 +97,7 @@ def test_a_teacher_that_dies_in_mid_ask_costs_only_what_it_had_not_committed(pat
         assert connection.execute("select count(*) from claims").fetchone() == (0,)
 
 
-def test_a_model_that_is_not_there_is_named_in_one_line(path):
+def test_a_missing_model_is_reported_in_one_line(path):
     with (
         pytest.raises(TeacherError) as caught,
         TeacherPool(CONFIG.model_copy(update={"model": "/no/such/model"}), Ledger(f"sqlite:///{path}")) as pool,
@@ -108,7 +108,7 @@ def test_a_model_that_is_not_there_is_named_in_one_line(path):
 
 
 def test_all_teachers_work_at_the_same_time(path):
-    # Classes of a function travel by value: the workers can't import this file.
+    # Classes defined in a function are pickled by value: the workers can't import this file.
     class Meeting:
         def __init__(self, expected):
             self.expected, self.there = expected, 0
@@ -120,7 +120,7 @@ def test_all_teachers_work_at_the_same_time(path):
             return self.there >= self.expected
 
     class Colleague:
-        """A teacher that answers only when all the others are at work too."""
+        """A teacher that answers only once all the others are working too."""
 
         def __init__(self, meeting):
             self.meeting = meeting

@@ -31,7 +31,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 def teacher(endpoint: Endpoint, **changes: Any) -> OpenAITeacher:
-    """Its rate is known, which spares the tests the search for it."""
+    """A teacher with a known rate, so that tests need not search for it."""
     settings = {
         "requests_per_minute": 60_000,
         "kind": "openai",
@@ -62,14 +62,14 @@ def requests(config: OpenAITeacher, count: int, choices: tuple[str, ...] = ()) -
 
 
 def ask(config: OpenAITeacher, path: Path, wanted: list[Request]) -> tuple[list[Response], int]:
-    """The pool's answers, and how many of them the ledger had."""
+    """Return the pool's answers, and how many of them came from the ledger."""
     with TeacherPool(config, Ledger(f"sqlite:///{path}")) as pool:
         table = pool.ask(wanted)
     return from_table(table.drop_columns("reused"), Response), sum(table["reused"].to_pylist())
 
 
 def asked(endpoint: Endpoint) -> dict[str, int]:
-    """How often each prompt was answered whole, without the trial request."""
+    """How often each prompt was answered completely, excluding the trial request."""
     counts: dict[str, int] = {}
     for entry in endpoint.book():
         if entry.answered and entry.prompt.startswith("Write"):
@@ -94,7 +94,7 @@ def test_everything_is_asked_once_and_paid_once(endpoint: Endpoint, tmp_path: Pa
     assert set(asked(endpoint).values()) == {1}
 
 
-def test_what_may_yet_work_is_tried_again_and_the_rest_is_recorded(
+def test_transient_failures_are_retried_and_final_ones_recorded(
     endpoint: Endpoint, tmp_path: Path, ray_cluster: Any
 ) -> None:
     endpoint.script(
@@ -113,14 +113,14 @@ def test_what_may_yet_work_is_tried_again_and_the_rest_is_recorded(
         assert connection.execute("select count(*) from claims").fetchone() == (0,)
 
 
-def test_the_slowest_request_of_a_batch_holds_up_no_other(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
-    """One in fifty hangs for ever: the pool still sends the rest of its batch, and the batches after it."""
+def test_the_slowest_request_of_a_batch_delays_no_other(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+    """One in fifty hangs forever: the pool still sends the rest of its batch, and later batches."""
     endpoint.script(latency_s=0.02, shares={"hang": 0.02}, decided_by="attempt")
     config = teacher(endpoint, timeout_s=3600.0, concurrency=64)
-    wanted = requests(config, 4 * HTTP_BLOCK)  # as many as may be on their way
+    wanted = requests(config, 4 * HTTP_BLOCK)  # the maximum in flight
 
     def hanging() -> int:
-        """How many hang, once every request has been sent and all others are answered; else 0."""
+        """The number of hanging requests once all were sent and the others answered; 0 before that."""
         sent = [entry for entry in endpoint.book() if entry.prompt.startswith("Write")]
         left = [entry for entry in sent if not entry.answered]
         return len(left) if len(sent) == len(wanted) and all(entry.fault == "hang" for entry in left) else 0
@@ -154,7 +154,7 @@ def test_a_wrong_key_stops_before_anything_is_asked(endpoint: Endpoint, tmp_path
     assert len(endpoint.book()) <= 2
 
 
-def test_one_process_of_the_pool_finds_out_for_all(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+def test_one_process_probes_for_the_whole_pool(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
     endpoint.script(logprobs="refused", options=("A", "B", "C"))
     config = teacher(endpoint, actors=3)
     answers, _ = ask(config, tmp_path / "ledger.db", requests(config, 60, CLASSES))
@@ -164,7 +164,7 @@ def test_one_process_of_the_pool_finds_out_for_all(endpoint: Endpoint, tmp_path:
     assert {entry.status for entry in endpoint.book() if entry.prompt.startswith("Write")} == {200}
 
 
-def test_a_budget_is_kept_and_what_was_bought_stays(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+def test_a_budget_is_kept_and_paid_answers_stay(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
     config = teacher(endpoint, budget_usd=0.01, price={"prompt": 10.0, "completion": 20.0})
     wanted = requests(config, 200)
     with pytest.raises(TeacherError, match=r"budget.*the same command resumes"):
@@ -187,7 +187,7 @@ def test_retries_are_counted(endpoint: Endpoint, tmp_path: Path, ray_cluster: An
     assert sum(table["retries"].to_pylist()) == len(sent) - 40 > 0
 
 
-def test_what_was_on_its_way_when_a_stage_stops_is_kept(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+def test_requests_in_flight_when_a_stage_stops_are_kept(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
     endpoint.script(latency_s=1.5, poison={f"Number {i}.": 400 for i in range(64)})
     config = teacher(endpoint)
     with TeacherPool(config, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool:
@@ -199,18 +199,18 @@ def test_what_was_on_its_way_when_a_stage_stops_is_kept(endpoint: Endpoint, tmp_
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         assert connection.execute("select count(*) from responses").fetchone() == (len(sent),)
         assert connection.execute("select count(*) from claims").fetchone() == (0,)
-    assert 0 < len(sent) <= 3 * HTTP_BLOCK  # which were on their way
+    assert 0 < len(sent) <= 3 * HTTP_BLOCK  # the requests in flight
     assert set(sent.values()) == {1}
 
 
 @pytest.mark.parametrize("end", ["fatal", "interrupted"])
-def test_what_is_on_its_way_when_a_job_ends_is_kept(
+def test_requests_in_flight_when_a_job_ends_are_kept(
     endpoint: Endpoint, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """One request gets 402, in one of many batches; or somebody presses Ctrl-C."""
-    monkeypatch.setattr("actors.teachers.pool.INTERRUPTED_S", 30.0)  # however busy the machine is
+    """One request in one of many batches gets 402, or the user presses Ctrl-C."""
+    monkeypatch.setattr("actors.teachers.pool.INTERRUPTED_S", 30.0)  # enough on a busy machine
     config = teacher(endpoint)
-    # The last one of its batch: what is on its way then belongs to others.
+    # The last one of its batch, so the requests then in flight belong to other batches.
     wanted = requests(config, 2000)
     prompts = sorted(request.messages[0].content for request in wanted)
     endpoint.script(latency_s=0.4, poison={prompts[2 * HTTP_BLOCK - 1]: 402} if end == "fatal" else {})
@@ -229,10 +229,10 @@ def test_what_is_on_its_way_when_a_job_ends_is_kept(
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         assert connection.execute("select count(*) from responses").fetchone() == (good,)
         assert connection.execute("select count(*) from claims").fetchone() == (0,)
-    assert HTTP_BLOCK - 1 <= good < len(wanted) / 2  # all of its batch but the one that ended it
+    assert HTTP_BLOCK - 1 <= good < len(wanted) / 2  # all of its batch except the one that ended the job
 
 
-def test_a_limit_that_holds_everything_back_is_told(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
+def test_a_limit_that_blocks_every_request_is_reported(endpoint: Endpoint, tmp_path: Path, ray_cluster: Any) -> None:
     config = teacher(endpoint)
     told = "waiting for the endpoint's rate limit (429), next try in"
     with TeacherPool(config, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as pool, ThreadPoolExecutor(1) as thread:
@@ -257,7 +257,7 @@ def test_a_limit_that_holds_everything_back_is_told(endpoint: Endpoint, tmp_path
     ],
     ids=["model", "host", "v1"],
 )
-def test_what_is_wrong_with_an_endpoint_reaches_the_driver_as_one_line(
+def test_an_endpoints_fault_reaches_the_driver_as_one_line(
     endpoint: Endpoint, tmp_path: Path, ray_cluster: Any, changes: dict[str, str], expected: str
 ) -> None:
     changes = {name: value or endpoint.root_url for name, value in changes.items()}

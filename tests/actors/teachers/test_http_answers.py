@@ -1,4 +1,4 @@
-"""A process of the pool for a teacher behind HTTP, in the test's own process: trial requests, odd replies, what they cost."""
+"""The pool's HTTP teacher actor in the test process: trial requests, odd replies and their costs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings(endpoint: Endpoint, **changes: Any) -> OpenAITeacher:
 
 
 def probe(config: OpenAITeacher, choices: bool) -> Abilities:
-    """What a trial request finds out."""
+    """Return the abilities found by a trial request."""
 
     async def run() -> Abilities:
         backend = OpenAIBackend(config)
@@ -52,7 +52,7 @@ def probe(config: OpenAITeacher, choices: bool) -> Abilities:
 
 
 def ask(config: OpenAITeacher, store: LedgerStore, wanted: list[Request]) -> list[Answer]:
-    """The answers, without a trial request."""
+    """Return the answers, without a trial request."""
 
     async def run() -> list[Answer]:
         actor = HttpTeacherActor(config, NearLedger(store), "job-a", NearLimiter(config))  # type: ignore[arg-type]
@@ -81,19 +81,19 @@ def test_a_model_that_names_no_class_is_blamed_where_classes_are_wanted(
     assert probe(config, choices=False) == Abilities()
 
 
-def test_an_account_without_credit_is_told_so(endpoint: Endpoint) -> None:
+def test_an_account_without_credit_is_reported(endpoint: Endpoint) -> None:
     endpoint.script(shares={"insufficient_quota": 1.0})
     for choices in (True, False):
         with pytest.raises(TeacherError, match=r"^teacher\.api_key_env = '': .* no credit .*; top it up"):
             probe(settings(endpoint), choices)
 
 
-def test_a_trial_for_text_finds_out_what_texts_are_asked_with(endpoint: Endpoint) -> None:
+def test_a_trial_for_text_finds_the_parameters_for_texts(endpoint: Endpoint) -> None:
     endpoint.script(refused_parameters=("stop",), max_tokens="refused")
     assert probe(settings(endpoint), choices=False) == Abilities(stop=False, completion_tokens=True)
 
 
-def test_an_endpoint_that_counts_no_tokens_is_found_out(endpoint: Endpoint) -> None:
+def test_an_endpoint_that_counts_no_tokens_is_detected(endpoint: Endpoint) -> None:
     endpoint.script(shares={"no_usage": 1.0})
     assert probe(settings(endpoint), choices=True) == Abilities(usage=False)
 
@@ -109,7 +109,7 @@ def test_a_budget_holds_where_no_tokens_are_counted(endpoint: Endpoint, store: L
 
 
 @pytest.mark.parametrize(("fault", "choices"), [("null_content", ()), ("refusal", ("app error", "billing", "refund"))])
-def test_what_a_failure_cost_is_counted(
+def test_the_cost_of_a_failure_is_counted(
     endpoint: Endpoint, store: LedgerStore, fault: str, choices: tuple[str, ...]
 ) -> None:
     endpoint.script(shares={fault: 1.0})
@@ -120,7 +120,7 @@ def test_what_a_failure_cost_is_counted(
     assert sum(one.cost_usd for one in answers) == pytest.approx(paid)
 
 
-def test_a_prompt_that_is_forbidden_stops_nothing_else(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_a_forbidden_prompt_stops_no_other_request(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(poison={"Number 7.": 403})
     config = settings(endpoint)
     wanted = requests(config, 30)
@@ -129,7 +129,7 @@ def test_a_prompt_that_is_forbidden_stops_nothing_else(endpoint: Endpoint, store
     assert failed[wanted[7].request_id].startswith("HTTP 403")  # type: ignore[union-attr]
 
 
-def test_a_key_that_is_no_longer_good_stops_everything(endpoint: Endpoint, store: LedgerStore) -> None:
+def test_a_revoked_key_stops_everything(endpoint: Endpoint, store: LedgerStore) -> None:
     endpoint.script(poison={"Number": 403})
     config = settings(endpoint)
     with pytest.raises(TeacherError, match=r"^teacher\.api_key_env"):

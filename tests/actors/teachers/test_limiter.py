@@ -1,4 +1,4 @@
-"""The limiter for real: several processes on one Ray share it, and it dies."""
+"""The limiter on a real Ray: several processes share it, and it dies."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def start(ray_cluster, request):
 
 
 def clients(ray, handle, count):
-    """Processes that send requests which take ``latency_s``; each tells when they began and ended."""
+    """Start processes that send requests of ``latency_s`` and return each request's start and end."""
 
     class Client:
         def __init__(self, handle, holder):
@@ -96,7 +96,7 @@ def test_several_processes_share_rate_and_concurrency(ray_cluster, start):
     assert (state.succeeded, state.refused, state.failed) == (450, 0, 0)
 
 
-def test_the_budget_is_shared_and_a_dead_process_s_share_stays_reserved(ray_cluster, start):
+def test_the_budget_is_shared_and_a_dead_processs_share_stays_reserved(ray_cluster, start):
     handle = start(Limits(concurrency=64, requests_per_minute=1e6, budget_usd=1.0), lease_s=10.0)
     one, two, dying = clients(ray_cluster, handle, 3)
     ray_cluster.get(dying.hold.remote(0.25))
@@ -109,10 +109,12 @@ def test_the_budget_is_shared_and_a_dead_process_s_share_stays_reserved(ray_clus
         assert "budget_usd = 1 reached: $0.9940 spent, of which up to $0.2500 by processes that died" in stop
 
 
-def test_a_limiter_that_dies_forgets_no_dollar(ray_cluster, start):
+def test_a_restarted_limiter_keeps_its_spend(ray_cluster, start):
     handle = start(Limits(concurrency=64, requests_per_minute=1e6, budget_usd=1.0))
     one, two = clients(ray_cluster, handle, 2)
-    spans, stop = ray_cluster.get(one.send.remote(50, usd=0.01, cost=0.01))  # and leaves, so only the file knows
+    spans, stop = ray_cluster.get(
+        one.send.remote(50, usd=0.01, cost=0.01)
+    )  # the client then leaves, so only the file has the record
     assert (len(spans), stop) == (50, None)
     sending = two.send.remote(500, 0.2, usd=0.01, cost=0.01, workers=4)
     deadline = time.monotonic() + 300
@@ -141,7 +143,7 @@ def test_a_limiter_that_is_gone_for_good_is_an_error(ray_cluster, start):
         handle.state()
 
 
-def test_an_endpoint_that_fails_always_ends_in_a_message(ray_cluster, start):
+def test_an_endpoint_that_always_fails_ends_in_an_error(ray_cluster, start):
     handle = start(Limits(concurrency=8), breaker=BreakerSettings(failures=8, first_pause_s=0.1, give_up_s=1.0))
 
     async def send():
@@ -157,7 +159,7 @@ def test_an_endpoint_that_fails_always_ends_in_a_message(ray_cluster, start):
         asyncio.run(asyncio.wait_for(send(), 300))
 
 
-def test_what_a_slot_costs_a_process(ray_cluster, start):
+def test_cpu_time_per_slot(ray_cluster, start):
     handle = start(Limits(concurrency=256))
 
     async def send(seconds, workers):

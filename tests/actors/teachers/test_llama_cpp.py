@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that nobody here wrote: llama.cpp's, from the package xllamacpp, with the packaged GGUF."""
+"""A third-party OpenAI-compatible server: llama.cpp's, from the package xllamacpp, with the packaged GGUF."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def teacher(address: str, monkeypatch: pytest.MonkeyPatch) -> OpenAITeacher:
 
 
 def drive(config: OpenAITeacher, use: Callable[[OpenAIBackend], Awaitable[Result]]) -> Result:
-    """What ``use`` makes of a backend after its trial request."""
+    """Return the result of ``use`` on a backend after its trial request."""
 
     async def run() -> Result:
         backend = OpenAIBackend(config)
@@ -65,7 +65,7 @@ def drive(config: OpenAITeacher, use: Callable[[OpenAIBackend], Awaitable[Result
 
 
 def answer(config: OpenAITeacher, *requests: Request) -> list[Response]:
-    """Their answers, asked at the same time; none may fail."""
+    """Send all requests concurrently and return the answers; none may fail."""
 
     async def use(backend: OpenAIBackend) -> list[Response]:
         sent = await asyncio.gather(*map(backend.send, requests))
@@ -110,12 +110,12 @@ def test_it_chooses_with_a_probability_for_every_class(teacher: OpenAITeacher) -
         assert None not in response.choice_logprobs
         mass = sum(math.exp(value) for value in response.choice_logprobs if value is not None)
         assert response.residual_mass is not None
-        # What it tells of is its distribution before the grammar, so other tokens have some of it.
+        # The server reports the distribution before the grammar applies, so other tokens have some mass.
         assert mass + response.residual_mass == pytest.approx(1.0, abs=1e-3)
         assert mass > 0.05
 
 
-def test_names_stand_for_themselves_where_there_are_too_many_for_letters(teacher: OpenAITeacher) -> None:
+def test_class_names_are_used_where_letters_run_out(teacher: OpenAITeacher) -> None:
     names = tuple(f"intent number {number}" for number in range(77))
     text = "Classes:\n" + "\n".join(names) + "\n\nText: My card was charged twice. Which class?"
     (response,) = answer(teacher, make_request(teacher, text, names, tokens=16))
@@ -123,7 +123,7 @@ def test_names_stand_for_themselves_where_there_are_too_many_for_letters(teacher
     assert response.finish_reason == "stop"
 
 
-def test_what_is_too_long_fails_for_good(teacher: OpenAITeacher) -> None:
+def test_a_prompt_that_is_too_long_is_a_final_failure(teacher: OpenAITeacher) -> None:
     async def use(backend: OpenAIBackend) -> None:
         sent = await backend.send(make_request(teacher, "word " * 6000))
         assert sent.failure is not None

@@ -1,4 +1,4 @@
-"""The pool as a stream: what is held, what is looked up, where batches go."""
+"""The pool as a stream: memory, look-ups in the ledger, and where batches go."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from potstill.rows import Message, Request, Response, Sampling, from_table, to_t
 
 
 def requests(count: int, words: str = "w") -> list[Request]:
-    """Prompts of a few common beginnings, in no order."""
+    """Prompts with a few common prefixes, unordered."""
     return [
         Request(
             "generate",
@@ -40,11 +40,11 @@ def requests(count: int, words: str = "w") -> list[Request]:
     ]
 
 
-def test_batches_hold_prompts_that_begin_alike_and_repeat_none() -> None:
+def test_batches_group_prompts_by_prefix_and_repeat_none() -> None:
     wanted = requests(50)
     batches = [from_table(batch, Request) for batch in _cut(to_table(wanted, Request).slice(10), 8)]
     assert [len(batch) for batch in batches] == [8, 8, 8, 8, 8]
-    # Stable: what is alike stays in the order of the plan.
+    # Stable: equal prefixes keep the plan's order.
     expected = sorted(wanted[10:], key=lambda request: request.messages[0].content)
     assert [request for batch in batches for request in batch] == expected
 
@@ -76,7 +76,7 @@ def test_ledger_rows_as_a_table_are_the_responses(tmp_path: Path) -> None:
 def pool(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[TeacherPool]:
     """Two processes that answer at once; every odd request of the first 400 is in the ledger."""
 
-    # A class of a function travels by value: the workers can't import this file.
+    # A class defined in a function is pickled by value: the workers can't import this file.
     class Instant:
         def __init__(self) -> None:
             self.batches: list[list[str]] = []
@@ -112,7 +112,7 @@ def pool(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.mark.slow
 def test_a_stream_is_read_as_it_is_answered(pool: TeacherPool) -> None:
-    """However long the stream, the pool is at most some tables ahead of its answers."""
+    """Regardless of the stream's length, the pool reads at most a few tables ahead of its answers."""
     planned = answered = furthest = 0
 
     def plan() -> Iterator[pa.Table]:
@@ -129,13 +129,13 @@ def test_a_stream_is_read_as_it_is_answered(pool: TeacherPool) -> None:
         assert batch["reused"].to_pylist() == [text == "old" for text in batch["text"].to_pylist()]
     assert answered == len(texts) == 2000
     assert texts == {one.request_id: "old" if i < 400 and i % 2 else "new" for i, one in enumerate(requests(2000))}
-    # The table that is answered, the one that is looked up meanwhile, and what is under way.
+    # The table being answered, the one being looked up, and those in flight.
     assert furthest <= 3 * 120
     assert sum(len(batch) for one in ray.get([one.seen.remote() for one in pool.actors]) for batch in one) == 1800
 
 
 @pytest.mark.slow
-def test_a_stream_that_is_given_up_is_read_no_further(pool: TeacherPool) -> None:
+def test_an_abandoned_stream_is_read_no_further(pool: TeacherPool) -> None:
     planned = 0
 
     def plan() -> Iterator[pa.Table]:
@@ -168,7 +168,7 @@ def test_one_process_sees_the_same_batches_every_time(pool: TeacherPool, monkeyp
 
 @pytest.mark.slow
 def test_many_requests_go_through_ray_data(pool: TeacherPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some are handed out before it shows how many there are; the rest by Ray Data, each once, in bounded batches."""
+    """The pool hands out some before their number is known; Ray Data hands out the rest once, in bounded batches."""
     monkeypatch.setattr(pool_module, "LARGE", 300)
     folder = tmp_path / "spool"
     folder.mkdir()

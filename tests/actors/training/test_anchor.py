@@ -1,4 +1,4 @@
-"""The seeds-only student as the anchor of another's training, on a tiny BERT."""
+"""The seeds-only student as the anchor of another student, on a tiny BERT."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def train(
     folder: Path, tiny: str, rows: Any = ROWS, asked: Any = ASKED, **changes: Any
 ) -> tuple[Path, Path, dict[str, float]]:
-    """A student of the seeds, and one of ``rows`` with it as the anchor: both exports, and the anchor's weight."""
+    """Train a seeds-only student, and one on ``rows`` anchored to it; return both exports and the anchor's weight."""
     settings = {"model": tiny, "epochs": 1, "min_steps": 300, "batch_size": 16, "learning_rate": 2e-3}
     config = StudentConfig(**{**settings, "precision": "float32", **changes})
     student_folder.write_rows(str(folder / "seeds"), rows=SEEDS)
@@ -59,8 +59,8 @@ def test_the_export_is_the_weighted_mean_of_both_students(tiny: str, tmp_path: P
         np.testing.assert_allclose(mixed[name], 0.75 * own[name] + 0.25 * one[name], atol=1e-5, err_msg=name)
 
 
-def test_an_opinion_pulls_wrong_labels_back(tiny: str, tmp_path: Path) -> None:
-    """Half of the fruit is labelled tool, without certainty; the anchor corrects it."""
+def test_the_anchor_corrects_wrong_labels(tiny: str, tmp_path: Path) -> None:
+    """Half of the fruit has an uncertain label, tool; the anchor corrects it."""
     from actors.inference.predictor import Predictor
 
     def spoil(number: int, row: Any) -> Any:
@@ -75,7 +75,7 @@ def test_an_opinion_pulls_wrong_labels_back(tiny: str, tmp_path: Path) -> None:
     assert probs[1] > probs[0] + 0.05
 
 
-def test_auto_listens_only_to_a_student_that_agrees_with_the_teacher(tiny: str, tmp_path: Path) -> None:
+def test_auto_weights_only_an_anchor_that_agrees_with_the_teacher(tiny: str, tmp_path: Path) -> None:
     _, _, agreed = train(tmp_path / "agreed", tiny)
     assert agreed["agreement"] > 0.45
     assert agreed["opinion"] == pytest.approx(1.0)

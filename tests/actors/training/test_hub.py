@@ -1,4 +1,4 @@
-"""Starting weights from the hub: what they are is asked of it, or read from its cache."""
+"""Starting weights from the hub: their pooling and revision come from the hub or its cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_pooling(folder: Path, mean: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("mean", [True, False])
-def test_a_hub_model_is_asked_how_it_is_pooled(tmp_path: Path, mean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_models_pooling_is_read(tmp_path: Path, mean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_pooling(tmp_path, mean)
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda name, wanted: {(NAME, "1_Pooling/config.json"): file}[name, wanted]
@@ -36,7 +36,7 @@ def test_a_hub_model_is_asked_how_it_is_pooled(tmp_path: Path, mean: bool, monke
 @pytest.mark.parametrize(
     "error", [EntryNotFoundError("no such file"), LocalEntryNotFoundError("offline"), OSError("no network")]
 )
-def test_one_that_says_nothing_is_not_mean_pooled(
+def test_a_model_without_pooling_settings_is_not_mean_pooled(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: str, wanted: str) -> None:
@@ -47,13 +47,13 @@ def test_one_that_says_nothing_is_not_mean_pooled(
     assert not pooling.was_mean_pooled(str(tmp_path))
 
 
-def test_a_student_of_other_weights_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_weights_make_a_different_student(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "model_info", lambda name, timeout: SimpleNamespace(sha="abc"))
     assert hub.find_commit(NAME) == "abc"
     assert weights_digest(NAME, "abc") != weights_digest(NAME, "abd") != weights_digest(NAME)
 
 
-def test_without_network_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_cache_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, timeout: float) -> None:
         raise OSError("no network")
 
@@ -64,7 +64,7 @@ def test_without_network_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch) -> 
     assert hub.find_commit(NAME) is None
 
 
-def test_a_folder_s_pooling_is_part_of_its_digest(tmp_path: Path) -> None:
+def test_a_folders_pooling_is_part_of_its_digest(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     digests = [weights_digest(str(tmp_path))]
     for mean in (True, False):

@@ -90,7 +90,7 @@ def test_native_pooling_leaves_the_checkpoint_alone():
     assert encoder.model.config.num_hidden_layers == 6
 
 
-def test_a_sentence_encoder_that_is_no_bert_says_what_is_lost(tmp_path):
+def test_a_sentence_encoder_other_than_bert_reports_what_is_lost(tmp_path):
     from transformers import DistilBertConfig, DistilBertModel
 
     folder = Path(make_student(tmp_path / "tiny"))

@@ -25,7 +25,7 @@ from tests.support.tiny_student import make_rows, make_student
 pytestmark = pytest.mark.slow
 STEPS, EVERY, STOP = 20, 4, 8
 GENTLE = {"min_steps": STEPS, "weight_decay": 1.0, "learning_rate": 2e-3}
-"""Decay strong enough to show on a bias that comes back with some; steps small enough not to blow up rounding."""
+"""Decay strong enough to show if a bias is decayed after resuming; steps small enough not to amplify rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def uninterrupted(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> ArmRep
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Grows by the rows of each step that the single worker computes."""
+    """Collects the rows of each step that the single worker computes."""
     seen: list[list[int]] = []
     plain = Loop._step
 
@@ -75,8 +75,10 @@ def test_a_resumed_training_is_the_uninterrupted_one_even_with_dropout(tiny: str
             np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
 
 
-def test_another_number_of_workers_goes_on_in_every_stage(tiny: str, uninterrupted: ArmReport, tmp_path: Path) -> None:
-    """2 -> 1 and 1 -> 2, ZeRO 0 to 3; what is computed after the checkpoint and before the stop is lost."""
+def test_training_resumes_with_another_number_of_workers_in_every_stage(
+    tiny: str, uninterrupted: ArmReport, tmp_path: Path
+) -> None:
+    """2 -> 1 and 1 -> 2 workers, ZeRO 0 to 3; steps between the checkpoint and the stop are lost."""
     configs = [settings(tiny, zero_stage=stage, checkpoint_steps=EVERY, **GENTLE) for stage in range(4)]
 
     def jobs(name: str) -> list[tuple[TrainingJob, str]]:
@@ -97,15 +99,15 @@ def test_another_number_of_workers_goes_on_in_every_stage(tiny: str, uninterrupt
         assert report["workers"] == (1 if number >= 4 else 2)
         assert report["resumed"] == [STOP]
         assert report["examples"] == uninterrupted.examples
-        # So close that a skipped or doubled text shows, and weight decay on biases, or a step counted twice.
+        # Tight enough to catch a skipped or repeated text, weight decay on biases, or a step counted twice.
         np.testing.assert_allclose(report["losses"], uninterrupted.losses, rtol=3e-5, err_msg=where)
 
 
-def test_what_was_computed_after_the_checkpoint_is_computed_again(
+def test_steps_after_the_checkpoint_are_recomputed(
     tiny: str, uninterrupted: ArmReport, tmp_path: Path, computed: list[list[int]]
 ) -> None:
     class Dies(FolderCheckpoints):
-        """At the fourth checkpoint, before it counts."""
+        """Dies at the fourth checkpoint, before accepting it."""
 
         def accept(self, name: str, step: int) -> None:
             if step == 4 * EVERY:
@@ -136,7 +138,7 @@ def test_early_stopping_survives(tiny: str, tmp_path: Path) -> None:
     assert all((one[name] == two[name]).all() for name in one), "the best weights were before the stop"
 
 
-def test_a_checkpoint_of_another_arm_is_none(tiny: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_arm_is_ignored(tiny: str, tmp_path: Path) -> None:
     config = settings(tiny, min_steps=10, checkpoint_steps=5)
     one, two = prepare(tmp_path, config, Arm("a", ROWS)), prepare(tmp_path, config, Arm("b", ROWS, seed=1))
     assert attempt(one, str(tmp_path / "saved"), stop_at=5) is None
@@ -144,7 +146,7 @@ def test_a_checkpoint_of_another_arm_is_none(tiny: str, tmp_path: Path) -> None:
 
 
 class Cramped(FolderCheckpoints):
-    """A file system that takes no file above 20 kB while ``full`` checkpoints are stored."""
+    """A file system that rejects files above 20 kB while ``full`` checkpoints are stored."""
 
     full: tuple[int, ...] = ()
     calls = 0
@@ -160,7 +162,7 @@ class Cramped(FolderCheckpoints):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_space_for_a_checkpoint_is_said_and_the_last_good_one_stays(tiny: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(tiny: str, tmp_path: Path) -> None:
     config = settings(tiny, min_steps=20, checkpoint_steps=5)
     job = prepare(tmp_path, config)
     place = Cramped(str(tmp_path / "saved"))
@@ -177,7 +179,7 @@ def test_no_space_for_a_checkpoint_is_said_and_the_last_good_one_stays(tiny: str
     assert len(list((tmp_path / "saved").glob("checkpoint_*"))) == 1
 
 
-def test_deepspeeds_own_writing_may_fail_too(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_by_deepspeed_is_handled_too(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = snapshot.write
 
     def cramped(*arguments: Any) -> str | None:
@@ -195,8 +197,8 @@ def test_deepspeeds_own_writing_may_fail_too(tiny: str, tmp_path: Path, monkeypa
         assert report.warnings[0].startswith("no checkpoint at step 5: ")
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny: str, tmp_path: Path) -> None:
-    """At the step of a checkpoint the loss can be a number still, and the weights not."""
+def test_nan_weights_are_never_saved(tiny: str, tmp_path: Path) -> None:
+    """At a checkpoint's step the loss can still be finite while the weights are not."""
     config = settings(tiny, learning_rate=1e30, clip_norm=0.0, warmup_ratio=0.0, checkpoint_steps=1)
     with pytest.raises(StageError, match=r"'one' stopped: the (loss is|weights are)"):
         student.train_arms(prepare(tmp_path, config), FolderCheckpoints(str(tmp_path / "saved")))
@@ -207,13 +209,15 @@ def test_weights_that_are_no_numbers_are_never_saved(tiny: str, tmp_path: Path) 
         assert all(torch.isfinite(value).all() for value in state["module"].values())
 
 
-def test_steps_zero_means_none(tiny: str, tmp_path: Path) -> None:
+def test_zero_checkpoint_steps_disable_checkpoints(tiny: str, tmp_path: Path) -> None:
     job = prepare(tmp_path, settings(tiny, min_steps=10, checkpoint_steps=0))
     student.train_arms(job, FolderCheckpoints(str(tmp_path / "saved")))
     assert list((tmp_path / "saved").iterdir()) == []
 
 
-def test_a_notice_checkpoints_at_once_and_once(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preemption_notice_triggers_one_immediate_checkpoint(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from actors.training import loop
 
     class Noticed(FolderCheckpoints):

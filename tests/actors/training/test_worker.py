@@ -1,4 +1,4 @@
-"""The training loop on a tiny BERT: the same losses however the work is divided, and an export anyone can load.
+"""The training loop on a tiny BERT: equal losses however the work is split, and an export for plain transformers.
 
 One worker is this process; two are subprocesses joined by gloo, without Ray (tests/jobs/stages/test_train.py has it).
 """
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def reference(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> ArmReport:
-    """ZeRO 0, one worker, one micro-batch a step as far as cheaper."""
+    """ZeRO 0, one worker, one micro-batch a step where that is cheaper."""
     return train(tmp_path_factory.mktemp("reference"), settings(tiny))[0]
 
 
@@ -80,7 +80,7 @@ def test_padded_batches_give_the_same_losses(tiny: str, reference: ArmReport, tm
 
 
 def test_the_steps_are_those_of_a_plain_pytorch_loop(tiny: str, reference: ArmReport) -> None:
-    """One padded batch a step, torch's AdamW without decay on biases and norms, clipping, linear schedule."""
+    """One padded batch a step, torch's AdamW with no decay on biases and norms, clipping, linear schedule."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -121,7 +121,7 @@ def test_offload_gives_the_same_losses(tiny: str, reference: ArmReport, tmp_path
     np.testing.assert_allclose(report.losses, reference.losses, rtol=1e-4)
 
 
-def test_settings_passed_through_reach_deepspeed_or_are_refused_by_it(
+def test_deepspeed_settings_are_passed_on_and_deepspeed_rejects_invalid_ones(
     tiny: str, reference: ArmReport, tmp_path: Path
 ) -> None:
     passed = {"zero_optimization": {"reduce_bucket_size": 2000}}
@@ -137,7 +137,7 @@ def test_settings_passed_through_reach_deepspeed_or_are_refused_by_it(
 def test_two_workers_give_the_same_losses_in_every_stage(tiny: str, reference: ArmReport, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{"zero_stage": stage} for stage in range(4)] + [{"micro_batch_tokens": 48}]
     jobs = [prepare(tmp_path / str(i), settings(tiny, **change)) for i, change in enumerate(changes)]
-    # Fewer texts in a batch than workers: one of them computes padding alone.
+    # A batch with fewer texts than workers: one worker computes only padding.
     lonely = prepare(tmp_path / "lonely", settings(tiny, batch_size=1, min_steps=20), Arm("two", ROWS[:2]))
     alone = train(tmp_path / "alone", settings(tiny, batch_size=1, min_steps=20), Arm("two", ROWS[:2]))[0]
     *reports, two = two_workers(tmp_path / "work", [(job, None, None) for job in (*jobs, lonely)])
@@ -169,7 +169,7 @@ def test_the_same_seed_gives_the_same_student_with_dropout(tiny: str, tmp_path: 
 
 
 def test_loss_is_normalised_by_the_weights(tiny: str, tmp_path: Path) -> None:
-    """A row of weight 3 counts as three rows of weight 1 do."""
+    """A row of weight 3 counts as much as three rows of weight 1."""
     from dataclasses import replace
 
     config = settings(tiny, batch_size=64, epochs=3, min_steps=1)
@@ -195,7 +195,7 @@ def test_the_export_loads_from_plain_transformers(tiny: str, tmp_path: Path) -> 
     assert [answer["label"] for answer in answers] == ["tool", "fruit", "weather"]
 
 
-def test_unused_vocabulary_is_put_back_untouched(tiny: str, tmp_path: Path) -> None:
+def test_unused_vocabulary_is_restored_unchanged(tiny: str, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     job = prepare(tmp_path, settings(tiny, min_steps=5))
@@ -249,18 +249,18 @@ def test_early_stopping_keeps_the_best_weights(tiny: str, tmp_path: Path) -> Non
     assert report.best_step == best["step"] < report.steps
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_step(tiny: str, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_training_and_names_the_step(tiny: str, tmp_path: Path) -> None:
     config = settings(tiny, learning_rate=1e30, clip_norm=0.0, warmup_ratio=0.0)
     with pytest.raises(StageError, match=r"'one' stopped: the loss is (nan|inf) at step [2-9] "):
         train(tmp_path, config)
     assert student_folder.read_report(prepare(tmp_path, config).arms[0].folder) is None
 
 
-def test_long_texts_are_cut_and_counted_and_it_is_said(
+def test_long_texts_are_truncated_counted_and_reported(
     tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = train(tmp_path, settings(tiny, max_length=8, min_steps=5))[0]
-    # Words and tokens are the same here; two more tokens begin and end a text. One of just 8 tokens is not cut.
+    # Each word is one token here; two special tokens enclose a text. One of exactly 8 tokens is not truncated.
     too_long = {row.text for row in ROWS if len(row.text.split()) + 2 > 8}
     assert any(len(row.text.split()) + 2 == 8 for row in ROWS)
     assert report.truncated == len(too_long)
@@ -316,7 +316,7 @@ def test_a_tokenizer_of_another_family_is_refused(tiny: str, tmp_path: Path) -> 
         train(tmp_path / "a", settings(str(broken)))
 
 
-def test_code_of_a_checkpoint_is_never_run(tiny: str, tmp_path: Path) -> None:
+def test_a_checkpoints_code_is_never_run(tiny: str, tmp_path: Path) -> None:
     import json
     import shutil
 

@@ -15,7 +15,7 @@ from jobs.study.cells import plan_cells
 from jobs.study.run import study
 from potstill.errors import InputError
 from potstill.study.config import is_study, parse_study
-from tests.support.study_fakes import World
+from tests.support.study_fakes import FakeStudy
 
 ROOT = Path(__file__).parents[3]
 TASKS = ROOT / "tests/fixtures/tasks"
@@ -80,7 +80,7 @@ def test_sources_that_share_their_requests_are_counted_once(content):
 
 def test_a_finished_study_asks_nothing_and_says_so(content, plan, monkeypatch):
     with monkeypatch.context() as faked:
-        World().install(faked)
+        FakeStudy().install(faked)
         study(parse_study(content))
     assert "the study is finished" in plan()
     assert "no remaining source needs a teacher" in plan(sources=["real"], name="another")

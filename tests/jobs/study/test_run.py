@@ -25,7 +25,7 @@ from potstill.strategies import wordnet
 from potstill.study.config import load, parse_study
 from potstill.study.sources import SOURCES
 from potstill.study.tables import TABLES, read_study
-from tests.support.study_fakes import World
+from tests.support.study_fakes import FakeStudy
 
 TASKS = Path(__file__).parents[2] / "fixtures/tasks"
 SMALL = {
@@ -51,7 +51,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def world(monkeypatch):
-    return World().install(monkeypatch)
+    return FakeStudy().install(monkeypatch)
 
 
 def _folder(config):

@@ -16,7 +16,7 @@ from potstill.limits.pacer import HolderReport, Limits, Pacer
 from potstill.limits.rate import AnswerCounts, RateControl
 from potstill.limits.shares import Shares
 from potstill.limits.wallet import Outcome, Wallet
-from tests.support.simulation import FixedWindowServer, SlidingWindowServer, TokenBucketServer, World
+from tests.support.simulation import FixedWindowServer, Simulation, SlidingWindowServer, TokenBucketServer
 
 A_MINUTE = 3000
 ALLOWED = 2 * A_MINUTE
@@ -80,7 +80,7 @@ def most_in_a_window(times, seconds):
 @pytest.mark.parametrize("known", ["configured", "announced"])
 def test_a_known_limit_is_used_and_obeyed(server, seed, known):
     limits = Limits(256, requests_per_minute=A_MINUTE if known == "configured" else None)
-    world = World(Pacer(limits), server, announces=A_MINUTE if known == "announced" else None, seed=seed)
+    world = Simulation(Pacer(limits), server, announces=A_MINUTE if known == "announced" else None, seed=seed)
     book = world.run(120)
     assert len(book.ok) >= 0.95 * ALLOWED
     assert book.refused_share < 0.01
@@ -90,7 +90,7 @@ def test_a_known_limit_is_used_and_obeyed(server, seed, known):
 
 
 def test_a_known_limit_is_used_even_where_hardly_a_burst_is_borne(seed):
-    book = World(Pacer(Limits(256, requests_per_minute=A_MINUTE)), TIGHT(), seed=seed).run(120)
+    book = Simulation(Pacer(Limits(256, requests_per_minute=A_MINUTE)), TIGHT(), seed=seed).run(120)
     assert len(book.ok) >= 0.9 * ALLOWED
     assert book.refused_share < 0.01
 
@@ -99,7 +99,7 @@ def test_a_known_limit_is_used_even_where_hardly_a_burst_is_borne(seed):
 @pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
 @pytest.mark.parametrize("refusal_latency", [(0.02, 0.08), (0.15, 0.25)], ids=["fast 429", "slow 429"])
 def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
-    world = World(Pacer(Limits(256)), server, tells_wait=tells_wait, refusal_latency=refusal_latency, seed=seed)
+    world = Simulation(Pacer(Limits(256)), server, tells_wait=tells_wait, refusal_latency=refusal_latency, seed=seed)
     book = world.run(120)
     assert len(book.ok) >= 0.8 * ALLOWED
     assert book.refused_share < 0.03
@@ -107,7 +107,7 @@ def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
 
 @pytest.mark.slow
 def test_an_unknown_limit_is_found_with_whole_seconds_to_wait(server, seed):
-    book = World(Pacer(Limits(256)), InWholeSeconds(server), tells_wait=True, seed=seed).run(120)
+    book = Simulation(Pacer(Limits(256)), InWholeSeconds(server), tells_wait=True, seed=seed).run(120)
     assert len(book.ok) >= 0.8 * ALLOWED
     assert book.refused_share < 0.03
 
@@ -115,7 +115,7 @@ def test_an_unknown_limit_is_found_with_whole_seconds_to_wait(server, seed):
 @pytest.mark.slow
 def test_slow_answers_leave_little_of_a_rate_unused(server, seed):
     """Four seconds an answer: the window must be 200 before the allowed rate is reached."""
-    book = World(Pacer(Limits(256)), server, latency=(2.0, 6.0), seed=seed).run(120)
+    book = Simulation(Pacer(Limits(256)), server, latency=(2.0, 6.0), seed=seed).run(120)
     assert len(book.ok) >= 0.78 * ALLOWED
     assert book.refused_share < 0.03
 
@@ -124,20 +124,20 @@ def test_slow_answers_leave_little_of_a_rate_unused(server, seed):
 @pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
 def test_refusals_that_no_rate_avoids_slow_nothing_down_for_long(share, tells_wait, seed):
-    book = World(Pacer(Limits(64)), AtRandom(share), tells_wait=tells_wait, seed=seed).run(120)
+    book = Simulation(Pacer(Limits(64)), AtRandom(share), tells_wait=tells_wait, seed=seed).run(120)
     assert len(book.ok) >= 0.7 * (1 - share) * 120 * 64 / 0.2
     assert book.stop is None
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_such_refusals_leave_a_known_limit_in_use(share, seed):
-    world = World(Pacer(Limits(256, requests_per_minute=A_MINUTE)), AtRandom(share, TIGHT()), seed=seed)
+    world = Simulation(Pacer(Limits(256, requests_per_minute=A_MINUTE)), AtRandom(share, TIGHT()), seed=seed)
     assert len(world.run(60).ok) >= 0.75 * (1 - share) * A_MINUTE
 
 
 def test_refusals_of_every_third_request_end_no_search():
     """Something gets through all the time, and no process asks the limiter in a circle."""
-    world = World(Pacer(Limits(64)), AtRandom(0.33), tells_wait=True)
+    world = Simulation(Pacer(Limits(64)), AtRandom(0.33), tells_wait=True)
     book = world.run(60)
     assert all(sum(start <= time < start + 10 for time in book.ok) > 3 for start in range(0, 60, 10))
     assert book.exchanges < 60 * 4 * 40
@@ -151,7 +151,7 @@ def test_a_limit_that_comes_while_refusals_are_put_up_with_is_found():
         def admit(self, now):
             return (self.open if now < 60 else self.limit).admit(now)
 
-    book = World(Pacer(Limits(64)), Late()).run(180)
+    book = Simulation(Pacer(Limits(64)), Late()).run(180)
     ok, refused = (sum(90 <= time < 180 for time in times) for times in (book.ok, book.refused))
     assert ok >= 0.7 * 90 * 50
     assert refused < 0.3 * (ok + refused)
@@ -163,14 +163,14 @@ def test_a_rate_that_was_halved_by_somebody_else_is_found_again():
             self.rate = 25 if 40 <= now < 80 else 50
             return super().admit(now)
 
-    book = World(Pacer(Limits(256, requests_per_minute=A_MINUTE)), Shared(A_MINUTE, 50)).run(140)
+    book = Simulation(Pacer(Limits(256, requests_per_minute=A_MINUTE)), Shared(A_MINUTE, 50)).run(140)
     assert book.refused_share < 0.03
     assert 0.85 * 25 * 20 < sum(60 <= time < 80 for time in book.ok) <= 25 * 20 + 50
     assert sum(120 <= time < 140 for time in book.ok) > 0.9 * 50 * 20
 
 
 def test_without_limits_only_concurrency_bounds():
-    world = World(Pacer(Limits(256)), Open())
+    world = Simulation(Pacer(Limits(256)), Open())
     book = world.run(40)
     assert book.most_in_flight == 256
     assert sum(30 <= time < 40 for time in book.ok) > 0.9 * 10 * 256 / 0.2
@@ -178,7 +178,7 @@ def test_without_limits_only_concurrency_bounds():
 
 
 def test_retry_after_is_obeyed_by_all():
-    world = World(Pacer(Limits(256)), FixedWindowServer(1000), tells_wait=True)
+    world = Simulation(Pacer(Limits(256)), FixedWindowServer(1000), tells_wait=True)
     book = world.run(170)
     for end in (60, 120):
         first = min(time for time in book.refused if end - 60 <= time < end)
@@ -222,7 +222,7 @@ def test_tokens_a_minute_are_obeyed_and_corrected_by_what_was_used():
 
 
 def test_concurrency_is_never_exceeded_and_few_processes_leave_none_of_it_unused():
-    world = World(Pacer(Limits(7, requests_per_minute=1e6)), Open(), clients=3)
+    world = Simulation(Pacer(Limits(7, requests_per_minute=1e6)), Open(), clients=3)
     book = world.run(20)
     assert book.most_in_flight == 7
     assert len(book.ok) > 0.9 * 20 * 7 / 0.2
@@ -317,7 +317,7 @@ def test_the_budget_is_never_exceeded(budget, steps):
 
 
 def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
-    book = World(Pacer(Limits(64, requests_per_minute=60_000, budget_usd=3.0)), Open(), usd=0.01).run(60)
+    book = Simulation(Pacer(Limits(64, requests_per_minute=60_000, budget_usd=3.0)), Open(), usd=0.01).run(60)
     assert "budget_usd = 3 reached: $2.99" in book.stop
     assert "the next request may cost $0.0100" in book.stop
     assert max(book.ok) < book.stopped_at
@@ -339,7 +339,7 @@ def test_a_cheaper_request_still_fits():
 
 
 def test_an_outage_is_survived_with_few_probes():
-    world = World(Pacer(Limits(64, requests_per_minute=A_MINUTE)), Open(), down=(20, 60))
+    world = Simulation(Pacer(Limits(64, requests_per_minute=A_MINUTE)), Open(), down=(20, 60))
     book = world.run(120)
     assert len([time for time in book.failed if time > 22]) <= 8
     assert book.stop is None
@@ -349,7 +349,7 @@ def test_an_outage_is_survived_with_few_probes():
 
 def test_an_outage_without_end_is_given_up():
     settings = BreakerSettings(give_up_s=100)
-    world = World(Pacer(Limits(64, requests_per_minute=A_MINUTE), settings), Open(), down=(20, 1e9))
+    world = Simulation(Pacer(Limits(64, requests_per_minute=A_MINUTE), settings), Open(), down=(20, 1e9))
     book = world.run(200)
     assert 119 < book.stopped_at < 131
     assert "the endpoint has let nothing through for" in book.stop
@@ -363,7 +363,7 @@ def test_an_endpoint_that_only_ever_refuses_is_given_up_too():
         def admit(self, now):
             return 30.0
 
-    book = World(Pacer(Limits(64), BreakerSettings(give_up_s=100)), Closed()).run(400)
+    book = Simulation(Pacer(Limits(64), BreakerSettings(give_up_s=100)), Closed()).run(400)
     assert "429" in book.stop
     assert 150 < book.stopped_at < 260
     assert len(book.sent) < 120

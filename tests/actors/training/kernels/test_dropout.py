@@ -1,4 +1,4 @@
-"""Our dropout obeys the law of torch's: shares, scale, gradients, and nothing outside training."""
+"""Our dropout matches torch's: drop rate, scale, gradients, and no effect outside training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_share_is_dropped_and_the_rest_scaled(p: float, dtype: torch.dtype) 
     share = kept.double().mean().item()
     assert abs(share - (1 - p)) < 5 * (p * (1 - p) / NUMBERS) ** 0.5 + 2**-15
     torch.testing.assert_close(found[kept], (states / (1 - p))[kept], rtol=1e-2, atol=0)
-    # Neighbours, four of which come from one draw, fall independently of each other.
+    # Adjacent elements are dropped independently, though one draw covers four of them.
     for apart in (1, 2, 3, 4):
         both = (kept[apart:] & kept[:-apart]).double().mean().item()
         assert abs(both - share**2) < 0.005
@@ -32,7 +32,7 @@ def test_the_share_is_dropped_and_the_rest_scaled(p: float, dtype: torch.dtype) 
     torch.testing.assert_close(states.grad[kept], torch.full_like(states.grad[kept], 1 / (1 - p)), rtol=1e-2, atol=0)
 
 
-def test_seeds_decide_and_draws_differ() -> None:
+def test_the_seed_determines_the_mask_and_draws_differ() -> None:
     states = torch.ones(3, 7)
     torch.manual_seed(1)
     first, second = dropout.drop(states, 0.5), dropout.drop(states, 0.5)
@@ -41,7 +41,7 @@ def test_seeds_decide_and_draws_differ() -> None:
     assert not torch.equal(first, second)
 
 
-def test_it_stands_in_for_torch_s_and_rests_outside_training() -> None:
+def test_it_replaces_torchs_dropout_and_is_inactive_outside_training() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Dropout(0.3)))
     dropout.replace(model)
     replaced = model[1][0]
@@ -54,7 +54,7 @@ def test_it_stands_in_for_torch_s_and_rests_outside_training() -> None:
     assert not torch.equal(model(states), model[0](states))
 
 
-def test_other_widths_and_shapes_are_torch_s_or_the_same() -> None:
+def test_other_widths_and_shapes_use_torchs_dropout_or_match_it() -> None:
     states = torch.ones(6, 8, dtype=torch.float64)
     assert set(dropout.drop(states, 0.5).unique().tolist()) <= {0.0, 2.0}
     turned = torch.ones(6, 8).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Gradients are summed over three real processes: in memory that they share, and where they have none."""
+"""Gradients are summed over three real processes, with and without shared memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ for exchange.SHARED in places:
         found = []
         for step in range(5):
             for number, parameter in enumerate(model.parameters()):
-                # Of the last parameter only one worker has a gradient.
+                # Only one worker has a gradient for the last parameter.
                 has = parameter.requires_grad and (number != 2 or rank == 1)
                 parameter.grad = torch.full_like(parameter, 2.0 ** (rank + step)) if has else None
             add()
@@ -41,7 +41,7 @@ for exchange.SHARED in places:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each worker found, at each place and precision; the workers load torch once for all."""
+    """Each worker's results for every memory kind and precision; each worker loads torch only once."""
     folder = tmp_path_factory.mktemp("exchange")
     before = {path.name for path in Path("/dev/shm").glob("potstill-*")}
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Packed batches give what padded ones give: logits and gradients, for every architecture that is packed."""
+"""Packed batches give the same logits and gradients as padded ones, for every packed architecture."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def padded(rows: list[list[int]], padding: int) -> dict[str, torch.Tensor]:
 
 
 def results(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits, and the gradients of a loss that weights every logit differently."""
+    """Return the logits, and the gradients of a loss that weights every logit differently."""
     model.zero_grad()
     logits = model(**inputs).logits
     (logits * torch.arange(1, logits.numel() + 1).reshape(logits.shape)).sum().backward()
@@ -67,7 +67,7 @@ def results(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
 
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_is_padded(name: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_equals_padded(name: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "GROUP_OVERHEAD", 20)
     model = make(name)
     lengths = LENGTHS if order == "sorted" else LENGTHS[::2] + LENGTHS[1::2]
@@ -86,7 +86,7 @@ def test_packed_is_padded(name: str, order: str, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(found_gradients[key], gradient, rtol=1e-3, atol=1e-4, msg=key)
 
 
-def test_the_kernel_for_lengths_that_differ_is_the_grouped_attention() -> None:
+def test_the_varlen_kernel_equals_grouped_attention() -> None:
     layout = packing.Packing(LENGTHS, "cpu")
     torch.manual_seed(0)
     states = [torch.randn(sum(LENGTHS), 4, 8, requires_grad=True) for _ in range(3)]
@@ -99,14 +99,14 @@ def test_the_kernel_for_lengths_that_differ_is_the_grouped_attention() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_an_architecture_of_its_own_attention_is_padded() -> None:
+def test_an_architecture_with_custom_attention_is_padded() -> None:
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
     assert not packing.can_pack(DebertaV2ForSequenceClassification(DebertaV2Config(**SHAPE)))
 
 
 def cheapest(lengths: list[int], overhead: int) -> int:
-    """The least cost over all ways to cut, by brute force."""
+    """The minimum cost over all partitions, by brute force."""
     if not lengths:
         return 0
     return min(
