@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "competitors"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from capacity import measure_endpoint
-from measure import Run, Competitor, CompetitorError, run, shares_of_rate
+from measure import Competitor, CompetitorError, Run, run, shares_of_rate
 from peers import PEERS, default_folder, python_of
 
 from tests.endpoint.client import Endpoint
