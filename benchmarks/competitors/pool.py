@@ -90,7 +90,7 @@ class InstantBackend:
         self.abilities = abilities or Abilities()
 
     async def probe(self) -> Abilities:
-        """Report that every ability is supported."""
+        """Return the configured abilities."""
         return self.abilities
 
     async def send(self, request: Request) -> Sent:
