@@ -112,9 +112,8 @@ def test_the_budget_is_shared_and_a_dead_processs_share_stays_reserved(ray_clust
 def test_a_restarted_limiter_keeps_its_spend(ray_cluster, start):
     handle = start(Limits(concurrency=64, requests_per_minute=1e6, budget_usd=1.0))
     one, two = clients(ray_cluster, handle, 2)
-    spans, stop = ray_cluster.get(
-        one.send.remote(50, usd=0.01, cost=0.01)
-    )  # the client then leaves, so only the file has the record
+    # The client leaves afterwards, so only the file has the record.
+    spans, stop = ray_cluster.get(one.send.remote(50, usd=0.01, cost=0.01))
     assert (len(spans), stop) == (50, None)
     sending = two.send.remote(500, 0.2, usd=0.01, cost=0.01, workers=4)
     deadline = time.monotonic() + 300

@@ -54,7 +54,7 @@ def test_it_replaces_torchs_dropout_and_is_inactive_outside_training() -> None:
     assert not torch.equal(model(states), model[0](states))
 
 
-def test_other_widths_and_shapes_use_torchs_dropout_or_match_it() -> None:
+def test_other_precisions_and_layouts_are_dropped_too() -> None:
     states = torch.ones(6, 8, dtype=torch.float64)
     assert set(dropout.drop(states, 0.5).unique().tolist()) <= {0.0, 2.0}
     turned = torch.ones(6, 8).transpose(0, 1)
