@@ -89,7 +89,7 @@ class InstantBackend:
         self.identity = TeacherIdentity(config.provider, config.model)
         self.abilities = abilities or Abilities()
 
-    async def probe(self) -> Abilities:
+    async def probe(self, choices: bool = True) -> Abilities:
         """Return the configured abilities."""
         return self.abilities
 
