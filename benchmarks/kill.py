@@ -219,7 +219,7 @@ def kill_once(kind: str, work: Work, endpoint: Endpoint, folder: Path, expected:
     shot = Shot(endpoint, first, 1 + int(moment * work.requests), path)
     if kind == "ledger":
         ledger = Ledger(uri, lease_s=LEASE_S)
-        ledger.count_known([])
+        ledger.read("count_known", [])
         shot.victims.append(pid_of(ledger._actor))
     marksman = threading.Thread(target=shot.fire, daemon=True)
     marksman.start()

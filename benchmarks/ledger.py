@@ -79,7 +79,7 @@ class Client:
         self._ledger, self._owner = ledger, f"bench-{number}"
         self._requests = make_requests(number, count)
         self._answers = answer(self._requests)
-        ledger.count_known([])
+        ledger.read("count_known", [])
 
     def request_ids(self) -> list[str]:
         """Return the ids of this process's requests."""
@@ -130,7 +130,7 @@ async def push_singles(ledger: Ledger, owner: str, requests: Sequence[Request], 
 
 def owner_cpu_s(ray: Any, ledger: Ledger) -> float:
     """Return the CPU seconds used so far by the process that owns the ledger."""
-    ledger.count_known([])
+    ledger.read("count_known", [])
     return ray.get(ledger._actor.__ray_call__.remote(lambda actor: time.process_time()))
 
 
