@@ -1,4 +1,4 @@
-"""The benchmark of the diversity measures runs, and finds them equal to scikit-learn and to the definition."""
+"""The benchmark of the diversity measures runs; the measures equal scikit-learn and the definition."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.competitors
-def test_both_sides_say_the_same(tmp_path):
+def test_the_measures_equal_their_references(tmp_path):
     place = tmp_path / "d.json"
     command = [sys.executable, "benchmarks/diversity.py", "--rows", "900", "--check", "200", "--repeats", "1"]
     subprocess.run([*command, "--json", str(place)], cwd=ROOT, check=True, capture_output=True, timeout=800)

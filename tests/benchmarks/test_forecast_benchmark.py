@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/forecast.py against a slow way to the same numbers."""
+"""The arithmetic of benchmarks/forecast.py against a slow reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from potstill.study.forecast import FEWEST, FEWEST_FOR_TWO, PREDICTORS, Studied
 
 
 def made_up(count: int, slope: float = -0.4) -> list[Studied]:
-    """Tasks whose gap follows alpha as far as noise lets it."""
+    """Tasks whose gap depends on alpha, with noise."""
     random = np.random.default_rng(count)
     found = []
     for number in range(count):
@@ -35,7 +35,7 @@ def made_up(count: int, slope: float = -0.4) -> list[Studied]:
 
 
 def left_out(tasks: list[Studied], names: tuple[str, ...]) -> list[float]:
-    """One forecast a task, by the normal equations of the other tasks."""
+    """One forecast per task, from the normal equations of the other tasks."""
     said = []
     for one in tasks:
         rest = [other for other in tasks if other is not one]
@@ -74,7 +74,7 @@ def test_the_figures_are_what_a_loop_finds(count: int) -> None:
     assert [found["low"], found["high"]] == pytest.approx(np.quantile(rhos, [0.025, 0.975]).tolist())
 
 
-def test_votes_that_tell_the_gap_err_less_than_the_mean_and_votes_that_do_not_err_more() -> None:
+def test_only_informative_votes_beat_the_mean() -> None:
     telling = forecast.judge(made_up(14, slope=-1.0))
     assert telling["error_minus_mean"]["high"] < 0
     assert telling["rank_correlation"]["low"] > 0
@@ -82,7 +82,7 @@ def test_votes_that_tell_the_gap_err_less_than_the_mean_and_votes_that_do_not_er
     assert silent["error_minus_mean"]["high"] > 0
 
 
-def test_too_few_tasks_give_rows_and_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_tasks_give_rows_without_figures(capsys: pytest.CaptureFixture[str]) -> None:
     tasks = made_up(FEWEST)
     tasks[1] = Studied("no alpha", -0.2, {"entropy": 0.5})
     figures = forecast.judge(tasks)
@@ -109,7 +109,7 @@ def test_tasks_of_an_earlier_file_are_read_as_they_were_written(tmp_path: Path) 
     assert {texts for _, texts in found.values()} == {50}
 
 
-def test_an_earlier_file_of_other_settings_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_an_earlier_file_of_other_settings_or_another_format_is_refused(tmp_path: Path) -> None:
     settings = forecast.to_settings(load(forecast.CONFIG, []))
     path = former(tmp_path / "forecast.json", forecast.to_settings(load(forecast.CONFIG, ["max_test=200"])), made_up(5))
     with pytest.raises(InputError, match=r"another max_test than this run"):
@@ -119,7 +119,7 @@ def test_an_earlier_file_of_other_settings_or_of_another_kind_is_refused(tmp_pat
         forecast.read_earlier(path, settings)
 
 
-def test_a_former_file_is_judged_again_whole_in_part_and_without_each_task(tmp_path: Path) -> None:
+def test_an_earlier_file_is_judged_in_full_in_part_and_without_each_task(tmp_path: Path) -> None:
     tasks = made_up(FEWEST + 1)
     path = former(tmp_path / "forecast.json", forecast.to_settings(load(forecast.CONFIG, [])), tasks)
     whole = forecast.measure_again(path, None)
@@ -133,7 +133,7 @@ def test_a_former_file_is_judged_again_whole_in_part_and_without_each_task(tmp_p
         forecast.measure_again(path, "task0,other")
 
 
-def test_earlier_tasks_have_no_place_where_nothing_is_run(
+def test_earlier_tasks_are_refused_with_judge(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["forecast.py", "--judge", "a.json", "--earlier", "b.json"])

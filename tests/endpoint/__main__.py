@@ -1,7 +1,7 @@
 """Start the endpoint: ``python -m tests.endpoint --port 0 --script '{"latency_s": 0.2}'``.
 
 The first line printed is ``listening on http://127.0.0.1:PORT/v1``. Ends on SIGTERM or Ctrl-C, and with
-``--with-parent`` when its standard input closes, which it does when the process that started it is gone.
+``--with-parent`` when its standard input closes, which happens when the parent process ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def serve(script: Script, host: str, port: int, with_parent: bool) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if with_parent:
-        loop.add_reader(sys.stdin.fileno(), stop.set)  # nothing is ever sent: it is readable at its end
+        loop.add_reader(sys.stdin.fileno(), stop.set)  # nothing is ever sent: it becomes readable when it closes
     runner = web.AppRunner(
         Service(script).application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2
     )

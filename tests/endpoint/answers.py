@@ -36,13 +36,13 @@ WORDS = tuple(_VOCABULARY.split())  # 64: a byte's six low bits choose one
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A token that could have been another: what stood to choose there, with probabilities, itself among them."""
+    """A token and its alternatives, itself included, with their probabilities."""
 
     text: str
     alternatives: tuple[tuple[str, float], ...]
 
 
-Token = str | Fork  # a bare text was as good as certain
+Token = str | Fork  # a plain string is nearly certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Reply:
 
 
 def compose(script: Script, body: Mapping[str, Any], attempt: int) -> Reply:
-    """The reply to a valid chat request: the same for the same prompt, unless the script wants variety."""
+    """The reply to a valid chat request: the same for the same prompt, unless the script sets ``vary``."""
     prompt = json.dumps([body.get("model"), body["messages"]], sort_keys=True)
     key = blake2b(f"{script.seed}/{prompt}".encode(), digest_size=16).hexdigest()
     draw = f"{body.get('seed')}/{attempt if script.vary else 0}"
@@ -93,8 +93,8 @@ def logprobs_of(reply: Reply, top: int) -> dict[str, Any]:
 
 
 def distribution(options: Sequence[str], key: str) -> list[float]:
-    """Probabilities of the options, keyed; heavy-tailed, so that of 77 options too a few get most."""
-    # Exponential draws to the power -2: the largest gets about half on average, whatever the number of options.
+    """Probabilities of the options, keyed; heavy-tailed, so a few get most of the mass even with 77 options."""
+    # Exponential draws to the power -2: the largest gets about half on average, regardless of the number of options.
     weights = [(-math.log(uniform(key, option))) ** -2 for option in options]
     total = sum(weights)
     return [weight / total for weight in weights]
@@ -179,9 +179,9 @@ class _Writer:
         return ['"', *self._option(bare, path, '"')]
 
     def _option(self, options: Sequence[str], path: str, closing: str) -> list[Token]:
-        """One of the options, token by token: what could have stood at each place, given what stands before it.
+        """One of the options, token by token, each with its alternatives given the tokens before it.
 
-        ``closing`` is the token that ends an option, if any: it too has alternatives where another option goes on.
+        ``closing`` is the token that ends an option, if any; it has alternatives where another option continues.
         """
         probabilities = distribution(options, f"{self._key}{path}")
         if self._fixed in options:
@@ -254,7 +254,7 @@ def _schema(script: Script, body: Mapping[str, Any]) -> Mapping[str, Any] | None
 
 
 def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    for _ in range(20):  # a schema that refers to itself for ever is no use to anybody
+    for _ in range(20):  # endless self-references are invalid
         if "$ref" in schema:
             target: Any = root
             for part in schema["$ref"].removeprefix("#/").split("/"):

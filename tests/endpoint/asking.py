@@ -54,7 +54,7 @@ def ask(endpoint: Endpoint, prompt: str = "Say something.", *, key: str = KEY, t
 
 
 def ask_all(endpoint: Endpoint, prompts: Sequence[str], *, at_once: int = 1000, **changes: Any) -> list[Any]:
-    """A completion or an exception for each prompt; ``at_once`` of them are under way at the same time."""
+    """A completion or an exception for each prompt; ``at_once`` of them in flight at a time."""
 
     async def use(client: AsyncOpenAI) -> list[Any]:
         places = asyncio.Semaphore(at_once)

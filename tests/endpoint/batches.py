@@ -1,9 +1,9 @@
-"""Files and batches as OpenAI has them: a JSONL file in, a batch over it, an output and an error file out.
+"""Files and batches like OpenAI's: a JSONL file in, a batch over it, an output and an error file out.
 
     validating -> in_progress -> finalizing -> completed | expired
     validating -> failed            in_progress -> cancelling -> cancelled
 
-Batches run by themselves, whoever polls. Lines of the output stand in another order than those of the input.
+Batches run without being polled. Output lines are in another order than input lines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AnswerLine = Callable[[Mapping[str, Any], str], Outcome]
 
 @dataclass(slots=True)
 class File:
-    """A stored file and what the API says of it."""
+    """A stored file and its description in the API."""
 
     id: str
     content: bytes
@@ -62,7 +62,7 @@ class Batch:
         return str(self.fields["status"])
 
     def become(self, status: str) -> None:
-        """Another status, and when that was."""
+        """Set the status and its time."""
         self.fields["status"] = status
         self.fields[f"{status}_at"] = int(time.time())
 
@@ -152,17 +152,17 @@ class Batches:
         return _sent(batch.fields)
 
     def hurry(self) -> None:
-        """What runs now takes no more time."""
+        """Let running batches finish at once."""
         for batch in self._batches.values():
             batch.hurried.set()
 
     def forget(self) -> None:
-        """Begin anew, without files and batches."""
+        """Delete all files and batches."""
         self._files.clear()
         self._batches.clear()
 
     async def close(self) -> None:
-        """End what still runs."""
+        """Stop running batches."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -180,7 +180,7 @@ class Batches:
         await self._answer_lines(batch, script.batch_running_s)
 
     def _read_lines(self, batch: Batch) -> list[dict[str, Any]]:
-        """Parse the input file; what is wrong with it, as the API says so."""
+        """Parse the input file; return its errors as the API words them."""
         script, seen, problems, tokens = self._script(), set(), [], 0
         file = self._files.get(batch.fields["input_file_id"])
         for number, line in enumerate((file.content if file else b"").splitlines(), 1):
@@ -210,7 +210,7 @@ class Batches:
         return problems
 
     async def _answer_lines(self, batch: Batch, running_s: float) -> None:
-        """Answer the lines, spread over ``running_s``, until they are done or somebody cancels."""
+        """Answer the lines, spread over ``running_s``, until they are done or the batch is cancelled."""
         script, batch_id = self._script(), batch.fields["id"]
         order = sorted(batch.lines, key=lambda line: uniform(script.seed, batch_id, line["custom_id"]))
         late = round(script.batch_expired_share * len(order))
@@ -242,7 +242,7 @@ class Batches:
 
 
 async def _passed(batch: Batch, seconds: float) -> bool:
-    """Wait, at least for others' turns; whether nobody cancelled meanwhile."""
+    """Wait, yielding to other tasks at least once; False if the batch was cancelled."""
     events = [asyncio.ensure_future(event.wait()) for event in (batch.cancelled, batch.hurried)]
     try:
         await asyncio.wait(events, timeout=max(seconds, 0.001), return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,9 @@
-"""The script: everything the endpoint does otherwise than answer at once and well.
+"""The script: every deviation from answering at once and correctly.
 
     Script(latency_s=0.2, shares={"500": 0.05, "hang": 0.01}, requests_per_minute=3000)
 
-It travels as JSON (command line, ``PUT /_script``). All its draws are keyed by ``seed`` and by what they are for, so
-the same script meets the same requests with the same misfortunes.
+It travels as JSON (command line, ``PUT /_script``). All draws are keyed by ``seed`` and their purpose, so the
+same script gives the same requests the same faults.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ Capability = Literal["served", "refused", "ignored"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Script:
-    """How the endpoint behaves. Without changes: at once, well, for any key. A wrong field raises ``ValueError``."""
+    """How the endpoint behaves; by default it answers any key at once and correctly. A wrong field: ``ValueError``."""
 
     seed: int = 0
     models: tuple[str, ...] = ("scripted-1",)  # all others are answered 404
-    keys: tuple[str, ...] = ()  # the API keys that are let in; none: everybody is
+    keys: tuple[str, ...] = ()  # the accepted API keys; empty: all are accepted
     echo_key: bool = False  # the 401 quotes the whole key, as careless proxies do
 
     latency_s: NotNegative = 0.0  # the median, where latency_sigma > 0
@@ -59,14 +59,14 @@ class Script:
 
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
-    # What may come at once, in seconds of the limit. Providers enforce a limit a minute over shorter times.
+    # The burst allowed, in seconds of the limit. Providers enforce limits per minute over shorter times.
     burst_s: Positive = 1.0
     max_in_flight: Annotated[int, Field(ge=1)] | None = None  # more at the same time are answered 429
-    # What a client is told of limits: x-ratelimit-* and Retry-After, only Retry-After, or nothing.
+    # Limits announced to a client: x-ratelimit-* and Retry-After, only Retry-After, or nothing.
     limit_headers: Literal["all", "retry_after", "none"] = "all"
     retry_after_form: Literal["seconds", "date"] = "seconds"
 
-    # 429 storms count from the moment when they were scripted.
+    # 429 storms start when they are scripted.
     storm_requests: Annotated[int, Field(ge=0)] = 0
     storm_s: NotNegative = 0.0
     storm_retry_after_s: NotNegative | None = None  # None: without the header
@@ -74,9 +74,9 @@ class Script:
     shares: dict[str, Share] = Field(default_factory=dict)  # fault -> its share of the chat requests
     api_shares: dict[str, Share] = Field(default_factory=dict)  # the same for models, files and batches
     # What a share is drawn by: the content (a retry meets the same), the content and how often it was asked (a
-    # retry draws anew, whatever the order of arrival), or the number of arrival.
+    # retry draws anew, regardless of the order of arrival), or the arrival number.
     decided_by: Literal["content", "attempt", "arrival"] = "attempt"
-    fault_retry_after_s: NotNegative | None = None  # Retry-After of the errors that shares bring; None: without
+    fault_retry_after_s: NotNegative | None = None  # Retry-After of errors drawn by shares; None: without
     poison: dict[str, Annotated[int, Field(ge=400, le=599)]] = Field(default_factory=dict)  # substring -> status
     huge_bytes: Annotated[int, Field(ge=1)] = 5_000_000
 
@@ -88,23 +88,23 @@ class Script:
     max_top_logprobs: Annotated[int, Field(ge=0)] = 20
     context_length: Annotated[int, Field(ge=1)] = 128_000
 
-    # base_url of a real server that answers what is answered well, with the caller's key; batches stay scripted.
+    # base_url of a real server that gives the good answers, with the caller's key; batches stay scripted.
     upstream: str | None = None
     answers: dict[str, str] = Field(default_factory=dict)  # substring of the last message -> the answer
-    options: tuple[str, ...] = ()  # what a question is answered with; none: read from the prompt's list of classes
-    option_format: str = "{}"  # how an option is put in a free text, e.g. "The class is {}."
+    options: tuple[str, ...] = ()  # answers to choose from; empty: read from the prompt's list of classes
+    option_format: str = "{}"  # how a free text states an option, e.g. "The class is {}."
     stray_mass: Share = 0.02  # probability of tokens that belong to no option
     vary: bool = False  # the same question gets another answer each time it is asked
     reasoning_tokens: Annotated[int, Field(ge=0)] = 0  # spent, and charged, before the first visible one
 
-    book_characters: Annotated[int, Field(ge=0)] = 2000  # of a prompt that the book keeps
+    book_characters: Annotated[int, Field(ge=0)] = 2000  # characters of a prompt that the book keeps
 
     batch_validating_s: NotNegative = 0.0
     batch_running_s: NotNegative = 0.0
     batch_expired_share: Share = 0.0  # lines that the batch did not get to before it expired
     batch_max_lines: Annotated[int, Field(ge=1)] = 50_000
-    batches: Literal["served", "refused"] = "served"  # refused: 404 for all that has to do with batches
-    batch_lost_answers: Annotated[int, Field(ge=0)] = 0  # so many are created, but nobody hears of it
+    batches: Literal["served", "refused"] = "served"  # refused: 404 for all batch routes
+    batch_lost_answers: Annotated[int, Field(ge=0)] = 0  # this many batches are created but their response is lost
     batch_failure: str = ""  # a message with which every batch fails
     batch_token_limit: Annotated[int, Field(ge=1)] | None = None  # more enqueued tokens fail the batch
 
@@ -152,14 +152,14 @@ def uniform(*key: object) -> float:
 
 
 def draw_key(script: Script, digest: str, attempt: int, arrival: int) -> str:
-    """What a request's draws are keyed by, as the script has it."""
+    """The key of a request's draws, by the script's ``decided_by``."""
     if script.decided_by == "content":
         return digest
     return f"{digest}/{attempt}" if script.decided_by == "attempt" else str(arrival)
 
 
 def draw_fault(shares: Mapping[str, float], seed: int, key: str) -> str | None:
-    """The fault that falls on a request, or ``None``."""
+    """The fault drawn for a request, or ``None``."""
     if not shares:
         return None
     position = uniform(seed, "fault", key)

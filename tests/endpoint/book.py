@@ -13,7 +13,7 @@ from hashlib import blake2b
 from operator import attrgetter
 from typing import Any
 
-# What a question is. Where a name has two forms, the content is the same in either.
+# The fields of a request's content; parameters with two names count as one.
 _CONTENT = ("model", "messages", "temperature", "top_p", "stop", "seed", "n", "response_format", "logprobs")
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -31,7 +31,7 @@ class Entry:
     client_request_id: str = ""  # the client's X-Client-Request-Id header, or a batch line's custom_id
     status: int | None = None  # the status line that was sent; None: none (yet)
     whole: bool = False  # the answer's last byte was handed to the connection while it was open
-    fault: str = ""  # what was done to this request on purpose
+    fault: str = ""  # the scripted fault
     prompt_tokens: int = 0
     completion_tokens: int = 0
     ended: float | None = None
@@ -63,14 +63,14 @@ def last_message(body: Mapping[str, Any]) -> str:
 
 
 class Book:
-    """All entries, in memory: about half a kB each, beside the prompt's text."""
+    """All entries, in memory: about half a kB each, plus the prompt's text."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._asked: dict[str, int] = {}
 
     def clear(self) -> None:
-        """Forget everything, also how often a content was asked."""
+        """Delete all entries and attempt counts."""
         self.entries.clear()
         self._asked.clear()
 
@@ -95,7 +95,7 @@ class Book:
             yield "".join(json.dumps(dict(zip(_NAMES, row, strict=True))) + "\n" for row in chosen).encode()
 
     def summary(self) -> dict[str, Any]:
-        """Counts that need no walk through all lines by the reader."""
+        """Totals, so that the reader need not fetch all lines."""
         chat = [entry for entry in self.entries if entry.route in ("chat", "batch")]
         return {
             "requests": len(self.entries),

@@ -1,4 +1,4 @@
-"""The endpoint from a test's side: a subprocess to start, to change, to ask for its book and to end.
+"""A test's handle on the endpoint: start the subprocess, change its script, read its book, end it.
 
 with Endpoint(latency_s=0.2, shares={"500": 0.1}) as endpoint:
     ...  # ask endpoint.base_url
@@ -29,7 +29,7 @@ STOP_S = 10
 class Endpoint:
     """A running endpoint of its own process, on a free port of 127.0.0.1 unless ``port`` is given.
 
-    Raises ``ValueError`` for a script that can't be, ``RuntimeError`` when the process doesn't come up.
+    Raises ``ValueError`` for an invalid script, ``RuntimeError`` if the process does not start.
     The process ends with ``close`` or the ``with`` block, and also when this process dies.
     """
 
@@ -42,7 +42,7 @@ class Endpoint:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is the test's, which then closes this
+            start_new_session=True,  # Ctrl-C goes to the test, which then closes this
         )
         try:
             self.base_url = self._first_line().removeprefix("listening on ")
@@ -65,7 +65,7 @@ class Endpoint:
         return [Entry(**json.loads(line)) for line in self._fetch(f"/_book?since={since}").splitlines()]
 
     def clear_book(self) -> None:
-        """Empty the book: numbers and attempts start at 0 again. Not for while requests are under way."""
+        """Empty the book: numbers and attempts start at 0 again. Not while requests are in flight."""
         self._fetch("/_book", method="DELETE")
 
     def forget_batches(self) -> None:
@@ -73,18 +73,18 @@ class Endpoint:
         self._fetch("/_batches", method="DELETE")
 
     def hurry_batches(self) -> None:
-        """Have all running batches done at once."""
+        """Let all running batches finish at once."""
         self._fetch("/_batches/hurry", method="POST")
 
     def summary(self) -> dict[str, Any]:
-        """Counts of the book, for runs of which the book is long: see ``Book.summary``."""
+        """Totals of a long book: see ``Book.summary``."""
         found: dict[str, Any] = json.loads(self._fetch("/_book/summary"))
         return found
 
     def script(self, **changes: Any) -> Script:
-        """Change fields of the script from now on; the script as it is now. Storms count from this moment.
+        """Change fields of the script and return it. Storms start now.
 
-        Raises ``ValueError`` for fields that can't be; then nothing changes.
+        Raises ``ValueError`` for invalid fields; then nothing changes.
         """
         if not changes:
             return read_script(self._fetch("/_script"))
@@ -123,7 +123,7 @@ class Endpoint:
 
     def _fetch(self, path: str, body: bytes | None = None, method: str = "GET") -> str:
         request = urllib.request.Request(self.root_url + path, data=body, method=method)
-        # No proxy of the environment's: the endpoint is on this machine.
+        # Ignore the environment's proxy: the endpoint is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=300) as response:
             text: str = response.read().decode()

@@ -1,6 +1,6 @@
-"""Rate limits as providers keep them: token buckets that fill continuously, and the headers that tell of them.
+"""Providers' rate limits: token buckets that fill continuously, and the headers that announce them.
 
-A bucket holds what may come at once (``burst_s`` seconds of the limit) and fills at the limit, so over any time t
+A bucket holds one burst (``burst_s`` seconds of the limit) and fills at the limit, so over any time t
 no more than ``limit * (t + burst_s) / 60`` gets through.
 """
 
@@ -14,7 +14,7 @@ from email.utils import formatdate
 
 from tests.endpoint.behaviour import Script
 
-_FULL_S = 1e-9  # what rounding may take from a level
+_FULL_S = 1e-9  # tolerance for rounding of a level
 
 
 class Bucket:
@@ -49,7 +49,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """A request that was too much: of what, and when to come again."""
+    """A refused request: the limit it exceeds, and the wait before a retry."""
 
     kind: str  # "requests" or "tokens"
     limit: float
@@ -67,7 +67,7 @@ class Limits:
         self._buckets = {name: Bucket(limit, script.burst_s, clock()) for name, limit in wanted if limit is not None}
 
     def admit(self, tokens: int) -> Excess | None:
-        """Let a request in, which counts at once, or say what is exceeded; a request turned away costs nothing."""
+        """Admit and count a request, or return the limit it exceeds; a refused request costs nothing."""
         if not self._buckets:
             return None
         now = self._clock()
@@ -81,7 +81,7 @@ class Limits:
         return None
 
     def headers(self) -> dict[str, str]:
-        """``x-ratelimit-*`` as of now; empty where the script tells nobody."""
+        """``x-ratelimit-*`` as of now; empty if the script announces none."""
         if not self._buckets or self.script.limit_headers != "all":
             return {}
         now = self._clock()
@@ -95,7 +95,7 @@ class Limits:
 
 
 def retry_headers(script: Script, wait_s: float | None) -> dict[str, str]:
-    """``Retry-After`` in whole seconds or as a date, and OpenAI's ``retry-after-ms``; empty without a time to tell."""
+    """``Retry-After`` in whole seconds or as a date, and OpenAI's ``retry-after-ms``; empty without a wait."""
     if wait_s is None or script.limit_headers == "none":
         return {}
     if script.retry_after_form == "date":

@@ -27,7 +27,7 @@ _MESSAGES = {
 
 @dataclass(slots=True)
 class Outcome:
-    """What is sent: a status and a body, and the fault that was done to either (or will be to the connection)."""
+    """What is sent: a status and a body, and the fault applied to them or to the connection."""
 
     status: int
     payload: bytes
@@ -39,24 +39,24 @@ class Outcome:
 
 
 def error(status: int, message: str, kind: str, param: str | None = None, code: str | None = None) -> Outcome:
-    """An error as OpenAI words it."""
+    """An error in OpenAI's wording."""
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return Outcome(status, json.dumps(body).encode())
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None, status: int = 400) -> Outcome:
-    """An error that is the request's own."""
+    """An error caused by the request."""
     return error(status, message, "invalid_request_error", param, code)
 
 
 def plain_error(status: int) -> Outcome:
-    """An error that is nobody's fault in particular, such as 503."""
+    """An error not caused by the request, such as 503."""
     message, kind, code = _MESSAGES.get(status, (f"Error {status}.", "invalid_request_error", None))
     return error(status, message, kind, None, code)
 
 
 def outcome_of(script: Script, body: Mapping[str, Any], attempt: int, draw: str) -> Outcome:
-    """What a chat request comes to. ``draw`` keys its draws; ``attempt``: how often it was asked before."""
+    """The outcome of a chat request. ``draw`` keys its draws; ``attempt``: how often it was asked before."""
     refused = check_body(body) or check_model(script, body.get("model")) or _check_parameters(script, body)
     if refused is not None:
         return refused
@@ -73,7 +73,7 @@ def outcome_of(script: Script, body: Mapping[str, Any], attempt: int, draw: str)
 
 
 def check_body(body: Any) -> Outcome | None:
-    """400 for what is no chat request."""
+    """400 for an invalid chat request."""
     if not isinstance(body, dict):
         return invalid("We could not parse the JSON body of your request.")
     if not body.get("model"):
@@ -169,7 +169,7 @@ def _check_format(script: Script, body: Mapping[str, Any]) -> Outcome | None:
 
 
 def _error_of(script: Script, fault: str, body: Mapping[str, Any]) -> Outcome | None:
-    """The answer to a request that meets an error; ``None`` for any other fault."""
+    """The outcome of an error fault; ``None`` for any other fault."""
     if fault.isdigit():
         return plain_error(int(fault))
     if fault == "insufficient_quota":
@@ -215,7 +215,7 @@ def _answer(script: Script, body: Mapping[str, Any], attempt: int, fault: str) -
 
 
 def spoil(outcome: Outcome, fault: str) -> None:
-    """Do to a body what a fault does to it."""
+    """Apply a fault to a body."""
     if fault == "truncated_json":
         outcome.payload = outcome.payload[: len(outcome.payload) // 2]
     elif fault == "empty_body":

@@ -32,10 +32,10 @@ from tests.endpoint.book import Book, Entry
 from tests.endpoint.limits import Excess, Limits, format_duration, retry_headers
 from tests.endpoint.outcomes import Outcome, check_model, error, invalid, outcome_of, plain_error, spoil
 
-_MOMENT_S = 0.05  # that a client needs to read what came before a reset
+_MOMENT_S = 0.05  # in which a client reads what came before a reset
 _UPLOAD_BYTES = 512 * 2**20
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_RST = struct.pack("ii", 1, 0)  # SO_LINGER for 0 s: close with a reset, not politely
+_RST = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: close with a reset
 
 
 class Service:
@@ -81,7 +81,7 @@ class Service:
         return app
 
     def _use(self, script: Script, changed: set[str]) -> None:
-        """Go by this script; limits and storms start afresh where the change is about them."""
+        """Use this script; changed limits and storms restart."""
         self.script = script
         if changed & {"requests_per_minute", "tokens_per_minute", "burst_s"} or not hasattr(self, "_limits"):
             self._limits = Limits(script)
@@ -102,7 +102,7 @@ class Service:
             text = await request.read()
             try:
                 body = json.loads(text)
-            except ValueError:  # UnicodeDecodeError is one too
+            except ValueError:  # includes UnicodeDecodeError
                 body = None
             if isinstance(body, dict):
                 self.book.describe(
@@ -114,14 +114,14 @@ class Service:
             outcome.headers |= self._limits.headers()
             return await self._send(request, entry, outcome)
         except Exception:
-            entry.status, entry.fault = 500, "crash"  # of this server, not a scripted one
+            entry.status, entry.fault = 500, "crash"  # a real one of this server, not scripted
             raise
         finally:
             self._in_flight -= 1
             entry.ended = time.time()
 
     def _turned_away(self, request: web.Request, body: Any) -> Outcome | None:
-        """The answer to a request that doesn't get to the model: 401, 429, or 400 for what is no request at all."""
+        """The answer to a request that does not reach the model: 401, 429, or 400 if it is not a JSON object."""
         refused = self._check_key(request)
         if refused is not None:
             return refused
@@ -159,7 +159,7 @@ class Service:
         return outcome
 
     async def _ask_upstream(self, url: str, body: Mapping[str, Any], authorization: str, outcome: Outcome) -> None:
-        """Put the upstream's answer into the outcome, spoilt as its fault has it; 502 where there is none."""
+        """Put the upstream's answer into the outcome, with its fault applied; 502 without an answer."""
         if self._upstream is None:
             self._upstream = ClientSession()
         try:
@@ -259,7 +259,7 @@ class Service:
     # -- sending
 
     async def _send(self, request: web.Request, entry: Entry, outcome: Outcome) -> web.StreamResponse:
-        """Send the outcome, or do to the connection what its fault says. The book learns how far it got."""
+        """Send the outcome or apply its fault to the connection; record in the book how much was sent."""
         _note(entry, outcome)
         if outcome.fault == "hang":
             return await _silence()

@@ -86,7 +86,7 @@ def test_tokens_have_the_probability_of_the_option_they_spell(names, temperature
         assert likelihood == pytest.approx(max(total.values()), abs=1e-9)
 
 
-def test_options_are_drawn_as_often_as_their_probabilities_say():
+def test_options_are_drawn_by_their_probabilities():
     shares = dict.fromkeys(LABELS, 0)
     for seed in range(3000):
         shares[json.loads(reply_to(seed=seed, response_format=enum_format(LABELS)).text)["label"]] += 1 / 3000
@@ -109,7 +109,7 @@ def test_a_short_code_is_one_token_and_a_long_name_several():
     (code,) = [t for t in reply_to(response_format=enum_format(LABELS)).tokens if isinstance(t, Fork)]
     assert code.text in LABELS
     forks = [t for t in reply_to(response_format=enum_format(SEVENTY_SEVEN)).tokens if isinstance(t, Fork)]
-    assert len(forks) == 1  # they part where the first token that differs stands, and nowhere else
+    assert len(forks) == 1  # they diverge only at the first token that differs
     assert forks[0].text not in SEVENTY_SEVEN
 
 

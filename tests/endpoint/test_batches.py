@@ -1,4 +1,4 @@
-"""Files and batches, driven as a user of the ``openai`` package would."""
+"""Files and batches through the ``openai`` package."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ def test_a_batch_answers_as_single_requests_do(endpoint):
 
 
 @pytest.mark.slow
-def test_its_states_take_their_time_and_any_client_may_ask(endpoint):
+def test_states_last_as_scripted_and_any_client_may_poll(endpoint):
     endpoint.script(batch_validating_s=0.8, batch_running_s=600)
     batch = with_client(endpoint, lambda client: start(client, jsonl([line(0)])))
     assert batch.status == "validating"
@@ -107,7 +107,7 @@ def test_partial_failures_go_to_the_error_file(endpoint):
     assert {name for name, entry in booked.items() if entry.answered} == set(output)
 
 
-def test_spoilt_bodies_stay_spoilt(endpoint):
+def test_corrupt_bodies_stay_corrupt(endpoint):
     endpoint.script(shares={"truncated_json": 0.5, "no_choices": 0.5})
     _, _, output, _ = run(endpoint, jsonl(line(i) for i in range(20)))
     bodies = [result["response"]["body"] for result in output.values()]
@@ -164,7 +164,7 @@ def test_a_batch_can_expire(endpoint):
         (jsonl(line(i, max_tokens=99) for i in range(4)), {"batch_token_limit": 300}, "token_limit_exceeded", None),
     ],
 )
-def test_a_file_that_will_not_do_fails_the_batch(endpoint, content, script, code, at):
+def test_an_invalid_file_fails_the_batch(endpoint, content, script, code, at):
     endpoint.script(**script)
     batch, _, output, _ = run(endpoint, content)
     assert (batch.status, output) == ("failed", {})
@@ -172,7 +172,7 @@ def test_a_file_that_will_not_do_fails_the_batch(endpoint, content, script, code
     assert [entry for entry in endpoint.book() if entry.route == "batch"] == []
 
 
-def test_files_come_back_as_they_went(endpoint):
+def test_files_are_returned_unchanged(endpoint):
     content = jsonl(line(i) for i in range(3))
 
     async def use(client):
@@ -193,7 +193,7 @@ def test_files_come_back_as_they_went(endpoint):
     with_client(endpoint, use)
 
 
-def test_polling_can_fail_too_and_the_batch_goes_on(endpoint):
+def test_the_batch_continues_when_polling_fails(endpoint):
     batch = with_client(endpoint, lambda client: start(client, jsonl([line(0)])))
     endpoint.script(api_shares={"502": 1})
     with pytest.raises(openai.InternalServerError):

@@ -1,4 +1,4 @@
-"""What clients see of the endpoint: its process, good answers, refusals of what can't be asked, its book."""
+"""What clients see of the endpoint: its process, good answers, refusals of invalid requests, its book."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def start(*arguments):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_it_says_where_it_listens_and_ends_on_sigterm():
+def test_it_prints_its_address_and_ends_on_sigterm():
     process = start("--port", "0", "--script", '{"shares": {"hang": 1}}')
     try:
         line = process.stdout.readline()
@@ -61,7 +61,7 @@ def test_it_says_where_it_listens_and_ends_on_sigterm():
         ("{", "JSON"),
     ],
 )
-def test_a_script_that_cannot_be_is_refused_by_name(script, named):
+def test_an_invalid_script_is_refused_by_field(script, named):
     process = start("--script", script)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 2
@@ -83,7 +83,7 @@ def test_it_ends_with_the_process_that_started_it():
         parent.communicate()
 
 
-def test_changes_of_the_script_hold_from_then_on(endpoint):
+def test_script_changes_apply_to_later_requests(endpoint):
     assert endpoint.script() == Script()
     assert endpoint.script(latency_s=0.01, models=["other"]) == Script(latency_s=0.01, models=("other",))
     with pytest.raises(ValueError, match="shares"):
@@ -144,7 +144,7 @@ def test_scripted_options_and_answers(endpoint):
 
 
 @pytest.mark.slow
-def test_another_server_can_answer_behind_it(endpoint):
+def test_an_upstream_server_can_answer(endpoint):
     with Endpoint(seed=5, keys=[KEY]) as behind:
         theirs = ask(behind).choices[0].message.content
         assert theirs != ask(endpoint).choices[0].message.content
@@ -172,7 +172,7 @@ def test_another_server_can_answer_behind_it(endpoint):
     assert gone.value.status_code == 502
 
 
-def test_usage_counts_what_was_said(endpoint):
+def test_usage_counts_the_tokens_of_the_answer(endpoint):
     short, long = ask(endpoint, "x" * 40).usage, ask(endpoint, "x" * 4000).usage
     assert (short.prompt_tokens, long.prompt_tokens) == (14, 1004)
     assert short.total_tokens == short.prompt_tokens + short.completion_tokens
@@ -194,7 +194,7 @@ def test_stop_strings_stop(endpoint):
     assert ask(endpoint, stop=[end, "never said"]).choices[0].message.content == whole[: whole.index(end)]
 
 
-def test_reasoning_is_paid_for_and_can_eat_the_whole_limit(endpoint):
+def test_reasoning_is_charged_and_can_use_up_the_whole_limit(endpoint):
     endpoint.script(reasoning_tokens=50)
     plain, cut = ask(endpoint), ask(endpoint, max_completion_tokens=40)
     assert plain.usage.completion_tokens > 50
@@ -238,7 +238,7 @@ def test_models(endpoint):
     assert unknown.value.code == "model_not_found"
 
 
-def test_an_address_without_v1_is_told_so(endpoint):
+def test_an_address_without_v1_is_an_error(endpoint):
     status, _, body = post(endpoint, chat(), path="/../chat/completions")
     assert status == 404
     assert json.loads(body)["error"]["message"] == "Invalid URL (POST /chat/completions)"
@@ -262,7 +262,7 @@ def test_an_address_without_v1_is_told_so(endpoint):
         chat(temperature="hot"),
     ],
 )
-def test_what_is_no_request_is_a_400(endpoint, body):
+def test_an_invalid_request_is_a_400(endpoint, body):
     status, headers, answer = post(endpoint, body)
     assert (status, headers["Content-Type"].split(";")[0]) == (400, "application/json")
     assert json.loads(answer)["error"]["type"] == "invalid_request_error"
@@ -283,21 +283,21 @@ def test_what_is_no_request_is_a_400(endpoint, body):
         ({"context_length": 50}, {"max_tokens": 60}, "context_length_exceeded", "messages"),
     ],
 )
-def test_what_a_model_does_not_take(endpoint, script, request_, code, param):
+def test_unsupported_parameters_are_refused(endpoint, script, request_, code, param):
     ask(endpoint)
     endpoint.script(**script)
-    ask(endpoint)  # which still goes
+    ask(endpoint)  # still accepted
     with pytest.raises(openai.BadRequestError) as refused:
         ask(endpoint, **request_)
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
-def test_what_a_reasoning_model_does_take(endpoint):
+def test_a_reasoning_model_accepts_its_own_parameters(endpoint):
     endpoint.script(temperature="refused", max_tokens="refused")
     assert ask(endpoint, temperature=1, max_completion_tokens=50).choices[0].message.content
 
 
-def test_capabilities_can_be_ignored_in_silence(endpoint):
+def test_capabilities_can_be_silently_ignored(endpoint):
     endpoint.script(logprobs="ignored", structured_output="ignored")
     choice = ask(endpoint, logprobs=True, top_logprobs=20, response_format=enum_format(LABELS)).choices[0]
     assert choice.logprobs is None
@@ -307,7 +307,7 @@ def test_capabilities_can_be_ignored_in_silence(endpoint):
 # -- the book
 
 
-def test_the_book_tells_what_was_asked(endpoint):
+def test_the_book_records_what_was_asked(endpoint):
     before = time.time()
     first, second = chat("One"), chat("Two", temperature=0.5, max_tokens=20)
     post(endpoint, first, **{"X-Client-Request-Id": "mine"})
@@ -326,7 +326,7 @@ def test_the_book_tells_what_was_asked(endpoint):
     assert summary["by_status"] == {"200": 3}
 
 
-def test_the_digest_is_of_what_is_asked_and_nothing_else():
+def test_the_digest_covers_only_what_is_asked():
     body = chat("One", temperature=0.5)
     assert content_digest(body) == content_digest(dict(reversed(body.items()))) == content_digest(body | {"user": "me"})
     others = [body | change for change in ({"model": "x"}, {"temperature": 1}, {"top_p": 0.5}, {"max_tokens": 5})]

@@ -1,4 +1,4 @@
-"""Every misfortune by itself: what the client sees, and what the book says of it."""
+"""Every fault alone: what the client sees and what the book records."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def test_errors(endpoint, fault, status, code):
     assert (entry.status, entry.fault, entry.whole, entry.answered) == (status, fault, True, False)
 
 
-def test_errors_can_say_when_to_come_again(endpoint):
+def test_errors_can_carry_retry_after(endpoint):
     endpoint.script(shares={"503": 1}, fault_retry_after_s=3600)
     status, headers, _ = post(endpoint, chat())
     assert (status, headers["Retry-After"]) == (503, "3600")
@@ -43,7 +43,7 @@ def test_errors_can_say_when_to_come_again(endpoint):
     assert "Retry-After" not in post(endpoint, chat())[1]
 
 
-def test_a_hang_ends_when_the_client_has_enough(endpoint):
+def test_a_hang_ends_when_the_client_gives_up(endpoint):
     endpoint.script(shares={"hang": 1})
     begun = time.time()
     with pytest.raises(openai.APITimeoutError):
@@ -63,7 +63,7 @@ def wait_for_end(endpoint):
     raise AssertionError("the request never ended")
 
 
-def test_a_client_that_leaves_is_no_whole_answer(endpoint):
+def test_an_answer_to_a_client_that_left_is_not_whole(endpoint):
     endpoint.script(latency_s=60)
     with pytest.raises(openai.APITimeoutError):
         ask(endpoint, timeout_s=1)
@@ -71,7 +71,7 @@ def test_a_client_that_leaves_is_no_whole_answer(endpoint):
     assert (entry.status, entry.whole, entry.fault) == (None, False, "")
 
 
-def test_a_client_that_leaves_in_mid_answer_has_not_had_it_whole(endpoint):
+def test_an_answer_is_not_whole_if_the_client_leaves_during_it(endpoint):
     endpoint.script(shares={"huge": 1}, huge_bytes=40_000_000)
 
     async def read_a_little():
@@ -117,7 +117,7 @@ def test_a_reset_in_mid_body(endpoint):
 
 
 @pytest.mark.parametrize("fault", ["truncated_json", "not_json", "empty_body", "invalid_utf8"])
-def test_bodies_that_are_no_json(endpoint, fault):
+def test_bodies_that_are_not_json(endpoint, fault):
     endpoint.script(shares={fault: 1})
     status, headers, body = post(endpoint, chat())
     assert (status, headers["Content-Type"]) == (200, "application/json")
@@ -140,7 +140,7 @@ def test_a_good_body_of_the_wrong_type(endpoint):
     assert ask(endpoint).startswith("<html>")  # nor here: it returns a bare string where an object is expected
 
 
-def test_answers_that_say_nothing(endpoint):
+def test_empty_answers(endpoint):
     endpoint.script(shares={"no_choices": 1})
     assert ask(endpoint).choices == []
     endpoint.script(shares={"null_content": 1})
@@ -193,7 +193,7 @@ def test_latency_is_waited_for(endpoint):
 
 
 @pytest.mark.parametrize("decided_by", ["content", "attempt", "arrival"])
-def test_shares_fall_on_the_same_requests_every_time(endpoint, decided_by):
+def test_shares_hit_the_same_requests_in_every_run(endpoint, decided_by):
     endpoint.script(shares={"500": 0.4}, decided_by=decided_by)
     prompts = [f"Question {i}" for i in range(30)]
     rounds = []
@@ -207,7 +207,7 @@ def test_shares_fall_on_the_same_requests_every_time(endpoint, decided_by):
     assert (again == rounds[0]) == (decided_by == "content")
 
 
-def test_the_other_apis_can_fail_too(endpoint):
+def test_the_other_apis_can_also_fail(endpoint):
     endpoint.script(api_shares={"503": 1})
     with pytest.raises(openai.InternalServerError):
         with_client(endpoint, lambda client: client.models.retrieve("scripted-1"))
@@ -217,4 +217,4 @@ def test_the_other_apis_can_fail_too(endpoint):
         with_client(endpoint, lambda client: client.models.retrieve("scripted-1"))
     routes = [entry.route for entry in endpoint.book()]
     assert routes[:2] == ["models", "chat"]
-    assert set(routes[2:]) == {"models"}  # aiohttp asks again when a GET was reset; a POST it does not
+    assert set(routes[2:]) == {"models"}  # aiohttp retries a GET that was reset, but not a POST

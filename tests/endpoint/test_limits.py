@@ -1,4 +1,4 @@
-"""Token buckets against the cell rate algorithm and the bound they promise; limits and storms over HTTP."""
+"""Token buckets against the generic cell rate algorithm and their bound; limits and storms over HTTP."""
 
 import email.utils
 import math
@@ -45,7 +45,7 @@ def test_the_request_limit_is_the_generic_cell_rate_algorithm(gaps_ms, per_minut
 
 
 @given(asked=st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 300)), min_size=1, max_size=60))
-def test_no_stretch_of_time_gets_more_tokens_than_promised(asked):
+def test_no_interval_gets_more_tokens_than_the_bound(asked):
     clock = Clock()
     limits = Limits(Script(tokens_per_minute=6000, burst_s=4), clock)
     admitted = []
@@ -60,7 +60,7 @@ def test_no_stretch_of_time_gets_more_tokens_than_promised(asked):
 
 
 @given(gaps_ms=MILLISECONDS)
-def test_who_comes_when_told_gets_in(gaps_ms):
+def test_a_retry_after_the_given_wait_is_admitted(gaps_ms):
     clock = Clock()
     limits = Limits(Script(requests_per_minute=90, tokens_per_minute=3000, burst_s=2), clock)
     for gap in gaps_ms:
@@ -71,14 +71,14 @@ def test_who_comes_when_told_gets_in(gaps_ms):
             assert limits.admit(70) is None
 
 
-def test_a_request_larger_than_the_bucket_gets_in_when_it_is_full_and_leaves_a_debt():
+def test_a_full_bucket_admits_a_larger_request_and_goes_into_debt():
     clock = Clock()
     limits = Limits(Script(tokens_per_minute=600, burst_s=1), clock)
     assert limits.admit(50) is None
     assert limits.admit(1).wait_s == pytest.approx(4.1)
 
 
-def test_a_request_turned_away_costs_nothing():
+def test_a_refused_request_costs_nothing():
     clock = Clock()
     limits = Limits(Script(requests_per_minute=600, tokens_per_minute=600, burst_s=1), clock)
     assert limits.admit(10) is None
@@ -95,7 +95,7 @@ def test_durations_are_written_as_openai_does(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_when_to_come_again():
+def test_retry_headers():
     assert retry_headers(Script(), 1.2) == {"Retry-After": "2", "retry-after-ms": "1200"}
     assert retry_headers(Script(), None) == {}
     assert retry_headers(Script(limit_headers="none"), 1.2) == {}
@@ -113,7 +113,7 @@ def test_latencies_are_lognormal(sigma):
     assert spread == pytest.approx(sigma, abs=0.02)
 
 
-def test_faults_come_as_often_as_their_shares():
+def test_faults_are_as_frequent_as_their_shares():
     shares = {"500": 0.1, "hang": 0.02, "huge": 0.3}
     drawn = [draw_fault(shares, 0, str(i)) for i in range(20_000)]
     for fault, share in shares.items():
@@ -124,7 +124,7 @@ def test_faults_come_as_often_as_their_shares():
 
 
 def test_a_request_limit_is_kept_and_announced(endpoint):
-    endpoint.script(requests_per_minute=6, burst_s=30)  # three at once, then one in ten seconds
+    endpoint.script(requests_per_minute=6, burst_s=30)  # three at once, then one per ten seconds
     started = time.monotonic()
     answers = ask_all(endpoint, [f"Question {i}" for i in range(12)])
     elapsed_s = time.monotonic() - started
@@ -142,7 +142,7 @@ def test_a_request_limit_is_kept_and_announced(endpoint):
     assert [entry.status for entry in endpoint.book()].count(200) == len(served)
 
 
-def test_good_answers_tell_what_is_left(endpoint):
+def test_good_answers_show_the_remaining_limit(endpoint):
     endpoint.script(requests_per_minute=60, tokens_per_minute=6000, burst_s=60)
 
     async def use(client):
@@ -195,7 +195,7 @@ def test_a_storm_of_some_seconds(endpoint):
     assert time.monotonic() - before > 1.5
 
 
-def test_too_many_at_the_same_time(endpoint):
+def test_too_many_concurrent_requests(endpoint):
     endpoint.script(max_in_flight=4, latency_s=2.0)
     answers = ask_all(endpoint, [f"Question {i}" for i in range(20)])
     entries = endpoint.book()

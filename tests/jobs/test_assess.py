@@ -28,7 +28,7 @@ MAILROOM = str(ROOT / "tests/fixtures/tasks/mailroom")
 
 
 @pytest.fixture
-def world(monkeypatch):
+def fake_study(monkeypatch):
     found = FakeStudy()
     monkeypatch.setattr(assess, "TeacherPool", lambda *_: _Pool(found))
     monkeypatch.setattr(assess, "Ledger", lambda uri: uri)
@@ -69,9 +69,9 @@ def make_task(tmp_path, texts):
     return str(tmp_path / "bare.yaml")
 
 
-def test_it_asks_four_questions_per_text_and_shows_the_advice(tmp_path, world, capsys):
+def test_it_asks_four_questions_per_text_and_shows_the_advice(tmp_path, fake_study, capsys):
     found = assess.assess(make_config(tmp_path))
-    votes = [request for request in world.asked if request.stage == "assess"]
+    votes = [request for request in fake_study.asked if request.stage == "assess"]
     assert len(votes) == assessment.VOTES * (found.diagnosis.texts + found.seeds)
     assert 0.0 <= found.seed_accuracy <= 1.0
     shown = capsys.readouterr().out
@@ -83,19 +83,21 @@ def test_it_asks_four_questions_per_text_and_shows_the_advice(tmp_path, world, c
     assert kept["advice"]["say"] == found.advice.say
 
 
-def test_fewer_texts_are_a_subset(tmp_path, world):
+def test_fewer_texts_are_a_subset(tmp_path, fake_study):
     config = make_config(tmp_path, task=make_task(tmp_path, {"train": 40, "test": 12}))
     whole = assess.assess(config)
-    asked = {request.request_id for request in world.asked}
-    world.asked.clear()
+    asked = {request.request_id for request in fake_study.asked}
+    fake_study.asked.clear()
     found = assess.assess(config, most_texts=assessment.FEWEST_TEXTS)
     assert found.diagnosis.texts == assessment.FEWEST_TEXTS < whole.diagnosis.texts
-    assert len(world.asked) == assessment.VOTES * (assessment.FEWEST_TEXTS + found.seeds)
-    assert {request.request_id for request in world.asked} < asked
+    assert len(fake_study.asked) == assessment.VOTES * (assessment.FEWEST_TEXTS + found.seeds)
+    assert {request.request_id for request in fake_study.asked} < asked
 
 
 @pytest.mark.parametrize("texts", [assessment.FEWEST_TEXTS - 1, assessment.MOST_TEXTS + 1])
-def test_a_number_of_texts_out_of_range_is_reported_with_everything_else(tmp_path, world, monkeypatch, capsys, texts):
+def test_a_number_of_texts_out_of_range_is_reported_with_everything_else(
+    tmp_path, fake_study, monkeypatch, capsys, texts
+):
     (tmp_path / "file").write_text("in the way")
     content = {"task": MAILROOM, "storage": str(tmp_path / "file/runs"), "tracking": {"uri": "none"}}
     config = write_config(tmp_path / "config.yaml", content)
@@ -107,10 +109,10 @@ def test_a_number_of_texts_out_of_range_is_reported_with_everything_else(tmp_pat
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"error: --texts = {texts}: must be from 10 to 10,000"
     assert second.startswith("error: storage = ")
-    assert not world.asked
+    assert not fake_study.asked
 
 
-def test_other_tasks_are_shown_and_studied_ones_give_a_forecast(tmp_path, world, capsys):
+def test_other_tasks_are_shown_and_studied_ones_give_a_forecast(tmp_path, fake_study, capsys):
     first = assess.assess(make_config(tmp_path))
     (folder,) = (tmp_path / "runs").glob("assess-mailroom-*")
     kept = json.loads((folder / "assess.json").read_text())
@@ -149,7 +151,7 @@ def test_the_forecast_gives_a_rank_correlation_for_predictors_only(useful):
     assert ("rank correlation -0.50" in said, "the mean of 9 studied tasks" in said) == (useful, not useful)
 
 
-def test_texts_are_generated_for_a_task_without_any(tmp_path, world, capsys):
+def test_texts_are_generated_for_a_task_without_any(tmp_path, fake_study, capsys):
     config = make_config(tmp_path, task=make_task(tmp_path, {"test": 12}))
     found = assess.assess(config)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("gen", "total"))][
@@ -160,7 +162,7 @@ def test_texts_are_generated_for_a_task_without_any(tmp_path, world, capsys):
     ]
     assert "written by the teacher" in found.texts_from
     assert found.diagnosis.texts > 10
-    assert {request.stage for request in world.asked} == {"generate", "assess"}
+    assert {request.stage for request in fake_study.asked} == {"generate", "assess"}
     assert assess.assess(config, most_texts=10).diagnosis.texts <= 10
 
 

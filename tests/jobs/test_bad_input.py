@@ -93,9 +93,9 @@ def test_no_key(run: Run, endpoint: Endpoint, value: str | None, monkeypatch: py
     ],
 )
 def test_values_out_of_range(run: Run, endpoint: Endpoint, field: str, value: Any, expected: str) -> None:
-    said = refuse(run, endpoint, openai(endpoint, **{field: value}))
-    assert f"teacher.{field} = " in said
-    assert expected in said
+    message = refuse(run, endpoint, openai(endpoint, **{field: value}))
+    assert f"teacher.{field} = " in message
+    assert expected in message
 
 
 def test_a_budget_needs_a_price(run: Run, endpoint: Endpoint) -> None:
@@ -105,7 +105,7 @@ def test_a_budget_needs_a_price(run: Run, endpoint: Endpoint) -> None:
     )
 
 
-def test_a_plan_without_a_price_counts_tokens_and_says_so(run: Run, endpoint: Endpoint) -> None:
+def test_a_plan_without_a_price_shows_tokens_only(run: Run, endpoint: Endpoint) -> None:
     code, out, err = run("plan", openai(endpoint))
     assert (code, err) == (0, "")
     (total,) = [line for line in out.splitlines() if line.split()[:1] == ["total"]]
@@ -144,10 +144,10 @@ def ledger(tmp_path: Path) -> Path:
 
 
 def about_ledger(run: Run, endpoint: Endpoint, file: Path) -> str:
-    said = refuse(run, endpoint, openai(endpoint), ledger={"uri": f"sqlite:///{file}"})
+    message = refuse(run, endpoint, openai(endpoint), ledger={"uri": f"sqlite:///{file}"})
     where = f"ledger.uri = 'sqlite:///{file}': "
-    assert said.startswith(where)
-    return said.removeprefix(where)
+    assert message.startswith(where)
+    return message.removeprefix(where)
 
 
 def test_a_ledger_that_is_not_a_database(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_ledger_that_is_not_a_database(run: Run, endpoint: Endpoint, tmp_path:
     assert notes.read_text().startswith("just some text")
 
 
-def test_a_database_of_something_else(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_database_of_another_program(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
     file = tmp_path / "other.db"
     with sqlite3.connect(file) as connection:
         connection.execute("create table recipes (name text)")
@@ -169,9 +169,9 @@ def test_a_database_of_something_else(run: Run, endpoint: Endpoint, tmp_path: Pa
 def test_a_ledger_of_a_newer_schema(run: Run, endpoint: Endpoint, ledger: Path) -> None:
     with sqlite3.connect(ledger) as connection:
         connection.execute("update meta set value = '99' where key = 'schema_version'")
-    said = about_ledger(run, endpoint, ledger)
-    assert said.startswith("has schema 99, but this potstill reads schema ")
-    assert said.endswith("use the potstill version that wrote it, or name another file")
+    message = about_ledger(run, endpoint, ledger)
+    assert message.startswith("has schema 99, but this potstill reads schema ")
+    assert message.endswith("use the potstill version that wrote it, or name another file")
 
 
 def test_a_ledger_in_a_folder_that_is_a_file(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_ledger_in_a_folder_that_is_a_file(run: Run, endpoint: Endpoint, tmp_p
     ids=["read-only", "full", "nearly full"],
 )
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "old"])
-def test_a_disk_that_takes_nothing(
+def test_a_disk_that_can_not_be_written(
     endpoint: Endpoint, tmp_path: Path, ledger: Path, options: str, wanted: tuple[str, ...], exists: bool
 ) -> None:
     """On a private file system of the command, since root ignores a folder's permissions."""
@@ -213,8 +213,8 @@ def test_a_disk_that_takes_nothing(
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    said = one_line(done.stderr)
-    assert said.startswith(f"ledger.uri = '{uri}': ")
-    assert any(word in said for word in wanted)
-    assert "; " in said  # what to do
+    message = one_line(done.stderr)
+    assert message.startswith(f"ledger.uri = '{uri}': ")
+    assert any(word in message for word in wanted)
+    assert "; " in message  # what to do
     assert len(endpoint.book()) == before

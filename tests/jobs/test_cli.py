@@ -93,7 +93,7 @@ def test_help_names_every_command_and_loads_nothing_slow():
 
 
 @pytest.mark.parametrize("arguments", [["brew"], ["distill"], ["plan", "conf/demo.yaml", "--nonsense"]])
-def test_a_mistyped_command_says_so(arguments, monkeypatch, capsys):
+def test_a_mistyped_command_is_an_error(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["potstill", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -216,7 +216,7 @@ def test_a_teacher_of_more_processes_than_cpus_is_refused_before_ray_starts(refu
 
 
 @pytest.mark.slow
-def test_more_cpus_than_the_cluster_has_is_an_error_and_no_hang(home, tmp_path):
+def test_more_cpus_than_the_cluster_has_is_an_error_not_a_hang(home, tmp_path):
     """RAY_OVERRIDE_RESOURCES stands for a machine that gives Ray less than it has."""
     config = write_config(
         tmp_path / "c.yaml", {"task": str(MAILROOM), "teacher": {"actors": 1}, "student": {"workers": 2}}

@@ -1,4 +1,4 @@
-"""cluster.yaml is what Ray's launcher accepts, and what it names is there."""
+"""Ray's launcher accepts cluster.yaml, and the paths it names exist."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def cluster():
 
 
 def with_comments_in(text):
-    """The same file with its commented YAML switched on."""
+    """The same file with its commented YAML enabled."""
     text = re.sub(r"^( +)# (InstanceMarketOptions:|    MarketType: spot)$", r"\1\2", text, flags=re.M)
     block = re.search(r"^    # cpu_worker:\n(    # .*\n)+", text, flags=re.M)
     assert block

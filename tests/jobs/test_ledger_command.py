@@ -1,4 +1,4 @@
-"""`potstill ledger` as a person meets it."""
+"""`potstill ledger` on the command line."""
 
 import io
 import json
@@ -22,7 +22,7 @@ REQUESTS = [
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The standard place, with no ledger in it yet."""
+    """The default location, without a ledger."""
     monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path / "home"
@@ -30,7 +30,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ledger(home):
-    """30 answers of last year, 10 of today, 10 cents each."""
+    """30 answers from last year, 10 from today, 10 cents each."""
     store = LedgerStore(f"sqlite:///{home}/ledger.db")
     for part, age in ((REQUESTS[:30], 400 * DAY), (REQUESTS[30:], 0)):
         now = time.time() - age
@@ -41,7 +41,7 @@ def ledger(home):
 
 @pytest.fixture
 def potstill(monkeypatch, capsys):
-    """Run a command in this process: its exit code, what it said and what it complained of."""
+    """Run a command in this process: exit code, stdout and stderr."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["potstill", *map(str, arguments)])
@@ -106,7 +106,7 @@ def test_prune(ledger, potstill, monkeypatch):
 
 
 @pytest.mark.parametrize("age", ["90", "d", "-1d", "90 days", "1.5d", ""])
-def test_ages_that_are_none(ledger, potstill, age):
+def test_invalid_ages_are_refused(ledger, potstill, age):
     code, _, err = potstill("ledger", "prune", f"--older-than={age}", "--yes")
     assert code == 2
     assert f"--older-than = {age!r}: is not an age; give one such as 90d, 12h or 8w" in err
@@ -131,7 +131,7 @@ def test_verify(ledger, potstill):
 
 
 @pytest.mark.parametrize("command", [["stats"], ["export", "x.parquet"], ["prune", "--older-than=1d"], ["verify"]])
-def test_where_there_is_no_ledger_none_is_made(home, potstill, command, tmp_path):
+def test_a_missing_ledger_is_not_created(home, potstill, command, tmp_path):
     code, _, err = potstill("ledger", *command)
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith(f"error: ledger.uri = 'sqlite:///{home}/ledger.db': there is no ledger; name the one")
@@ -144,7 +144,7 @@ def test_where_there_is_no_ledger_none_is_made(home, potstill, command, tmp_path
 
 @pytest.mark.slow
 def test_a_job_whose_ledger_can_not_be_written_does_not_start(home, potstill, tmp_path, monkeypatch):
-    """Here the disk is all but full for a ledger that would need more than any disk has."""
+    """The disk counts as full because the ledger would need more space than any disk has."""
     monkeypatch.setattr("actors.ledger.database.ROOM_BYTES", 2**62)
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"task": "no-such-task"}))
@@ -171,7 +171,7 @@ def test_an_export_goes_into_another_ledger(ledger, potstill, tmp_path):
     assert potstill("ledger", "verify", "--ledger", other)[0] == 0
 
 
-def test_what_is_no_export_is_not_taken_in(ledger, potstill, tmp_path):
+def test_invalid_exports_are_not_imported(ledger, potstill, tmp_path):
     def complaint(file):
         code, _, err = potstill("ledger", "import", file, "--ledger", ledger)
         assert code == 2

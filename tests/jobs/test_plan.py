@@ -81,7 +81,7 @@ def test_without_a_limit_a_minute_concurrency_bounds_the_time():
     assert quick.cost_usd is None
 
 
-def test_the_whole_is_known_where_all_stages_are():
+def test_a_total_is_known_if_all_its_stages_are():
     one = plan.StagePlan("generate", 10, 4, 100, 50, 0.5, 30.0)
     two = plan.StagePlan("relabel", 20, None, 200, 0, 0.25, 60.0)
     assert plan.total([one, two]) == plan.StagePlan("total", 30, None, 300, 50, 0.75, 90.0)
@@ -90,7 +90,7 @@ def test_the_whole_is_known_where_all_stages_are():
     assert plan.total([]).cost_usd is None
 
 
-def test_a_finished_job_costs_nothing_more(job):
+def test_a_finished_job_has_no_further_cost(job):
     """If all texts exist, relabelling is planned from the run's own request table."""
     generated = list(generate.plan_requests(job, generate.next_counts(job, [], {})))
     asked = [question(f"of which class is text {i}?", "yes", "no") for i in range(2 * (5 + len(job.data.seeds)))]
@@ -115,7 +115,7 @@ def test_a_finished_job_costs_nothing_more(job):
     assert plan.plan(job, ["finetune", "evaluate"]) == []
 
 
-def test_a_job_is_never_said_to_cost_more_than_its_budget(job, monkeypatch):
+def test_the_stated_cost_never_exceeds_the_budget(job, monkeypatch):
     def asked(**settings):
         teacher = OpenAITeacher(kind="openai", model="gpt-4o-mini", **settings)
         costly = [plan.StagePlan("generate", 10, 0, 100, 50, 8.0, 30.0)]

@@ -7,7 +7,7 @@ from jobs import preflight
 pytestmark = pytest.mark.slow
 
 
-def test_a_folder_that_some_node_does_not_see_is_refused(ray_cluster, tmp_path, monkeypatch):
+def test_a_folder_that_is_missing_on_a_node_is_refused(ray_cluster, tmp_path, monkeypatch):
     assert preflight._unshared(str(tmp_path)) == []  # one node shares everything with itself
     node = ray_cluster.nodes()[0]
     monkeypatch.setattr(ray_cluster, "nodes", lambda: [node, node])

@@ -37,7 +37,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Part:
     return get
 
 
-def test_training_continues_with_the_workers_that_are_left(part: Part) -> None:
+def test_training_continues_with_the_remaining_workers(part: Part) -> None:
     found = part("lose_a_node_in_training")
     report, undisturbed = found["report"], found["undisturbed"]
     assert (found["first"], report["workers"], found["alive"]) == (2, 1, 1)
@@ -48,7 +48,7 @@ def test_training_continues_with_the_workers_that_are_left(part: Part) -> None:
     np.testing.assert_allclose(report["losses"], undisturbed["losses"], rtol=1e-3)
 
 
-def test_trials_continue_without_the_node_that_is_lost(part: Part) -> None:
+def test_trials_continue_without_the_lost_node(part: Part) -> None:
     found = part("lose_a_node_in_a_search")
     assert (found["benches"], found["started"], found["concurrency"]) == (2, 2, 4)
     assert found["finished"] == 6, found

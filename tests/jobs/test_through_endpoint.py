@@ -1,6 +1,6 @@
-"""The whole job through an HTTP endpoint that wants a key: its book against the ledger, and the key in nothing written.
+"""The whole job through an HTTP endpoint that requires a key: its book against the ledger, and the key in no file.
 
-The student is tiny: tests/jobs/test_distill.py has the rest of the job, and what a second run does.
+The student is tiny: tests/jobs/test_distill.py covers the rest of the job and a second run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ with cluster.connect(num_cpus=2) as ray:
     print("address", ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 """
-# What the cluster itself tells of the job, while the teachers are there.
+# What the cluster reports of the job while the teachers run.
 RECORDS = """
 import sys
 from ray.util import state
@@ -55,20 +55,20 @@ with cluster.connect(), TeacherPool(config.teacher, Ledger(config.ledger.uri)) a
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job of this test runs and writes. ``ray``: Ray's session folders; ``said``: what commands printed."""
+    """Where a job of this test runs and writes. ``ray``: Ray's session folders; ``outputs``: what commands printed."""
 
     endpoint: Endpoint
     folder: Path
     ray: Path
     variables: dict[str, str]
-    said: list[str]
+    outputs: list[str]
 
     def run(self, *arguments: str) -> Done:
         """A command with the key in its environment."""
         done = subprocess.run(
             arguments, cwd=ROOT, env=self.variables, capture_output=True, text=True, timeout=600, check=False
         )
-        self.said.append(done.stdout + done.stderr)
+        self.outputs.append(done.stdout + done.stderr)
         return done
 
     def asked(self) -> list[Entry]:
@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Pl
     (folder / "home/models").symlink_to(models)
     # Ray's sockets lie in its folder, and a socket's path may not exceed 107 characters: pytest's folders are too deep.
     ray = Path(tempfile.mkdtemp(prefix="potstill-ray-"))
-    (folder / "token").write_text("0123456789abcdef" * 4)  # of this cluster, which others must not join
+    (folder / "token").write_text("0123456789abcdef" * 4)  # other processes must not join this cluster
     variables = environment(
         folder / "home",
         MAILROOM_KEY=KEY,
@@ -150,7 +150,7 @@ def recorded(refused: tuple[Place, Done]) -> tuple[Place, Done]:
     return place, place.run(sys.executable, "-c", RECORDS, str(place.folder / "config.yaml"))
 
 
-def test_the_book_and_the_ledger_say_the_same(distilled: Place) -> None:
+def test_the_book_and_the_ledger_agree(distilled: Place) -> None:
     with sqlite3.connect(f"file:{distilled.folder}/home/ledger.db?mode=ro", uri=True) as connection:
         rows = connection.execute("SELECT request, prompt_tokens, completion_tokens, stage FROM responses").fetchall()
     entries = distilled.asked()
@@ -159,7 +159,7 @@ def test_the_book_and_the_ledger_say_the_same(distilled: Place) -> None:
     assert prompts == Counter(entry.prompt for entry in entries)
     assert sum(row[1] + row[2] for row in rows) == sum(e.prompt_tokens + e.completion_tokens for e in entries)
     assert {row[3] for row in rows} >= {"generate", "relabel"}
-    assert "core_worker" not in distilled.said[0]  # Ray's own words are not the user's
+    assert "core_worker" not in distilled.outputs[0]  # Ray's own messages are not shown
 
 
 def test_a_refused_key_is_one_line_that_does_not_quote_it(refused: tuple[Place, Done]) -> None:
@@ -173,11 +173,11 @@ def test_the_key_is_in_nothing_that_was_written(recorded: tuple[Place, Done]) ->
     place, done = recorded
     assert done.returncode == 0, done.stderr
     assert "HttpTeacherActor" in done.stdout
-    for said in place.said:
-        assert KEY not in said
+    for output in place.outputs:
+        assert KEY not in output
     files = [file for root in (place.folder, place.ray) for file in root.rglob("*") if file.is_file()]
     names = {file.name for file in files}
-    # What is looked through must be there, or the test tells nothing.
+    # The searched files must exist, or the test proves nothing.
     assert {"ledger.db", "mlflow.db", "config.yaml", "gcs_server.out", "raylet.out"} <= names
     assert any("runs" in file.parts and file.suffix == ".parquet" for file in files)
     assert any("mlartifacts" in file.parts for file in files)

@@ -8,7 +8,7 @@ from potstill import draws
 
 
 @given(st.integers(0, 2**40), st.text(max_size=20), st.integers(0, 1000))
-def test_a_draw_depends_on_its_key_alone(seed, purpose, index):
+def test_a_draw_depends_only_on_its_key(seed, purpose, index):
     before = draws.uniform(seed, purpose, index)
     draws.uniform(seed, "something else")
     assert draws.uniform(seed, purpose, index) == before
@@ -21,8 +21,8 @@ def test_keys_do_not_run_into_each_other():
     assert draws.uniform(1, 0) != draws.uniform(0, 1)
 
 
-def test_known_values_stay():
-    # A change here would make every ledger useless: requests hang on these draws.
+def test_known_values_do_not_change():
+    # A change here would invalidate every ledger: request ids depend on these draws.
     assert draws.uniform(0, "partner", "human", 3) == pytest.approx(0.5724911, abs=1e-6)
     assert draws.digest({"b": 1, "a": ["ä"]}, size=4) == "4b6d0565"
 

@@ -62,7 +62,7 @@ def test_other_rows_survive_their_table(row):
         {"renderer": "chat"},
     ],
 )
-def test_what_is_sent_makes_the_id(change):
+def test_fields_that_are_sent_change_the_id(change):
     assert replace(REQUEST, **change).request_id != REQUEST.request_id
 
 
@@ -70,11 +70,11 @@ def test_what_is_sent_makes_the_id(change):
     "change",
     [{"stage": "x"}, {"task": "x"}, {"strategy": "x"}, {"target_label": "b"}, {"alpha": None}, {"exemplar_ids": ()}],
 )
-def test_what_it_is_for_does_not(change):
+def test_metadata_does_not_change_the_id(change):
     assert replace(REQUEST, **change).request_id == REQUEST.request_id
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, -0.0])
-def test_equal_numbers_make_one_id(zero):
+def test_equal_numbers_give_the_same_id(zero):
     request = replace(REQUEST, sampling=Sampling(zero, 1, 32))
     assert request.request_id == replace(REQUEST, sampling=Sampling(0.0, 1.0, 32)).request_id

@@ -39,7 +39,7 @@ def test_a_preset_is_read(tmp_path):
         ("text: She purrs a lot.", "text: ''", "at least 1 character"),
     ],
 )
-def test_a_bad_preset_says_where_and_what(tmp_path, old, new, expected):
+def test_an_error_in_a_preset_names_place_and_cause(tmp_path, old, new, expected):
     with pytest.raises(InputError) as caught:
         read(write(tmp_path, GOOD.replace(old, new)))
     assert expected in str(caught.value)
@@ -78,15 +78,15 @@ def test_every_shipped_preset_is_valid():
         task = read(path)
         assert task.name == path.stem
         assert find(task.name) == path
-        # Unless its data lies beside it, nobody has reached it from here.
+        # The hub ids of shipped presets have not been reached.
         assert task.data.hub is None or not task.data.hub.verified
         mapped = set(task.data.label_map.values())
         assert not mapped or mapped == set(task.labels)
         assert all((task.contexts.styles, task.contexts.lengths, task.contexts.topics)) or task.name == "demo"
 
 
-def test_the_papers_order_of_subjectivity_is_whole():
-    """Ten places; two candidates share that of relation classification."""
+def test_the_papers_order_of_subjectivity_is_complete():
+    """Ten ranks; two candidates share the rank of relation classification."""
     from potstill.task import PRESETS
 
     places = sorted(task.subjectivity for task in map(read, PRESETS.glob("*.yaml")) if task.subjectivity)
@@ -113,7 +113,7 @@ seeds: [{text: yes, label: yes}, {text: never, label: No}]
 
 
 @pytest.mark.parametrize("twin", ["hound: It is a hound.", "big_dog: {description: A dog too., prompt_name: HOUND}"])
-def test_classes_that_prompts_can_not_tell_apart(tmp_path, twin):
+def test_classes_with_the_same_name_in_prompts_are_refused(tmp_path, twin):
     with pytest.raises(InputError, match=r"are both .* in prompts") as caught:
         read(write(tmp_path, GOOD.replace("data: {files", f"  {twin}\ndata: {{files")))
     assert "'dog'" in str(caught.value)
@@ -130,13 +130,13 @@ def test_classes_that_prompts_can_not_tell_apart(tmp_path, twin):
         ('{"cat": 5, "dog": "A dog."}', "classes.cat"),
     ],
 )
-def test_a_layout_folder_that_is_none(tmp_path, content, expected):
+def test_an_invalid_layout_folder_is_refused(tmp_path, content, expected):
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(InputError, match=expected):
         read(tmp_path)
 
 
-def test_a_layout_folder_may_say_how_prompts_spell_a_class(tmp_path):
+def test_a_layout_folder_can_set_the_prompt_name_of_a_class(tmp_path):
     folder = tmp_path / "pets"
     folder.mkdir()
     (folder / "classes.json").write_text('{"cat": "A cat.", "dog": {"description": "A dog.", "prompt_name": "hound"}}')

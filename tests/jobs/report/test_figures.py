@@ -1,4 +1,4 @@
-"""The figures hold what they were given, at two classes and at seventy-seven, as PNG and as SVG."""
+"""Figures show their data with 2 and with 77 classes, as PNG and as SVG."""
 
 from __future__ import annotations
 

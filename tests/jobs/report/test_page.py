@@ -1,4 +1,4 @@
-"""The HTML report: whole, safe and quiet, whatever the texts are; looked at by a real browser where there is one."""
+"""The HTML report: complete and safe for any texts, without errors in a real browser if one is installed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture
 def job(tmp_path):
-    """A finished run, without a cluster: its tables and records as the stages leave them, with evil texts."""
+    """A finished run without a cluster: tables and records as the stages write them, with hostile texts."""
     content = {
         "task": MAILROOM,
         "storage": str(tmp_path / "runs"),
@@ -121,7 +121,7 @@ def page_of(job, votes=None) -> str:
 
 
 def whole(html: str) -> Outline:
-    """What must be true of every page."""
+    """Check what must hold for every page."""
     outline = Outline(html)
     assert not {"script", "iframe", "object", "embed", "form", "img"} & set(outline.tags)
     assert not outline.handlers
@@ -141,7 +141,7 @@ def test_a_runs_page_answers_first_and_shows_everything(job):
     assert outline.text.index("Distilling helped") < outline.text.index("Scores")
     for heading in ("Scores", "By class", "Confusions", "Texts and labels", "Diversity", "Cost", "Examples"):
         assert heading in outline.text
-    assert outline.text.count(EVIL) == 2  # the text and the reason, word for word
+    assert outline.text.count(EVIL) == 2  # the text and the reason, verbatim
     assert "alpha 0.85 with" in outline.text
     assert Path(job.run.path, "report.html").read_text() == html
 
@@ -214,7 +214,7 @@ def test_a_studys_page_answers_first_and_shows_everything():
     assert outline.text.count(EVIL) >= 6
 
 
-def test_an_empty_study_has_a_page_too():
+def test_an_empty_study_also_has_a_page():
     study, tables = make_study()
     empty = {name: table.slice(0, 0) for name, table in tables.items()}
     assert "No comparison yet" in whole(render(study_page.build(study, empty, [], "x"))).text
@@ -253,7 +253,7 @@ def evil_page() -> Page:
     return Page(EVIL, EVIL, EVIL, EVIL, None, [(EVIL, EVIL)], [PageSection("one", EVIL, blocks)], EVIL)
 
 
-def test_nothing_that_is_given_becomes_markup():
+def test_no_input_becomes_markup():
     outline = whole(render(evil_page()))
     assert outline.text.count(EVIL) >= 20
 
@@ -277,7 +277,7 @@ def test_values_of_any_range_are_drawn(values):
 
 @pytest.mark.slow
 @pytest.mark.skipif(browser.NAME is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)")
-def test_a_real_browser_shows_it_without_a_complaint(job, tmp_path):
+def test_a_real_browser_shows_it_without_errors(job, tmp_path):
     page_of(job)
     place = Path(job.run.path, "report.html")
 
@@ -285,7 +285,7 @@ def test_a_real_browser_shows_it_without_a_complaint(job, tmp_path):
         assert (await tab.tell("document.title")).startswith("mailroom")
         assert await tab.tell("document.scripts.length") == 0
         assert EVIL in await tab.tell("document.querySelector('blockquote').textContent")
-        # Drawn, not collapsed; nothing sticks out to the right, at a desk and on a phone.
+        # Drawn, not collapsed; no overflow to the right, at desktop and phone widths.
         assert await tab.tell(
             "[...document.querySelectorAll('svg')].every(one => one.getBoundingClientRect().height > 40)"
         )

@@ -1,4 +1,4 @@
-"""What came out: conclusions over students and training seeds, and a report that needs nothing but its run."""
+"""Printed results: conclusions over students and training seeds, and a report that needs only its run."""
 
 import os
 
@@ -82,7 +82,7 @@ def test_many_students_are_not_loaded_at_once(job, monkeypatch):
 
 
 def test_a_report_needs_no_data(job, monkeypatch, capsys):
-    """Nor do the numbers of test texts of today stand beside the scores of then."""
+    """The number of test texts is the one at the time of scoring."""
     monkeypatch.setattr(loading, "load", lambda config: pytest.fail("the data was read"))
     with pytest.raises(InputError, match="has no report yet; `potstill distill CONFIG` continues it"):
         show(job.config, job.run)
@@ -100,7 +100,7 @@ def difference(gain: float, low: float = -0.1, high: float = 0.2) -> Difference:
     return Difference(Interval(gain, low, high), Interval(gain, low, high), 0.5)
 
 
-def test_the_verdict_says_when_it_may_be_chance():
+def test_the_verdict_reports_a_difference_that_may_be_chance():
     def words(**interval):
         return verdict(RunReport("r", {}, "seeds_only", difference(**interval)))
 
@@ -112,14 +112,14 @@ def test_the_verdict_says_when_it_may_be_chance():
 
 
 @pytest.mark.slow
-def test_a_lost_registration_is_an_outage_and_no_crash(ray_cluster, tmp_path):
+def test_a_lost_registration_is_an_outage_not_a_crash(ray_cluster, tmp_path):
     def die(**student):
         os._exit(1)
 
     def refuse(**student):
         raise StageError("no student in there")
 
-    assert torch_worker.ask("ready")  # the job's own process is there
+    assert torch_worker.ask("ready")  # the job's own process is still running
     with pytest.raises(TrackingError, match="its process was lost"):
         on_this_node(die, name="mailroom-student")
     with pytest.raises(StageError, match="no student in there"):

@@ -134,13 +134,13 @@ def test_labels_of_a_csv_file_are_read_as_written(tmp_path):
         ({"test": []}, "no test split"),
     ],
 )
-def test_bad_data_is_named(tmp_path, splits, expected):
+def test_errors_name_the_bad_data(tmp_path, splits, expected):
     with pytest.raises(InputError) as caught:
         load(config(folder(tmp_path, **splits)))
     assert expected in str(caught.value)
 
 
-def test_all_problems_come_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     path = folder(tmp_path, train=[("a", "cat"), ("b", "fish")], test=[("", "cat")])
     with pytest.raises(InputError) as caught:
         load(config(path))
@@ -190,7 +190,7 @@ SHARED = Path(__file__).parents[4] / "shared/data"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_every_preset_fits_its_data(name):
-    """With copies of the data beside the repository: every label is known, every class has seeds and test texts."""
+    """Needs copies of the data beside the repository; every label is known, every class has seeds and test texts."""
     if not (SHARED / name / "test.parquet").is_file():
         pytest.skip(f"{SHARED}/{name} does not exist")
     task, data = load(parse({"task": {"preset": name, "data_dir": str(SHARED)}}))

@@ -1,4 +1,4 @@
-"""Runs: what their names depend on, where they are, and what is said of that."""
+"""Runs: what their names depend on, where they are stored, and how paths are shown."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def name(weights: str | None = "w", data: TaskData = DATA, **changes: Any) -> st
         {"data": TaskData(TEXTS, (), (), ())},
     ],
 )
-def test_everything_that_decides_the_result_changes_the_name(changes: dict[str, Any]) -> None:
+def test_fields_that_change_the_result_change_the_name(changes: dict[str, Any]) -> None:
     assert name(**changes).startswith("pets-")
     assert name(**changes) != name()
 

@@ -14,7 +14,7 @@ from jobs.runtime import interrupt
 from tests.endpoint.client import Endpoint
 from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
 
-START_S = 400  # only so that it does not hang for ever: a loaded machine takes over a minute
+START_S = 400  # only prevents a hang: a loaded machine takes over a minute
 # Time enough to unwind, however busy the machine is.
 PATIENT = """
 from actors.teachers import pool
@@ -43,7 +43,7 @@ def count(ledger, table):
     try:
         with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
             return connection.execute(f"select count(*) from {table}").fetchone()[0]
-    except sqlite3.OperationalError:  # not there yet
+    except sqlite3.OperationalError:  # does not exist yet
         return 0
 
 
@@ -91,7 +91,7 @@ def test_a_stopped_job_loses_nothing_and_continues_later(tmp_path):
         content = {"task": str(MAILROOM), "augment": {"per_class": 500, "max_tokens": 40}, "teacher": teacher}
         config = write_config(tmp_path / "tiny.yaml", content)
 
-        # As Ctrl-C does: to the whole foreground group.
+        # Like Ctrl-C: to the whole foreground process group.
         patient = [sys.executable, "-c", PATIENT, "generate", config]
         code, left, output = stop_while_asking(patient, tmp_path, 0, lambda pid: os.killpg(pid, signal.SIGINT))
         assert (code, left) == (130, [])
@@ -102,7 +102,7 @@ def test_a_stopped_job_loses_nothing_and_continues_later(tmp_path):
         assert answered == sum(entry.answered for entry in asked) > 0
         assert count(ledger, "claims") == 0
 
-        # As `ray job stop` does: to the job's process alone. The next run continues from the ledger.
+        # Like `ray job stop`: to the job's process only. The next run continues from the ledger.
         potstill = command("generate", config)
         code, left, output = stop_while_asking(potstill, tmp_path, answered, lambda pid: os.kill(pid, signal.SIGTERM))
         assert (code, left) == (143, [])

@@ -148,7 +148,7 @@ def test_rates_are_of_the_last_minute(clock):
     assert rates.tokens_per_s == pytest.approx(500, rel=0.05)
 
 
-def test_a_silent_teacher_shows(clock):
+def test_a_silent_teacher_is_shown(clock):
     meter = Meter(clock=clock)
     meter.expect(10_000)
     for _ in range(100):
@@ -180,7 +180,7 @@ def test_many_small_batches_need_little_memory(clock):
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50), st.integers(0, 50)), max_size=30), st.floats(0, 100))
-def test_whatever_comes_the_numbers_stay_in_bounds(batches, pause):
+def test_numbers_stay_in_bounds_for_any_batches(batches, pause):
     clock = Clock()
     meter = Meter(clock=clock)
     meter.expect(sum(new + reused for _, new, reused in batches))
@@ -250,7 +250,7 @@ def test_a_short_stage_leaves_one_line_and_no_thread():
     assert len(lines_of(stream)) == 1
 
 
-def test_a_stage_that_breaks_off_says_so():
+def test_an_interrupted_stage_is_reported():
     stream = io.StringIO()
 
     def break_off():
@@ -278,7 +278,7 @@ def test_a_terminal_gets_a_live_line(width, shown):
 
 
 class TwoBatches:
-    """What the watch needs of a pool."""
+    """The part of a pool that ``watched`` uses."""
 
     def batch_progress(self):
         return BatchProgress(2, 80, 30, ("finalizing", "in_progress"))
@@ -292,7 +292,7 @@ class NoBatches(TwoBatches):
         return None
 
 
-def test_what_all_requests_wait_for_is_told():
+def test_the_reason_all_requests_wait_is_shown():
     meter = Meter()
     meter.expect(10)
     with watched(NoBatches(), meter, every_s=0.01):
@@ -306,7 +306,7 @@ def test_what_all_requests_wait_for_is_told():
     assert not meter.progress().note
 
 
-def test_batches_are_told_of_while_they_run():
+def test_running_batches_are_shown():
     meter = Meter()
     with watched(TwoBatches(), meter, every_s=0.01):
         until = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""One process does a job's small work with torch; one that was lost is started again."""
+"""One process does a job's small torch work; it is restarted when lost."""
 
 import os
 

@@ -99,7 +99,7 @@ def test_search_called_from_python_checks_its_space(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_a_budget_that_one_trial_fits_into_but_not_the_finals_says_so(run: Any) -> None:
+def test_a_budget_too_small_for_the_finals_is_refused(run: Any) -> None:
     code, said = run("search", {"space": SPACE, "budget_usd": 10.0, "top_k": 4})
     assert code == 2
     assert "and the finals $" in said

@@ -129,7 +129,7 @@ def finished(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> tu
     return place, done, place.answered()
 
 
-def test_every_trial_has_its_scores_and_nothing_is_paid_twice(finished: tuple[Place, Done, int]) -> None:
+def test_every_trial_has_scores_and_no_request_is_paid_twice(finished: tuple[Place, Done, int]) -> None:
     place, _, answered = finished
     trials = place.trials()
     assert [row["status"] for row in trials] == ["finished"] * 4
@@ -226,11 +226,11 @@ def test_killed_resumed_and_grown_it_is_the_same_search(
             wait_for(process, lambda: [row["status"] for row in place.trials()] == ["finished"] * 4)
             stopped = time.time()
             os.killpg(process.pid, signal.SIGINT)
-            said, _ = process.communicate(timeout=300)
-        assert process.returncode == 130, said
-        assert "resumes with" in said
+            output, _ = process.communicate(timeout=300)
+        assert process.returncode == 130, output
+        assert "resumes with" in output
         assert place.table() == undisturbed.table()
-        # Asked twice is at most what was on its way when the driver died, and lost what was when it was stopped.
+        # Only requests in flight when the driver died are repeated; only those in flight at the stop are lost.
         late = sum(entry.ended is None or entry.ended > stopped - 10.0 for entry in endpoint.book())
         assert place.answered() - place.kept() <= before - kept + late
 
@@ -247,7 +247,7 @@ def test_trials_that_all_fail_alike_end_it_after_three(tmp_path: Path) -> None:
 
 
 def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    """Until it happened; fails where the process ends before."""
+    """Wait for the event; fail if the process ends first."""
     deadline = time.monotonic() + 800
     while not happened():
         assert process.poll() is None, process.communicate()[0]

@@ -160,7 +160,7 @@ def test_few_or_equal_trials_give_plots_without_importance() -> None:
         (0.72, 0.80, ["0.720 with fresh draws (+0.020)", "0.080 below test, outside"]),
     ],
 )
-def test_the_change_with_fresh_draws_and_the_gap_to_test_are_told_either_way(
+def test_the_change_with_fresh_draws_and_the_gap_to_test_are_always_reported(
     fresh: float, test: float, words: list[str]
 ) -> None:
     report = search_report.SearchReport(
@@ -177,6 +177,6 @@ def test_the_change_with_fresh_draws_and_the_gap_to_test_are_told_either_way(
         requests_finals=7.0,
         cost_usd_new=0.0,
     )
-    told = search_report.agreement(report)
-    assert all(one in told for one in words), told
+    message = search_report.agreement(report)
+    assert all(one in message for one in words), message
     assert "30 requests (30%) of the 100" in search_report.saving(report)

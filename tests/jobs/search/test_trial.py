@@ -19,7 +19,7 @@ ARMS = [Arm(SEEDS_ONLY, ROWS), Arm(DISTILLED, ROWS, anchor=SEEDS_ONLY), Arm("fol
 KEYS = {SEEDS_ONLY: "b", DISTILLED: "c", "fold0": "a"}
 
 
-class Diary:
+class CallRecorder:
     """Search workers that record their calls."""
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Diary:
 
 
 @pytest.fixture
-def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> CallRecorder:
     def train_with(run: Any, arms: list[Arm], *rest: Any) -> Any:
         run({"arms": [{"name": arm.name, "digest": KEYS[arm.name]} for arm in arms]})
         return SimpleNamespace(students={arm.name: SimpleNamespace(digest=KEYS[arm.name]) for arm in arms})
 
-    found = Diary()
+    found = CallRecorder()
 
     def predict(*arguments: Any) -> dict[str, list[Any]]:
         found.words.append("predict")
@@ -50,22 +50,22 @@ def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
     return found
 
 
-def rung(diary: Diary, folder: Path, keep: bool = False) -> None:
+def rung(recorder: CallRecorder, folder: Path, keep: bool = False) -> None:
     run = SimpleNamespace(path=str(folder), write_json=lambda name, value: None)
-    scene: Any = SimpleNamespace(search_workers=diary, run=run, placement=SimpleNamespace(workers=1, device="cpu"))
+    scene: Any = SimpleNamespace(search_workers=recorder, run=run, placement=SimpleNamespace(workers=1, device="cpu"))
     job: Any = SimpleNamespace(config=SimpleNamespace(student=None, storage=str(folder)), labels=("x", "y"), run=run)
     trial._students(scene, job, "me", keep)
 
 
-def test_a_student_is_claimed_until_it_has_predicted_and_is_deleted(diary: Diary, tmp_path: Path) -> None:
-    rung(diary, tmp_path)
+def test_a_student_is_claimed_until_it_has_predicted_and_is_deleted(recorder: CallRecorder, tmp_path: Path) -> None:
+    rung(recorder, tmp_path)
     arms = {name: {"name": name, "digest": key} for name, key in KEYS.items()}
-    assert diary.words == [
+    assert recorder.words == [
         "claim student a me asks",
         "claim student c me asks",
         "claim student b me trains",
         f"train {{'arms': [{arms[SEEDS_ONLY]}]}}",
-        "release me trains",  # an anchor stays, and other trials need it now
+        "release me trains",  # kept: an anchor, which other trials need now
         f"train {{'arms': [{arms[DISTILLED]}, {arms['fold0']}]}}",
         "predict",
         "discard c",
@@ -74,14 +74,16 @@ def test_a_student_is_claimed_until_it_has_predicted_and_is_deleted(diary: Diary
     ]
 
 
-def test_claims_are_released_after_an_error(diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_are_released_after_an_error(
+    recorder: CallRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def predict(*arguments: Any) -> None:
         raise ValueError("no answers")
 
     monkeypatch.setattr(trial, "_predict", predict)
     with pytest.raises(ValueError, match="no answers"):
-        rung(diary, tmp_path, keep=True)
-    assert diary.words[-1] == "release me asks"
+        rung(recorder, tmp_path, keep=True)
+    assert recorder.words[-1] == "release me asks"
     assert set(trial.owners("me")) == {"me", "me asks", "me trains"}
 
 

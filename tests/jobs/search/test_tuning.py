@@ -60,7 +60,7 @@ def test_known_trials_come_first_in_their_order(tmp_path: Path) -> None:
     assert len(points) == 12
 
 
-def test_it_learns_where_it_is_better_than_by_chance(tmp_path: Path) -> None:
+def test_tpe_beats_random_search(tmp_path: Path) -> None:
     wanted = parse(
         {"task": "demo", "search": {"space": {"augment.temperature": {"uniform": [0.1, 2.0]}}, "trials": 30}}
     )
@@ -116,7 +116,7 @@ def result(wanted: Config, number: int, macro_f1: float, spent: float = 0.0) -> 
     return {"rung": number, "macro_f1": macro_f1, "result": asdict(found)}
 
 
-class Heard:
+class RecordingListener:
     """A listener that records its calls."""
 
     def __init__(self) -> None:
@@ -128,9 +128,9 @@ class Heard:
         )
 
 
-def watch(wanted: Config, folder: Path, ending: Ending) -> tuple[Any, TrialTable, Heard, list[Any]]:
+def watch(wanted: Config, folder: Path, ending: Ending) -> tuple[Any, TrialTable, RecordingListener, list[Any]]:
     points = search_points.fixed_points(wanted.search)
-    table, heard = TrialTable(Run(str(folder), "t")), Heard()
+    table, heard = TrialTable(Run(str(folder), "t")), RecordingListener()
     trials = [SimpleNamespace(trial_id=f"t{i}", config={"number": i}) for i in range(len(points or ()))]
     return tuning._make_watch(wanted, points, table, ending, heard.listener), table, heard, trials
 

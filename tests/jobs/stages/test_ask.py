@@ -36,7 +36,7 @@ class Pool:
         """Nothing."""
 
     def wind_down(self, reason: str) -> None:
-        """Nothing is on its way."""
+        """No-op: no request is in flight."""
 
     def stream(self, tables: Iterable[pa.Table], folder: str | None = None) -> Generator[pa.Table, None, None]:
         for table in tables:

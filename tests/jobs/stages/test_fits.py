@@ -1,4 +1,4 @@
-"""A fit resumes where it broke off, unless another process runs it; its checkpoints are deleted at its end."""
+"""An interrupted fit resumes unless another process runs it; its checkpoints are deleted at its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from potstill.student.arms import Arm, TrainingRow
 
 
 def leave(folder: Path, step: int, version: str | None = None) -> None:
-    """What a fit leaves whose driver was killed."""
+    """Write the files that a fit leaves when its driver is killed."""
     import ray
 
     (folder / f"checkpoint_{step}").mkdir(parents=True)
@@ -36,7 +36,7 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("checkpoint_"))
 
 
-def test_a_fit_finds_its_checkpoints_again_until_it_is_through(tmp_path: Path) -> None:
+def test_a_fit_finds_its_checkpoints_until_it_has_finished(tmp_path: Path) -> None:
     def break_off() -> None:
         with fits.claim(str(tmp_path), "abc") as name:
             leave(tmp_path / name, 1)
@@ -51,7 +51,7 @@ def test_a_fit_finds_its_checkpoints_again_until_it_is_through(tmp_path: Path) -
 
 
 def test_two_jobs_do_not_train_into_one_folder(tmp_path: Path) -> None:
-    """The second starts from the beginning, under a name of its own; a dead process has no claim."""
+    """The second starts from the beginning, under its own name; a dead process holds no claim."""
     script = (
         "import sys; from jobs.stages import fits\nwith fits.claim(*sys.argv[1:]): print('mine', flush=True), input()"
     )
@@ -69,7 +69,7 @@ def test_two_jobs_do_not_train_into_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["a checkpoint is gone", "another Ray", "no JSON"])
-def test_what_ray_could_not_go_on_from_is_cleared_away(tmp_path: Path, broken: str) -> None:
+def test_checkpoints_that_ray_cannot_resume_from_are_deleted(tmp_path: Path, broken: str) -> None:
     folder = tmp_path / "abc"
     leave(folder, 1)
     leave(folder, 2, version="0.1" if broken == "another Ray" else None)
@@ -86,8 +86,8 @@ def test_without_locks_every_fit_has_its_own_name() -> None:
         assert one != two
 
 
-def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One arm has its export when the fit fails in the next."""
+def test_the_rest_of_a_fit_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit fails after one arm has been exported."""
     import ray
 
     seen: list[tuple[str, list[str], list[str]]] = []
@@ -118,8 +118,8 @@ def test_what_is_left_of_a_fit_is_the_same_fit(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_the_next_fit_of_the_name_goes_on(ray_cluster: Any, tmp_path: Path) -> None:
-    """After one that broke off: Ray Train hands its loop the last checkpoint."""
+def test_the_next_fit_of_the_same_name_resumes(ray_cluster: Any, tmp_path: Path) -> None:
+    """After an interrupted fit, Ray Train passes its last checkpoint to the loop."""
 
     def loop(config: Mapping[str, Any]) -> dict[str, Any]:
         import tempfile

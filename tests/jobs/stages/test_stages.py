@@ -164,7 +164,7 @@ def test_lines_dropped_by_the_parser_are_reported(job):
 
 
 @pytest.mark.parametrize(("every", "told"), [(2, True), (10, False)])
-def test_many_texts_cut_short_are_warned_of_once(job, capsys, every, told):
+def test_many_truncated_texts_give_one_warning(job, capsys, every, told):
     class Cutting(ScriptedPool):
         def answer(self, number, request):
             text = f"{request.target_label} no. {number} {request.request_id}"
@@ -181,7 +181,7 @@ def test_asking_counts_new_and_reused_answers(job):
     requests = list(generate.plan_requests(job, dict.fromkeys(job.labels, (0, 10))))
     assert len(requests) == 30
     meter = Meter()
-    # Three requests are planned twice but asked once; both places get the answer.
+    # Three requests are planned twice but asked once; each occurrence gets the answer.
     planned = [*requests, *requests[:3]]
     answered, usage = ask(job, ScriptedPool(), "generate-1", iter(planned), 33, meter)
     assert (usage.requests, usage.new_requests, usage.reused_requests, usage.failed) == (30, 20, 10, 2)

@@ -49,7 +49,7 @@ def test_more_than_the_cluster_has_is_a_problem_not_a_wait() -> None:
 
 
 def settings(folder: Path, **changes: Any) -> StudentConfig:
-    """At 5e-3 instead, a student of seed 1 in bfloat16 never leaves a plateau on which two classes are one."""
+    """At 5e-3 instead, a student of seed 1 in bfloat16 never leaves a plateau that merges two classes."""
     model = make_student(folder / "bert")
     base = {"model": model, "epochs": 1, "min_steps": 50, "batch_size": 16, "learning_rate": 2e-3, "max_failures": 1}
     return StudentConfig(**{**base, **changes})
@@ -99,7 +99,7 @@ def test_two_arms_in_one_fit_then_reuse_then_prediction(
 def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(ray_cluster: Any, tmp_path: Path) -> None:
     """In the middle of the second arm, with kill -9: training resumes from the last checkpoint, and its losses are
     those of an undisturbed training."""
-    steps = 300  # far more than are made between seeing the checkpoint of step 60 and the kill
+    steps = 300  # far more than the steps between seeing the checkpoint of step 60 and the kill
     config = settings(tmp_path, min_steps=steps, checkpoint_steps=20, zero_stage=1, precision="float32")
     arms = [Arm("short", ROWS[:30], seed=1), Arm("long", ROWS[::-1], seed=2)]
     killed: list[int] = []

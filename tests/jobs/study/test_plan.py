@@ -1,4 +1,4 @@
-"""What `potstill plan` says of a study."""
+"""The output of `potstill plan` for a study."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def content(tmp_path):
 
 @pytest.fixture
 def plan(content, tmp_path, monkeypatch, capsys):
-    """``potstill plan`` of that study, with changes: what it printed."""
+    """The output of ``potstill plan`` for the study with changes."""
 
     def call(**changes):
         path = tmp_path / "study.yaml"
@@ -78,7 +78,7 @@ def test_sources_that_share_their_requests_are_counted_once(content):
     assert [one.stages for one in both] == [one.stages for one in alone]
 
 
-def test_a_finished_study_asks_nothing_and_says_so(content, plan, monkeypatch):
+def test_the_plan_of_a_finished_study_has_no_requests(content, plan, monkeypatch):
     with monkeypatch.context() as faked:
         FakeStudy().install(faked)
         study(parse_study(content))
@@ -86,7 +86,7 @@ def test_a_finished_study_asks_nothing_and_says_so(content, plan, monkeypatch):
     assert "no remaining source needs a teacher" in plan(sources=["real"], name="another")
 
 
-def test_a_dear_study_asks_first(content, monkeypatch):
+def test_an_expensive_study_asks_for_confirmation(content, monkeypatch):
     teacher = {"kind": "openai", "model": "gpt-4o-mini", "price": {"prompt": 1000.0, "completion": 1000.0}}
     cells = plan_cells(parse_study({**content, "teachers": {"dear": teacher}}), Terminal())
     planned = study_plan.plan_sources(cells)

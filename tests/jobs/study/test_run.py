@@ -1,4 +1,4 @@
-"""A study's cells, what they share, going on where it was stopped, and its tables."""
+"""A study's cells, what they share, resuming, and its tables."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def world(monkeypatch):
+def fake_study(monkeypatch):
     return FakeStudy().install(monkeypatch)
 
 
@@ -62,7 +62,7 @@ def _rows(config, name):
     return read_study(_folder(config).run.path)[1][name].to_pylist()
 
 
-def test_every_cell_is_there_and_every_table_has_its_columns(config, world):
+def test_every_cell_is_there_and_every_table_has_its_columns(config, fake_study):
     config = config()
     study(config)
     told, tables = read_study(_folder(config).run.path)
@@ -87,58 +87,58 @@ def test_every_cell_is_there_and_every_table_has_its_columns(config, world):
     assert all(0.0 <= row["chamfer"] <= row["remote_clique"] <= 2.0 for row in spread)
 
 
-def test_sources_with_the_same_texts_share_their_folder_and_their_requests(config, world):
+def test_sources_with_the_same_texts_share_their_folder_and_their_requests(config, fake_study):
     config = config(repeats=1)
     study(config)
     runs = {cell["source"]: cell["run"] for cell in _rows(config, "cells") if cell["task"] == "mailroom"}
     assert runs["promptmix"] == runs["promptmix_a1"]
     assert len(set(runs.values())) == len(runs) - 1
-    assert len({request.request_id for request in world.asked}) == len(world.asked)
+    assert len({request.request_id for request in fake_study.asked}) == len(fake_study.asked)
 
 
-def test_every_source_of_a_task_is_trained_in_one_fit(config, world):
+def test_every_source_of_a_task_is_trained_in_one_fit(config, fake_study):
     study(config(repeats=1))
-    assert world.fits == 2
+    assert fake_study.fits == 2
     arms = ["seeds_only", "real", "zero_shot-embedded", "promptmix_a1-embedded", "promptmix-embedded"]
-    assert world.trained == arms * 2
+    assert fake_study.trained == arms * 2
 
 
-def test_a_study_that_was_stopped_goes_on_and_asks_nothing_twice(config, world):
+def test_a_stopped_study_resumes_and_repeats_no_request(config, fake_study):
     config = config()
-    world.break_at = 3
+    fake_study.break_at = 3
     with pytest.raises(KeyboardInterrupt):
         study(config)
-    asked = len(world.asked)
+    asked = len(fake_study.asked)
     done = len(_rows(config, "cells"))
     assert 0 < done < len(plan_cells(config, Terminal()))
     assert not read_study(_folder(config).run.path)[0].finished
     study(config)
-    assert len(world.asked) == asked
-    assert world.fits == 5  # two, the broken one, and the two that were left
+    assert len(fake_study.asked) == asked
+    assert fake_study.fits == 5  # two, the broken one, and the two that remained
     assert read_study(_folder(config).run.path)[0].finished
     study(config)
-    assert world.fits == 5
+    assert fake_study.fits == 5
 
 
-def test_a_source_that_fails_leaves_the_others_to_go_on(config, world):
-    """It is missing in the tables, the command says so and fails, and tries again the next time."""
+def test_a_failed_source_does_not_stop_the_others(config, fake_study):
+    """It is missing in the tables; the command reports it, fails, and retries it in the next run."""
     config = config(repeats=1)
-    world.silent = "zero_shot"
+    fake_study.silent = "zero_shot"
     with pytest.raises(StageError, match=r"2 part\(s\) failed .*mailroom zero_shot.*no usable text"):
         study(config)
     assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"]) - {"zero_shot"}
     assert not read_study(_folder(config).run.path)[0].finished
-    world.silent, world.trained = None, []
+    fake_study.silent, fake_study.trained = None, []
     study(config)
-    assert set(world.trained) == {"zero_shot-embedded"}
+    assert set(fake_study.trained) == {"zero_shot-embedded"}
     assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"])
 
 
 @pytest.mark.parametrize("broken", [StageError("out of memory"), InputError([Problem("arm 'x'", "out of memory")])])
-def test_a_fit_that_fails_leaves_the_others_to_go_on(config, world, broken):
-    """Its cells are missing in the tables, the command says so and fails, and tries again the next time."""
+def test_a_failed_fit_does_not_stop_the_others(config, fake_study, broken):
+    """Its cells are missing in the tables; the command reports it, fails, and retries it in the next run."""
     config = config(repeats=1)
-    world.break_at, world.broken = 1, broken
+    fake_study.break_at, fake_study.broken = 1, broken
     with pytest.raises(StageError, match=r"1 part\(s\) failed .*training mailroom repeat 1 embedded.*out of memory"):
         study(config)
     # The teacher as classifier needs no training.
@@ -146,22 +146,22 @@ def test_a_fit_that_fails_leaves_the_others_to_go_on(config, world, broken):
     assert done == ["nn_llm"]
     assert len([cell for cell in _rows(config, "cells") if cell["task"] == "mood"]) == 7
     assert not read_study(_folder(config).run.path)[0].finished
-    world.break_at = None
+    fake_study.break_at = None
     study(config)
     assert len(_rows(config, "cells")) == 14
     assert read_study(_folder(config).run.path)[0].finished
 
 
-def test_a_study_whose_only_fit_fails_still_ends_with_its_tables(config, world):
+def test_a_study_whose_only_fit_fails_still_ends_with_its_tables(config, fake_study):
     config = config(repeats=1, sources=["real", "k_shot"], tasks=SMALL["tasks"][:1])
-    world.break_at, world.broken = 1, StageError("out of memory")
+    fake_study.break_at, fake_study.broken = 1, StageError("out of memory")
     with pytest.raises(StageError, match="training mailroom repeat 1 embedded"):
         study(config)
     assert _rows(config, "cells") == []
 
 
 @pytest.mark.parametrize("kept", ["none", "of one class"])
-def test_texts_that_can_not_be_trained_on_cost_no_other_source_its_fit(config, world, monkeypatch, kept):
+def test_untrainable_texts_of_one_source_do_not_stop_the_others_fit(config, fake_study, monkeypatch, kept):
     def read(cell, student):
         texts = read_texts(cell, student)
         if cell.source.name != "zero_shot":
@@ -180,7 +180,7 @@ def test_texts_that_can_not_be_trained_on_cost_no_other_source_its_fit(config, w
     assert {cell["source"] for cell in _rows(config, "cells")} == set(SMALL["sources"]) - {"zero_shot"}
 
 
-def test_how_training_is_spread_makes_no_other_study(config):
+def test_training_resources_do_not_change_the_study(config):
     def names(**student):
         return {cell.name for cell in plan_cells(config(repeats=1, student={"zero_stage": 1, **student}), Terminal())}
 
@@ -188,7 +188,7 @@ def test_how_training_is_spread_makes_no_other_study(config):
     assert names().isdisjoint(names(epochs=3))
 
 
-def test_a_local_teacher_goes_by_the_name_in_its_requests(config, world, tmp_path):
+def test_a_local_teacher_is_named_as_in_its_requests(config, fake_study, tmp_path):
     folder = tmp_path / "teachers/tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -199,13 +199,13 @@ def test_a_local_teacher_goes_by_the_name_in_its_requests(config, world, tmp_pat
     assert read_study(_folder(config).run.path)[0].models == (identify(config.teachers["mine"]).model,) == ("tiny",)
 
 
-def test_one_more_source_leaves_the_others_cells_as_they_are(config, world):
+def test_another_source_does_not_change_existing_cells(config, fake_study):
     before = {cell.name for cell in plan_cells(config(), Terminal())}
     more = {cell.name for cell in plan_cells(config(sources=[*SMALL["sources"], "few_shot"]), Terminal())}
     assert before < more
 
 
-def test_every_known_source_runs(config, world):
+def test_every_known_source_runs(config, fake_study):
     config = config(sources=sorted(SOURCES), repeats=1, tasks=SMALL["tasks"][:1])
     study(config)
     cells = {cell["source"]: cell for cell in _rows(config, "cells") if cell["student"] != "regression"}
@@ -217,24 +217,24 @@ def test_every_known_source_runs(config, world):
     }
 
 
-def test_who_must_not_see_the_seeds_does_not(config, world):
+def test_zero_shot_and_real_sources_do_not_see_the_seeds(config, fake_study):
     config = config(sources=["real", "zero_shot", "promptmix_zero_shot"], repeats=1, tasks=SMALL["tasks"][:1])
     seeds = {row.text for cell in plan_cells(config, Terminal()) for row in cell.job.data.seeds}
     study(config)
-    prompts = [message.content for request in world.asked for message in request.messages]
+    prompts = [message.content for request in fake_study.asked for message in request.messages]
     assert seeds
     assert prompts
     assert not any(seed in prompt for seed in seeds for prompt in prompts)
 
 
-def test_labels_of_real_texts_reach_nobody_who_annotates(config, world):
+def test_texts_to_annotate_carry_no_labels(config, fake_study):
     config = config(sources=["real", "annotate"], repeats=1, tasks=SMALL["tasks"][:1])
     cell = next(cell for cell in plan_cells(config, Terminal()) if cell.source.name == "annotate")
     study(config)
     assert all(row.target_label is None for row in cell.job.run.read(Example, "relabelled"))
 
 
-def test_people_order_the_tasks(config, world, tmp_path):
+def test_human_judgements_order_the_tasks(config, fake_study, tmp_path):
     file = tmp_path / "judgements.csv"
     file.write_text("judge,task_a,task_b,more_subjective\nann,mailroom,mood,mailroom\nbob,mood,mailroom,mailroom\n")
     config = config(repeats=1, judgements=str(file))
@@ -249,7 +249,7 @@ def test_people_order_the_tasks(config, world, tmp_path):
         study(config)
 
 
-def test_two_teachers_share_what_needs_none(config, world):
+def test_two_teachers_share_the_cells_that_need_no_teacher(config, fake_study):
     teachers = {"one": {"kind": "embedded"}, "two": {"kind": "embedded", "precision": "float32"}}
     config = config(teachers=teachers, repeats=1, tasks=SMALL["tasks"][:1])
     study(config)
@@ -259,7 +259,7 @@ def test_two_teachers_share_what_needs_none(config, world):
     assert "Teachers" in titles
 
 
-def test_students_are_groups_of_their_own(config, world):
+def test_each_student_is_a_separate_group(config, fake_study):
     config = config(students={"short": {"max_length": 16}, "long": {}}, repeats=1)
     assert len(list(groups(plan_cells(config, Terminal())))) == 4
     study(config)
@@ -268,7 +268,7 @@ def test_students_are_groups_of_their_own(config, world):
     }  # fmt: skip
 
 
-def test_the_tables_say_what_the_cells_say(config, world):
+def test_the_tables_agree_with_the_cells(config, fake_study):
     config = config(repeats=1)
     study(config)
     told, tables = read_study(_folder(config).run.path)
@@ -290,8 +290,8 @@ def test_the_tables_say_what_the_cells_say(config, world):
     assert study_report.as_markdown(told, tables).count("\n## ") == 3
 
 
-def test_gains_are_over_the_stronger_k_shot_baseline(config, world):
-    """Also where k-shot is what Table 1's differences are to."""
+def test_gains_are_over_the_stronger_k_shot_baseline(config, fake_study):
+    """Also if k-shot is the reference of Table 1's differences."""
     config = config(repeats=2, reference="k_shot", sources=["k_shot", "promptmix"], tasks=SMALL["tasks"][:1])
     study(config)
     told, tables = read_study(_folder(config).run.path)
@@ -347,20 +347,20 @@ def test_two_tasks_of_one_name_are_refused(config, tmp_path):
         plan_cells(config(tasks=[SMALL["tasks"][0], str(twin)]), Terminal())
 
 
-def test_tasks_that_are_not_there_are_all_told(config):
+def test_all_missing_tasks_are_reported(config):
     with pytest.raises(InputError) as caught:
         plan_cells(config(tasks=["trek6", "agnews"]), Terminal())
     assert len(caught.value.problems) == 2
 
 
-def test_a_source_that_can_not_work_here_stops_the_study_before_it_starts(config, world, monkeypatch):
+def test_an_impossible_source_is_refused_before_the_study_starts(config, fake_study, monkeypatch):
     monkeypatch.setattr(wordnet, "find", lambda: None)
     with pytest.raises(InputError, match="needs WordNet"):
         study(config(sources=["real", "promptmix", "eda"], repeats=1))
-    assert not world.asked
+    assert not fake_study.asked
 
 
-def test_a_task_without_texts_for_a_source_says_so(config, tmp_path):
+def test_a_task_without_texts_for_a_source_is_reported(config, tmp_path):
     """Seeds, but no other real texts: enough for PromptMix, nothing for the source of real data."""
     task = yaml.safe_load((TASKS / "mood/mood.yaml").read_text())
     task["data"]["files"] = {"test": str(TASKS / "mood" / task["data"]["files"]["test"])}
@@ -372,7 +372,7 @@ def test_a_task_without_texts_for_a_source_says_so(config, tmp_path):
         plan_cells(config(tasks=[str(path)]), Terminal())
 
 
-def test_a_jobs_config_is_no_study(tmp_path):
+def test_a_jobs_config_is_not_a_study(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("task: trec6\n")
     with pytest.raises(InputError, match="a job's config, for potstill distill"):
@@ -382,6 +382,6 @@ def test_a_jobs_config_is_no_study(tmp_path):
 @pytest.mark.parametrize(("name", "reference"), [("study-small", "real"), ("promptmix-bar", "k_shot")])
 def test_the_shipped_studies_are_valid(name, reference):
     shipped = load(Path(study_job.__file__).parents[2] / f"conf/{name}.yaml")
-    assert shipped.data_dir is None  # what is beside this repository is not beside the user's
+    assert shipped.data_dir is None  # data beside this repository is not beside the user's
     assert len(shipped.tasks) == 4
     assert shipped.reference == reference

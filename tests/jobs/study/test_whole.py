@@ -1,4 +1,4 @@
-"""A whole study by command: a teacher behind HTTP, real Ray, students that are trained; then the same command again."""
+"""A whole study from the command line: HTTP teacher, real Ray, trained students; then the same command again."""
 
 from __future__ import annotations
 

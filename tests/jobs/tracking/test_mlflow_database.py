@@ -1,4 +1,4 @@
-"""MLflow's database as a killed job leaves it: with a journal that has to be rolled back before anybody can read it."""
+"""MLflow's database after a killed job: its journal must be rolled back before the database can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MLflow could not be sent waits in an outbox: in order, once, whoever dies."""
+"""Entries that could not be sent to MLflow wait in an outbox; each is sent once, in order, after any crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found wrong with ``tracking`` before a job starts: MLflow's addresses, databases and servers."""
+"""Problems of ``tracking`` found before a job starts: MLflow's addresses, databases and servers."""
 
 from __future__ import annotations
 

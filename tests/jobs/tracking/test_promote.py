@@ -1,4 +1,4 @@
-"""Registering and promoting against a real registry on SQLite; a student is loaded where potstill is not."""
+"""Registering and promoting against a real registry on SQLite; a student is loaded without potstill."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model(home: Path, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def add(home: Path, model: str) -> Callable[..., str]:
-    """Adds a version with scores, as the challenger."""
+    """Add a version with scores as the challenger."""
 
     def add(macro_f1: float | None, test_digest: str = "t1", **tags: str) -> str:
         scores = {} if macro_f1 is None else {"macro_f1": repr(macro_f1), "macro_f1_low": repr(macro_f1 - 0.02)}
@@ -113,7 +113,7 @@ def test_a_worse_student_is_refused_unless_forced(home: Path, model: str, add: C
 
 
 @pytest.mark.parametrize(("score", "test", "reason"), [(0.9, "t2", "different texts"), (None, "t1", "no macro_f1 tag")])
-def test_what_can_not_be_compared_is_refused(
+def test_incomparable_versions_are_refused(
     home: Path, model: str, add: Callable[..., str], score: float | None, test: str, reason: str
 ) -> None:
     add(0.6)
@@ -129,7 +129,7 @@ def test_rollback_goes_back_one_promotion_at_a_time(home: Path, model: str, add:
         add(score)
         promote(model, tracking_uri=uri(home))
     client(home).delete_model_version(model, "2")
-    back = promote(model, rollback=True, tracking_uri=uri(home))  # version 2 is gone, so to version 1
+    back = promote(model, rollback=True, tracking_uri=uri(home))  # version 2 was deleted, so back to version 1
     assert (back.champion, back.previous, champion(home, model)) == ("1", "3", "1")
     assert promote(model, rollback=True, tracking_uri=uri(home)).champion is None
     assert champion(home, model) is None
@@ -151,7 +151,7 @@ def test_both_scores_are_shown_also_when_refused(
         assert part in shown
 
 
-def test_what_is_not_there_is_told_with_what_is(home: Path, model: str, add: Callable[..., str]) -> None:
+def test_errors_list_what_is_registered(home: Path, model: str, add: Callable[..., str]) -> None:
     with pytest.raises(InputError, match=f"no such registered model at .*; registered: .*{model}"):
         promote("nobody", tracking_uri=uri(home))
     with pytest.raises(InputError, match=r"has no challenger; choose one with --version; it has no versions"):
@@ -260,7 +260,7 @@ def test_a_student_is_registered_once_per_run_digest(home: Path, register: Calla
     assert logged.status == "READY"
     assert logged.artifact_location.startswith((home / "artifacts").as_uri())  # not under the working directory
     assert logged.source_run_id == version.run_id
-    assert client(home).get_run(version.run_id).info.status == "RUNNING"  # it is the job's to end
+    assert client(home).get_run(version.run_id).info.status == "RUNNING"  # the job ends it
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tracking against a real MLflow: SQLite stores, and a real server that is killed in mid-run."""
+"""Tracking against a real MLflow: SQLite stores, and a real server that is killed during a run."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_run_id_from_outside_is_not_written_to(
         assert "MLFLOW_RUN_ID" not in os.environ
 
 
-def test_what_mlflow_refuses_is_told_and_stops_nothing(
+def test_entries_that_mlflow_refuses_are_warned_of_and_skipped(
     config: Config, start: Callable[..., Tracker], warnings: list[str]
 ) -> None:
     with start() as tracker:
@@ -167,7 +167,7 @@ def test_what_mlflow_refuses_is_told_and_stops_nothing(
     assert "refused params" in warnings[0]
 
 
-def test_an_artifact_store_that_can_not_be_written_holds_nothing_up(
+def test_an_unwritable_artifact_store_does_not_block_metrics(
     config: Config, start: Callable[..., Tracker], warnings: list[str], tmp_path: Path
 ) -> None:
     with start() as tracker:
@@ -179,7 +179,7 @@ def test_an_artifact_store_that_can_not_be_written_holds_nothing_up(
     assert "refused artifact example.parquet" in warnings[-1]
 
 
-def test_registering_during_an_outage_is_put_off(start: Callable[..., Tracker], warnings: list[str]) -> None:
+def test_registering_during_an_outage_is_postponed(start: Callable[..., Tracker], warnings: list[str]) -> None:
     def register(**student: Any) -> Any:
         raise TrackingError("connection refused")
 
@@ -227,7 +227,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     try:
         for _ in range(960):
             try:
-                # It takes connections before its application is loaded, and on a busy machine its first answer takes long.
+                # It accepts connections before its application is loaded, and a busy machine delays its first answer.
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=120):
                     break
             except OSError:
@@ -266,7 +266,7 @@ def test_a_server_that_dies_in_mid_run_costs_nothing_but_a_warning(
         stage.table("example", TEXTS)
         stage.dataset("seeds", TEXTS, "abc", "training")
     ended = time.time()
-    assert time.monotonic() - begin < 60  # MLflow itself would try for minutes
+    assert time.monotonic() - begin < 60  # MLflow itself would retry for minutes
     assert len(warnings) == 2  # one when it went down, one at the end
     assert "can't be reached" in warnings[0]
     assert "HTTPConnectionPool" not in warnings[0]
@@ -275,7 +275,7 @@ def test_a_server_that_dies_in_mid_run_costs_nothing_but_a_warning(
     with pytest.raises(InputError, match="connection refused"):
         start(remote)
 
-    with socket.create_server(("127.0.0.1", port)):  # takes connections and never answers
+    with socket.create_server(("127.0.0.1", port)):  # accepts connections and never answers
         begin = time.monotonic()
         with pytest.raises(KeyboardInterrupt), interrupted:
             raise KeyboardInterrupt
@@ -283,7 +283,7 @@ def test_a_server_that_dies_in_mid_run_costs_nothing_but_a_warning(
 
     warnings.clear()
     with mlflow_server(tmp_path, port):
-        with start(remote) as second:  # the next run of the job brings what the first could not log
+        with start(remote) as second:  # the next run of the job sends what the first could not log
             assert "entries of an earlier run" in warnings[0]
         relabel = child_of(remote, first, "relabel")
         assert relabel.info.status == "FINISHED"

@@ -1,4 +1,4 @@
-"""Values, names and places as MLflow takes them."""
+"""Values, names and addresses as MLflow accepts them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_a_task_name_is_a_whole_config():
     assert config.ledger.uri.startswith("sqlite:////")
 
 
-def test_every_problem_is_told_at_once():
+def test_all_problems_are_reported_at_once():
     text = problems({"task": "t", "augment": {"per_class": 0, "shotz": 2}, "student": {"zero_stage": 7}})
     lines = text.splitlines()
     assert len(lines) == 3
@@ -49,7 +49,7 @@ def test_a_problem_names_field_value_and_what_is_allowed(content, expected):
     assert expected in problems(content)
 
 
-def test_files_of_older_versions_hold_a_field_that_is_gone():
+def test_a_removed_field_is_accepted_only_if_it_is_off():
     assert parse({"task": "t", "relabel": {"channel": "off"}}) == parse({"task": "t"})
     assert "relabel.channel: no such field" in problems({"task": "t", "relabel": {"channel": "on"}})
 
@@ -77,7 +77,7 @@ def test_set_overrides_fields_of_any_depth(tmp_path):
     assert "--set nonsense" in problems("task: t", ["nonsense"], tmp_path)
 
 
-def test_the_digest_knows_what_decides_the_result():
+def test_the_digest_depends_on_fields_that_change_the_result():
     base = parse({"task": "t"})
     same = parse(
         {
@@ -101,7 +101,7 @@ def test_every_field_is_described():
     assert [name for name, field in fields(Config) if not field.description] == []
 
 
-def test_what_decides_no_result_is_not_in_the_digest():
+def test_the_digest_ignores_fields_that_do_not_change_the_result():
     idle = {"workers": 2, "micro_batch_tokens": 512, "max_failures": 0, "offload_optimizer": True}
     base = {"task": "t", "student": {"zero_stage": 1}}
     assert parse({**base, "student": {"zero_stage": 1, **idle}}).digest() == parse(base).digest()
@@ -116,7 +116,7 @@ def test_what_decides_no_result_is_not_in_the_digest():
         ("relabel", "min_confidence", [-0.1, 1.1, "high"], "'auto'"),
     ],
 )
-def test_a_number_or_a_word_is_one_line(section, field, values, allowed):
+def test_errors_of_number_or_auto_fields_are_one_line(section, field, values, allowed):
     for value in values:
         (line,) = problems({"task": "t", section: {field: value}}).splitlines()
         assert line.startswith(f"config: {section}.{field} = {value!r}: Input should be ")
@@ -126,14 +126,14 @@ def test_a_number_or_a_word_is_one_line(section, field, values, allowed):
     assert len(caught.value.problems) == 3
 
 
-def test_numbers_and_auto_are_taken():
+def test_numbers_and_auto_are_accepted():
     student = parse({"task": "t", "student": {"learning_rate": "1e-4", "micro_batch_tokens": 8}}).student
     assert (student.learning_rate, student.micro_batch_tokens) == (1e-4, 8)
     assert parse({"task": "t", "relabel": {"min_confidence": 1}}).relabel.min_confidence == 1.0
     assert parse({"task": "t", "student": {"learning_rate": "auto"}}).student.learning_rate == "auto"
 
 
-def test_a_batch_has_no_pace_of_ours():
+def test_rate_settings_are_refused_in_batch_mode():
     batch = {"kind": "openai", "model": "m", "mode": "batch"}
     assert Config.model_validate({"task": "trec6", "teacher": batch}).teacher.mode == "batch"
     with pytest.raises(ValueError, match="requests_per_minute, actors: no effect in mode: batch"):
@@ -144,7 +144,7 @@ def test_a_batch_has_no_pace_of_ours():
     assert modes[0].digest() == modes[1].digest()  # the same run, the same answers
 
 
-def test_a_run_keeps_its_name_where_a_new_field_is_off():
+def test_a_new_field_that_is_off_keeps_the_digest():
     usual = parse({"task": "t"})
     assert parse({"task": "t", "student": {"early_stopping": False}}).digest() == usual.digest()
     assert parse({"task": "t", "student": {"early_stopping": True}}).digest() != usual.digest()

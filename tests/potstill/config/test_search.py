@@ -59,7 +59,7 @@ def test_draws_of_a_logarithmic_range_are_even_in_the_logarithm():
         ({"randint": [1, 5], "step": 0.5}, "whole number"),
     ],
 )
-def test_a_range_that_means_nothing_is_refused(content, message):
+def test_an_invalid_range_is_refused(content, message):
     with pytest.raises(ValidationError, match=message):
         Range(**content)
 
@@ -80,7 +80,7 @@ def test_a_search_that_can_not_work_is_refused(content, message):
         SearchConfig(**content)
 
 
-def test_one_objective_may_stand_without_a_list():
+def test_a_single_objective_needs_no_list():
     assert SearchConfig(space=SPACE, objective="accuracy").objective == ("accuracy",)
 
 
@@ -103,7 +103,7 @@ def test_trials_are_stopped_early_unless_it_makes_no_sense(content, halving):
 
 
 @given(st.integers(1, 8), st.integers(0, 4), st.floats(1.5, 4))
-def test_rungs_grow_in_texts_first_and_in_epochs_then(rungs, epoch_rungs, reduction):
+def test_rungs_grow_in_texts_first_then_in_epochs(rungs, epoch_rungs, reduction):
     search = SearchConfig(space=SPACE, scheduler="asha", rungs=rungs, epoch_rungs=epoch_rungs, reduction=reduction)
     shares = rung_shares(search)
     assert len(shares) == rungs + epoch_rungs

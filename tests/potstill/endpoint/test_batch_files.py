@@ -1,4 +1,4 @@
-"""Files of the Batch API: what goes in comes out, limits hold for any sizes, nonsense is told from results."""
+"""Files of the Batch API: round trips, limits at any size, and invalid result lines."""
 
 import json
 
@@ -38,7 +38,7 @@ def fits(chosen, room):
 
 
 @given(sizes, rooms)
-def test_as_much_as_fits_goes_into_a_file(sizes, room):
+def test_a_file_holds_as_many_lines_as_fit(sizes, room):
     best = max((count for count in range(len(sizes) + 1) if fits(sizes[:count], room)), default=0)
     assert count_fitting(sizes, room) == min(len(sizes), max(1, best))
 
@@ -57,7 +57,7 @@ def test_refused_files_get_smaller_every_time(tokens, limit):
 
 
 @pytest.mark.parametrize("line", [b"", b"oops", b"[]", b"{}", b'{"custom_id": 3}', b'"x"', b'{"custom_id": "a'])
-def test_what_is_no_result_is_none(line):
+def test_invalid_result_lines_give_none(line):
     assert read_result(line) is None
 
 
@@ -69,7 +69,7 @@ def test_results_and_errors_are_read():
     assert read_result(b'{"custom_id": "a", "response": {}}') == Result("a", None, None, "no reply and no error")
 
 
-def test_a_cut_off_file_shows():
+def test_a_truncated_file_is_detected():
     lines = [b'{"a": 1}\n', b'{"a": 2}\n']
     assert looks_whole(lines, 2)
     assert not looks_whole(lines, 3)

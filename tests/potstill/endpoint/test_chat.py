@@ -88,11 +88,11 @@ def test_models_that_think_are_known_by_name(model, thinks):
         ("stop", "'stop' is not supported with this model", "stop"),
     ],
 )
-def test_what_is_refused_is_left_out(param, message, lost):
+def test_a_refused_parameter_is_left_out(param, message, lost):
     assert getattr(give_up(ALL, param, message), lost) is False
 
 
-def test_what_cannot_be_left_out_is_no_help():
+def test_required_parameters_are_not_left_out():
     changed = give_up(ALL, "max_tokens", "use 'max_completion_tokens' instead")
     assert changed is not None
     assert changed.completion_tokens
@@ -113,12 +113,12 @@ def test_what_cannot_be_left_out_is_no_help():
         (None, "This model's maximum context length is 4096 tokens. However, you requested 64 (max_tokens) more."),
     ],
 )
-def test_a_request_that_is_too_long_says_nothing_of_the_others(param, message):
+def test_a_request_that_is_too_long_changes_no_ability(param, message):
     assert give_up(ALL, param, message) is None
 
 
-def test_words_of_the_prompt_that_an_error_quotes_are_no_settings():
-    """Were it otherwise, a poem about temperature would end sampling for all."""
+def test_prompt_words_quoted_in_an_error_are_not_parameters():
+    """Otherwise a prompt about temperature would switch the temperature off for all requests."""
     prompts = ("Write of the Temperature and a bus stop.",)
     message = "invalid request: 'Write of the temperature and a bus stop.'"
     assert give_up(ALL, None, message, prompts) is None
@@ -134,7 +134,7 @@ def test_a_bare_code_is_a_vote_for_its_class(names, data):
     name = data.draw(st.sampled_from(names))
     code = code_names(names)[name]
     if code.strip("\"'`*.:()[] ") != code or not code.strip():
-        return  # a class whose name is nothing but punctuation, and no code left for it
+        return  # a class named only by punctuation, without a code
     for text in (code, json.dumps({"class": code})):
         chosen = read_choice(asked, text, None)
         assert chosen is not None
@@ -142,8 +142,8 @@ def test_a_bare_code_is_a_vote_for_its_class(names, data):
         assert sum(value is not None for value in chosen.logprobs) == 1
 
 
-def test_the_distribution_is_read_where_the_code_stands():
-    """Structured output puts other tokens before the code; an alternative there may be spelt with a space or a quote."""
+def test_the_distribution_is_read_at_the_token_of_the_code():
+    """Structured output puts other tokens before the code; alternatives may start with a space or a quote."""
     tokens = [
         {"token": '{"', "top_logprobs": top(A=0.9)},
         {"token": "class", "top_logprobs": top(**{"class": 1.0})},
@@ -162,7 +162,7 @@ def test_the_distribution_is_read_where_the_code_stands():
     assert chosen.residual == pytest.approx(0.15)
 
 
-def test_a_class_beyond_the_tokens_told_of_is_left_open():
+def test_a_class_outside_the_top_tokens_has_no_probability():
     chosen = read_choice(request(CLASSES), "A", [{"token": "A", "top_logprobs": top(A=0.8, B=0.15)}])
     assert chosen is not None
     assert sorted(value is None for value in chosen.logprobs) == [False, False, True]
@@ -185,7 +185,7 @@ def test_structured_output_has_room_beside_the_answer():
         assert body(asked, "m", plain)["max_tokens"] == asked.sampling.max_tokens
 
 
-def test_a_name_that_was_cut_short_is_not_taken_for_a_shorter_one():
+def test_a_truncated_name_does_not_match_a_shorter_one():
     names = tuple(f"card payment {i}" for i in range(77))
     assert read_choice(request(names), '{\n  "class": "card payment 1', None) is None
     fenced = read_choice(request(names), '```json\n{\n  "class": "card payment 1"\n}\n```', None)

@@ -57,19 +57,19 @@ def test_other_providers_have_other_prices():
         ("gpt-4o-mini", "http://localhost:8000/v1"),
         ("gpt-4o-mini", "localhost"),
         ("gpt-4o-mini", "10.0.0.3:8000"),
-        ("gpt-4o-mini", "my-openai-proxy"),  # the package itself takes this for OpenAI
+        ("gpt-4o-mini", "my-openai-proxy"),  # the package mistakes this for OpenAI
         ("gpt-4o-mini", "http://openai:8000/v1"),
         ("gpt-4o-mini", ""),
         ("no-such-model", OPENAI),
         ("", OPENAI),
-        ("text-embedding-3-small", OPENAI),  # has no price for completions
+        ("text-embedding-3-small", OPENAI),  # without a price for completions
     ],
 )
-def test_what_is_not_listed_has_no_price(model, where):
+def test_an_unlisted_model_has_no_price(model, where):
     assert find_price(model, where) is None
 
 
-def test_an_override_is_always_right():
+def test_an_override_always_wins():
     mine = Price(1.0, 2.0)
     assert find_price("gpt-4o-mini", OPENAI, mine) is mine
     assert find_price("qwen", "http://localhost:8000/v1", mine) is mine
@@ -81,7 +81,7 @@ def test_the_batch_price_is_half():
     assert (batch.prompt, batch.completion) == (MINI.prompt / 2, MINI.completion / 2)
 
 
-def test_where_prices_change_with_the_hour_the_dearest_counts():
+def test_hourly_prices_use_the_highest():
     by_night, by_day = (datetime(2025, 6, 1, hour, tzinfo=UTC) for hour in (20, 3))
     price = find_price("deepseek-chat", "deepseek", now=by_night)
     assert price is not None
@@ -115,7 +115,7 @@ def listed_models(now):
                 yield provider, model, price
 
 
-def test_every_listed_chat_model_costs_what_the_package_says():
+def test_prices_of_listed_chat_models_equal_the_packages():
     from genai_prices import Usage
 
     now, compared, tiered = datetime.now(UTC), 0, 0
@@ -160,7 +160,7 @@ def test_costs_by_hand():
 
 
 @pytest.mark.parametrize("used", [(10, 5, 11, 0), (10, 5, 6, 5), (10, 5, -1, 0), (10, -1, 0, 0)])
-def test_counts_that_no_request_has_are_refused(used):
+def test_impossible_token_counts_are_refused(used):
     with pytest.raises(ValueError, match="impossible token counts"):
         cost(MINI, used[0], used[1], cached_tokens=used[2], written_tokens=used[3])
 

@@ -1,4 +1,4 @@
-"""When failures stop a stage: early enough, and never by bad luck."""
+"""Failures stop a stage early, but never by chance alone."""
 
 import random
 
@@ -8,7 +8,7 @@ from potstill.endpoint.error_rate import ErrorRate, kind_of
 
 
 def stopped_at(allowed, expected, fails):
-    """After how many answers a stage is stopped; ``fails(i)`` says whether the i-th fails."""
+    """Number of answers after which a stage stops; ``fails(i)``: whether the i-th fails."""
     rate = ErrorRate(allowed, expected)
     for number in range(expected):
         rate.add(1, 1, ["HTTP 400: no"] if fails(number) else [])
@@ -26,20 +26,20 @@ def test_nothing_but_failures(expected):
     assert rate.too_many(at_end=True)
 
 
-def test_failures_at_the_beginning_alone_stop_nothing():
+def test_early_failures_alone_do_not_stop_a_stage():
     assert stopped_at(0.1, 5000, lambda number: number < 49) is None
     assert stopped_at(0.1, 100, lambda number: number < 9) is None
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_share_that_is_allowed_stops_nothing_and_twice_of_it_does(seed):
+def test_only_a_failure_share_above_the_limit_stops_a_stage(seed):
     rng = random.Random(seed)
     assert stopped_at(0.1, 5000, lambda number: rng.random() < 0.09) is None
     assert stopped_at(0.1, 5000, lambda number: rng.random() < 0.2) < 1000
 
 
-def test_what_the_ledger_had_counts_as_answered():
-    """A run that goes on asks again what had failed: all new answers may be failures."""
+def test_ledger_answers_count_as_answered():
+    """A resumed run repeats failed requests, so all its new answers may be failures."""
     rate = ErrorRate(0.1, 5000)
     rate.add(4550, 0, [])
     rate.add(450, 450, ["HTTP 400: filtered"] * 450)

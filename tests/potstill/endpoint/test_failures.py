@@ -29,7 +29,7 @@ def test_kinds(status, code, kind):
     assert classify(status, code, "a\n message").kind == kind
 
 
-def test_the_message_is_one_line_and_says_the_status():
+def test_the_message_is_one_line_with_the_status():
     failure = classify(503, None, "over\nloaded  now", retry_after_s=7)
     assert failure.message == "HTTP 503: over loaded now"
     assert failure.retry_after_s == 7
@@ -43,7 +43,7 @@ def test_backoff_is_capped_grows_and_obeys_the_endpoint(attempt, jitter, asked):
     assert backoff_s(attempt, jitter, asked) == max(wait, asked)
 
 
-def test_a_request_that_no_minute_has_room_for_is_final():
+def test_a_request_above_the_limit_per_minute_is_final():
     said = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 31337."
     assert classify(429, "rate_limit_exceeded", said).kind == "final"
 

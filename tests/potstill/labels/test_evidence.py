@@ -64,7 +64,7 @@ def votes_of(logprobs: tuple[float | None, ...], residual: float | None) -> np.n
 def test_an_unnamed_class_is_less_likely_than_the_named_ones() -> None:
     votes = votes_of((np.log(0.98), np.log(0.0199), None), 0.0001)
     assert np.exp(votes) == pytest.approx([0.98, 0.0199, 0.0001])
-    # The residual may be the mass of other words.
+    # The residual may belong to other words.
     assert np.exp(votes_of((np.log(0.6), np.log(0.01), None), 0.39)) == pytest.approx([0.6, 0.01, 0.01])
     assert np.exp(votes_of((np.log(0.9), None, None), 0.1)) == pytest.approx([0.9, 0.05, 0.05])
     assert np.exp(votes_of((np.log(0.9), np.log(0.09), None), None)) == pytest.approx([0.9, 0.09, 0.01])

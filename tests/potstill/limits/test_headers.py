@@ -1,4 +1,4 @@
-"""Headers as endpoints send them, and as broken ones do."""
+"""Rate-limit headers of working and of broken endpoints."""
 
 from email.utils import formatdate
 
@@ -35,7 +35,7 @@ def test_waits_are_read_in_every_form(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1x", "s", "1s later", "nan", "inf", "9" * 400, "Tue, 99 Foo"])
-def test_what_is_no_wait_is_none(text):
+def test_invalid_waits_give_none(text):
     assert parse_wait(text, NOW) is None
 
 
@@ -65,7 +65,7 @@ def test_anthropic_headers():
     assert read_rate_headers(headers, NOW) == RateHeaders(Announced(50, 0, 30.0), None, 7.0)
 
 
-def test_a_limit_that_takes_longer_than_a_minute_to_reset_is_no_rate():
+def test_a_limit_that_resets_in_over_a_minute_is_not_a_rate():
     a_days = Announced(14400, 14370, 179.56)
     assert a_days.per_minute is None
     assert a_days.exhausted_s == 0.0
@@ -79,7 +79,7 @@ def test_retry_after_in_milliseconds_goes_first():
     assert read_rate_headers({"retry-after-ms": "soon", "retry-after": "1"}, NOW).retry_after_s == 1.0
 
 
-def test_headers_that_say_nothing_are_none():
+def test_headers_without_limits_give_none():
     assert read_rate_headers({"date": "today"}, NOW) is None
     assert read_rate_headers({"x-ratelimit-limit-requests": "many", "retry-after": "later"}, NOW) is None
 

@@ -1,4 +1,4 @@
-"""Are refusals a matter of the rate? The experiment alone, on counts."""
+"""Whether refusals depend on the rate: the experiment alone, on counts."""
 
 import random
 
@@ -8,7 +8,7 @@ from potstill.limits.noise import LONGEST_DIP_S, RateTest
 
 
 def suspicious(share, answers=400):
-    """A test that has seen cuts not help."""
+    """A test that has seen rate cuts without effect."""
     test, now = RateTest(), 0.0
     for _ in range(10):
         now += 1.0
@@ -18,7 +18,7 @@ def suspicious(share, answers=400):
 
 
 def answer(test, now, share, seed, per_s=40):
-    """Answers come in until there is a verdict."""
+    """Record answers until there is a verdict."""
     rng = random.Random(seed)
     while (found := test.verdict(now)) is None:
         now += 0.1
@@ -28,7 +28,7 @@ def answer(test, now, share, seed, per_s=40):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.5])
-def test_a_share_that_stays_is_a_noise(share):
+def test_a_refused_share_that_stays_at_lower_rates_is_noise(share):
     verdicts, noises = [], []
     for seed in range(50):
         test, now = suspicious(share)
@@ -37,7 +37,7 @@ def test_a_share_that_stays_is_a_noise(share):
         verdicts.append(answer(test, now, share, seed))
         noises.append(test.noise)
     assert verdicts.count("noise") >= 45
-    assert sum(noise >= share for noise in noises) >= 40  # an upper bound, which later answers bring down
+    assert sum(noise >= share for noise in noises) >= 40  # an upper bound, which later answers lower
     test.record(0, 0, now + 5)
     for step in range(100):
         test.record(100 - round(100 * share), round(100 * share), now + 5 + step)
@@ -45,15 +45,15 @@ def test_a_share_that_stays_is_a_noise(share):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.5])
-def test_a_share_that_goes_is_a_limit(share):
+def test_a_refused_share_that_vanishes_at_lower_rates_is_a_limit(share):
     test, now = suspicious(share)
     test.begin(now, 0.5)
     assert answer(test, now, 0.0, 0) == "limit"
     assert test.noise == 0
-    assert not test.is_due(now + 1)  # not at once again
+    assert not test.is_due(now + 1)  # not again at once
 
 
-def test_without_answers_nothing_is_known():
+def test_without_answers_the_verdict_is_unknown():
     test, now = suspicious(0.1)
     test.begin(now, 0.5)
     assert test.verdict(now + LONGEST_DIP_S) is None
@@ -61,7 +61,7 @@ def test_without_answers_nothing_is_known():
     assert test.verdict(now + LONGEST_DIP_S + 1) is None
 
 
-def test_what_a_noise_explains_and_what_is_a_limit_s():
+def test_noise_explains_only_its_share_of_refusals():
     test, now = suspicious(0.1)
     test.begin(now, 0.0)
     answer(test, now, 0.1, 1)
@@ -72,7 +72,7 @@ def test_what_a_noise_explains_and_what_is_a_limit_s():
     assert not test.explains()
 
 
-def test_credit_is_taken_back_where_more_is_refused_soon():
+def test_credit_is_withdrawn_if_refusals_rise_soon():
     test, now = suspicious(0.0075)
     assert not test.is_due(now)
     assert test.credit(50.0, now)
@@ -82,7 +82,7 @@ def test_credit_is_taken_back_where_more_is_refused_soon():
     assert not test.credit(50.0, now + 6)
 
 
-def test_credit_that_proved_right_stays():
+def test_confirmed_credit_stays():
     test, now = suspicious(0.0075)
     test.credit(50.0, now)
     test.confirm(80.0, now + 5)

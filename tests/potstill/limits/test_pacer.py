@@ -1,6 +1,6 @@
-"""The limiter's decisions against simulated endpoints, on a clock that is only a number.
+"""The limiter's decisions against simulated endpoints, on a simulated clock.
 
-The bars: an allowance of 3,000 requests a minute, over two minutes, four processes, 256 in flight, 200 ms.
+Setting: a limit of 3,000 requests a minute, over two minutes, four processes, 256 in flight, 200 ms.
 """
 
 import math
@@ -48,7 +48,7 @@ class Open:
 
 
 class AtRandom:
-    """An endpoint that refuses a share of requests whatever their rate, beside what ``server`` refuses."""
+    """An endpoint that refuses a random share of requests at any rate, in addition to those ``server`` refuses."""
 
     def __init__(self, share, server=None, seed=1):
         self.share, self.server, self.rng = share, server or Open(), random.Random(seed)
@@ -80,16 +80,16 @@ def most_in_a_window(times, seconds):
 @pytest.mark.parametrize("known", ["configured", "announced"])
 def test_a_known_limit_is_used_and_obeyed(server, seed, known):
     limits = Limits(256, requests_per_minute=A_MINUTE if known == "configured" else None)
-    world = Simulation(Pacer(limits), server, announces=A_MINUTE if known == "announced" else None, seed=seed)
-    book = world.run(120)
+    simulation = Simulation(Pacer(limits), server, announces=A_MINUTE if known == "announced" else None, seed=seed)
+    book = simulation.run(120)
     assert len(book.ok) >= 0.95 * ALLOWED
     assert book.refused_share < 0.01
     if known == "configured":
         assert most_in_a_window(book.sent, 60) <= A_MINUTE
-        assert most_in_a_window(book.sent, 0.2) <= 35  # 10 on average: nothing is sent in one go
+        assert most_in_a_window(book.sent, 0.2) <= 35  # 10 on average: not in one burst
 
 
-def test_a_known_limit_is_used_even_where_hardly_a_burst_is_borne(seed):
+def test_a_known_limit_is_used_even_if_bursts_are_refused(seed):
     book = Simulation(Pacer(Limits(256, requests_per_minute=A_MINUTE)), TIGHT(), seed=seed).run(120)
     assert len(book.ok) >= 0.9 * ALLOWED
     assert book.refused_share < 0.01
@@ -99,8 +99,10 @@ def test_a_known_limit_is_used_even_where_hardly_a_burst_is_borne(seed):
 @pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
 @pytest.mark.parametrize("refusal_latency", [(0.02, 0.08), (0.15, 0.25)], ids=["fast 429", "slow 429"])
 def test_an_unknown_limit_is_found(server, seed, tells_wait, refusal_latency):
-    world = Simulation(Pacer(Limits(256)), server, tells_wait=tells_wait, refusal_latency=refusal_latency, seed=seed)
-    book = world.run(120)
+    simulation = Simulation(
+        Pacer(Limits(256)), server, tells_wait=tells_wait, refusal_latency=refusal_latency, seed=seed
+    )
+    book = simulation.run(120)
     assert len(book.ok) >= 0.8 * ALLOWED
     assert book.refused_share < 0.03
 
@@ -123,27 +125,27 @@ def test_slow_answers_leave_little_of_a_rate_unused(server, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("tells_wait", [False, True], ids=["silent", "Retry-After"])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
-def test_refusals_that_no_rate_avoids_slow_nothing_down_for_long(share, tells_wait, seed):
+def test_refusals_at_any_rate_do_not_slow_requests_for_long(share, tells_wait, seed):
     book = Simulation(Pacer(Limits(64)), AtRandom(share), tells_wait=tells_wait, seed=seed).run(120)
     assert len(book.ok) >= 0.7 * (1 - share) * 120 * 64 / 0.2
     assert book.stop is None
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
-def test_such_refusals_leave_a_known_limit_in_use(share, seed):
-    world = Simulation(Pacer(Limits(256, requests_per_minute=A_MINUTE)), AtRandom(share, TIGHT()), seed=seed)
-    assert len(world.run(60).ok) >= 0.75 * (1 - share) * A_MINUTE
+def test_refusals_at_any_rate_leave_a_known_limit_in_use(share, seed):
+    simulation = Simulation(Pacer(Limits(256, requests_per_minute=A_MINUTE)), AtRandom(share, TIGHT()), seed=seed)
+    assert len(simulation.run(60).ok) >= 0.75 * (1 - share) * A_MINUTE
 
 
-def test_refusals_of_every_third_request_end_no_search():
-    """Something gets through all the time, and no process asks the limiter in a circle."""
-    world = Simulation(Pacer(Limits(64)), AtRandom(0.33), tells_wait=True)
-    book = world.run(60)
+def test_refusing_every_third_request_does_not_block_the_others():
+    """Requests succeed in every interval, and no process polls the limiter in a loop."""
+    simulation = Simulation(Pacer(Limits(64)), AtRandom(0.33), tells_wait=True)
+    book = simulation.run(60)
     assert all(sum(start <= time < start + 10 for time in book.ok) > 3 for start in range(0, 60, 10))
     assert book.exchanges < 60 * 4 * 40
 
 
-def test_a_limit_that_comes_while_refusals_are_put_up_with_is_found():
+def test_a_limit_that_appears_among_random_refusals_is_found():
     class Late:
         def __init__(self):
             self.open, self.limit = AtRandom(0.1), AtRandom(0.1, TokenBucketServer(A_MINUTE, 50))
@@ -157,7 +159,7 @@ def test_a_limit_that_comes_while_refusals_are_put_up_with_is_found():
     assert refused < 0.3 * (ok + refused)
 
 
-def test_a_rate_that_was_halved_by_somebody_else_is_found_again():
+def test_a_rate_that_other_clients_halve_is_found_again():
     class Shared(TokenBucketServer):
         def admit(self, now):
             self.rate = 25 if 40 <= now < 80 else 50
@@ -170,24 +172,24 @@ def test_a_rate_that_was_halved_by_somebody_else_is_found_again():
 
 
 def test_without_limits_only_concurrency_bounds():
-    world = Simulation(Pacer(Limits(256)), Open())
-    book = world.run(40)
+    simulation = Simulation(Pacer(Limits(256)), Open())
+    book = simulation.run(40)
     assert book.most_in_flight == 256
     assert sum(30 <= time < 40 for time in book.ok) > 0.9 * 10 * 256 / 0.2
     assert book.exchanges < len(book.ok) / 10
 
 
 def test_retry_after_is_obeyed_by_all():
-    world = Simulation(Pacer(Limits(256)), FixedWindowServer(1000), tells_wait=True)
-    book = world.run(170)
+    simulation = Simulation(Pacer(Limits(256)), FixedWindowServer(1000), tells_wait=True)
+    book = simulation.run(170)
     for end in (60, 120):
         first = min(time for time in book.refused if end - 60 <= time < end)
-        # One exchange until all have heard: the lease of what was granted before.
+        # Earlier grants may be used until each process's next exchange.
         assert not [time for time in book.sent if first + 0.6 < time < end - 0.05]
     assert len(book.ok) >= 0.9 * 3000
 
 
-def test_a_pause_of_hours_is_not_sat_out():
+def test_a_retry_after_of_hours_stops_the_job():
     pacer = Pacer(Limits(4))
     pacer.settle(HolderReport("one", answers=AnswerCounts(refused=1, retry_after_s=7200.0)), 0.0)
     assert pacer.grant(HolderReport("one", wanted=1), 1.0).stop == (
@@ -195,7 +197,7 @@ def test_a_pause_of_hours_is_not_sat_out():
     )
 
 
-def test_a_day_s_limit_is_no_rate_but_waited_for_at_its_end():
+def test_a_daily_limit_is_not_a_rate_but_its_reset_is_awaited():
     rates = RateControl(None, None)
     rates.settle(AnswerCounts(1, rates=RateHeaders(requests=Announced(14400, 100, 7000.0))), 0.0)
     assert math.isinf(rates.requests_per_s)
@@ -205,7 +207,7 @@ def test_a_day_s_limit_is_no_rate_but_waited_for_at_its_end():
     assert rates.allowed(10, 0, 0, 301.1) == 1
 
 
-def test_tokens_a_minute_are_obeyed_and_corrected_by_what_was_used():
+def test_token_limits_are_obeyed_and_corrected_by_actual_use():
     rates = RateControl(None, 60_000)
     rates._window = math.inf
     sent = 0
@@ -213,17 +215,17 @@ def test_tokens_a_minute_are_obeyed_and_corrected_by_what_was_used():
         now = step / 10
         count = rates.allowed(100, 500, 0, now)
         rates.take(count, 500 * count, now)
-        rates.take(0, -250 * count, now)  # half of what was thought
+        rates.take(0, -250 * count, now)  # half of the estimate
         sent += count
     assert 0.95 * 120 * 1000 / 250 <= sent <= 1.0 * 120 * 1000 / 250 + 2
-    assert rates.allowed(1, 1e9, 0, 200.0) == 1  # more than any bucket holds, yet it goes, into debt
+    assert rates.allowed(1, 1e9, 0, 200.0) == 1  # larger than the bucket: sent, leaving a debt
     rates.take(1, 1e9, 200.0)
     assert rates.allowed(1, 1, 0, 300.0) == 0
 
 
-def test_concurrency_is_never_exceeded_and_few_processes_leave_none_of_it_unused():
-    world = Simulation(Pacer(Limits(7, requests_per_minute=1e6)), Open(), clients=3)
-    book = world.run(20)
+def test_few_processes_use_all_of_the_concurrency_and_no_more():
+    simulation = Simulation(Pacer(Limits(7, requests_per_minute=1e6)), Open(), clients=3)
+    book = simulation.run(20)
     assert book.most_in_flight == 7
     assert len(book.ok) > 0.9 * 20 * 7 / 0.2
 
@@ -234,7 +236,7 @@ def test_concurrency_is_never_exceeded_and_few_processes_leave_none_of_it_unused
         st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from(["ask", "tell", "start", "end"])), max_size=120
     ),
 )
-def test_shares_never_add_up_to_more_than_there_is(total, steps):
+def test_shares_never_exceed_the_total(total, steps):
     shares, in_use, known, answer = Shares(total), [0] * 4, [0] * 4, {}
     for holder, demand, step in steps:
         if step == "ask" and holder not in answer:
@@ -251,10 +253,10 @@ def test_shares_never_add_up_to_more_than_there_is(total, steps):
         assert sum(in_use) <= total
 
 
-def test_an_idle_process_s_places_go_to_the_others():
+def test_other_processes_get_an_idle_process_s_places():
     shares = Shares(8)
     assert shares.update("one", 0, 100) == 8
-    assert shares.update("two", 0, 100) == 0  # one may be using all
+    assert shares.update("two", 0, 100) == 0  # "one" may be using all
     assert shares.update("one", 8, 100) == 4
     assert shares.update("one", 4, 100) == 4
     assert shares.update("two", 0, 100) == 4
@@ -266,7 +268,7 @@ def test_an_idle_process_s_places_go_to_the_others():
 
 
 class Client:
-    """A process with a wallet, as hypothesis plays it."""
+    """A process with a share of the budget, driven by hypothesis."""
 
     def __init__(self, name):
         self.wallet, self.sent, self.paid = Wallet(name), [], 0.0
@@ -302,7 +304,7 @@ def test_the_budget_is_never_exceeded(budget, steps):
             worst = client.sent.pop()
             client.paid += worst * share
             client.wallet.finish(Outcome("ok", 10, worst * share), 10, worst, now, now)
-        elif step == "die":  # and all that was on its way is billed
+        elif step == "die":  # all requests in flight are billed
             paid_by_dead += client.paid + sum(client.sent)
             clients[index] = Client(f"{index} after {number}")
         elif step == "restart":
@@ -316,12 +318,12 @@ def test_the_budget_is_never_exceeded(budget, steps):
         assert state.spent_usd + state.reserved_usd <= budget * (1 + 1e-8)
 
 
-def test_the_budget_stops_with_a_message_once_all_is_accounted_for():
+def test_an_exhausted_budget_stops_with_a_message_after_settling():
     book = Simulation(Pacer(Limits(64, requests_per_minute=60_000, budget_usd=3.0)), Open(), usd=0.01).run(60)
     assert "budget_usd = 3 reached: $2.99" in book.stop
     assert "the next request may cost $0.0100" in book.stop
     assert max(book.ok) < book.stopped_at
-    assert len(book.ok) > 500  # half of the worst case each
+    assert len(book.ok) > 500  # each costs half of its worst case
 
 
 def test_a_cheaper_request_still_fits():
@@ -339,8 +341,8 @@ def test_a_cheaper_request_still_fits():
 
 
 def test_an_outage_is_survived_with_few_probes():
-    world = Simulation(Pacer(Limits(64, requests_per_minute=A_MINUTE)), Open(), down=(20, 60))
-    book = world.run(120)
+    simulation = Simulation(Pacer(Limits(64, requests_per_minute=A_MINUTE)), Open(), down=(20, 60))
+    book = simulation.run(120)
     assert len([time for time in book.failed if time > 22]) <= 8
     assert book.stop is None
     assert not [time for time in book.ok if 20 < time < 60]
@@ -349,8 +351,8 @@ def test_an_outage_is_survived_with_few_probes():
 
 def test_an_outage_without_end_is_given_up():
     settings = BreakerSettings(give_up_s=100)
-    world = Simulation(Pacer(Limits(64, requests_per_minute=A_MINUTE), settings), Open(), down=(20, 1e9))
-    book = world.run(200)
+    simulation = Simulation(Pacer(Limits(64, requests_per_minute=A_MINUTE), settings), Open(), down=(20, 1e9))
+    book = simulation.run(200)
     assert 119 < book.stopped_at < 131
     assert "the endpoint has let nothing through for" in book.stop
     assert "connection refused" in book.stop
@@ -358,7 +360,7 @@ def test_an_outage_without_end_is_given_up():
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_only_ever_refuses_is_given_up_too():
+def test_an_endpoint_that_always_refuses_is_given_up():
     class Closed:
         def admit(self, now):
             return 30.0
@@ -369,7 +371,7 @@ def test_an_endpoint_that_only_ever_refuses_is_given_up_too():
     assert len(book.sent) < 120
 
 
-def test_errors_of_single_requests_open_nothing():
+def test_errors_of_single_requests_do_not_open_the_breaker():
     pacer = Pacer(Limits(8, requests_per_minute=1e6))
     for step in range(200):
         pacer.settle(HolderReport("one", rejected=1), step / 10)
@@ -377,7 +379,7 @@ def test_errors_of_single_requests_open_nothing():
     assert pacer.state(30.0).held_because is None
 
 
-def test_the_state_says_what_holds_requests_back():
+def test_the_state_names_what_holds_requests_back():
     pacer = Pacer(Limits(8))
     pacer.settle(HolderReport("one", failed={"timeout": 30, "500": 10}), 0.0)
     assert pacer.state(0.5).held_because == (

@@ -11,7 +11,7 @@ from potstill.measures.kappa import kappa
 HALF = np.array([0, 1] * 50)
 
 
-def said(columns, n=2):
+def one_hot(columns, n=2):
     return np.eye(n)[columns]
 
 
@@ -20,9 +20,9 @@ def test_with_hard_labels_it_is_cohens_kappa(pairs):
     ours, theirs = np.array(pairs).T
     if len(set(ours)) + len(set(theirs)) > 2:
         expected = cohen_kappa_score(ours, theirs, labels=range(3))
-        assert kappa(ours, said(theirs, 3)) == pytest.approx(expected)
+        assert kappa(ours, one_hot(theirs, 3)) == pytest.approx(expected)
 
 
 def test_two_others_count_half_each():
-    both = (said(HALF) + said(1 - HALF)) / 2
+    both = (one_hot(HALF) + one_hot(1 - HALF)) / 2
     assert kappa(HALF, both) == pytest.approx(0.0)

@@ -39,7 +39,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, ma
 
 
 @given(pairs=PAIRS)
-def test_values_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+def test_values_equal_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     truth, guess = [p[0] for p in pairs], [p[1] for p in pairs]
     scores = score(predictions(truth, guess), LABELS, resamples=20)
     assert scores.accuracy.value == pytest.approx(accuracy_score(truth, guess))
@@ -117,7 +117,7 @@ def test_a_thousand_resamples_of_three_thousand_texts_take_under_a_second() -> N
         for i, (t, g) in enumerate(zip(truth, guess, strict=True))
     ]
     seconds = []
-    for _ in range(4):  # the best of them: the others tell of the machine
+    for _ in range(4):  # the fastest: the others measure the machine's load
         started = time.process_time()
         score(rows, labels)
         seconds.append(time.process_time() - started)
@@ -132,7 +132,7 @@ def test_calibration_error_by_hand() -> None:
     assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
 
 
-def test_mcnemar_counts_only_where_they_differ() -> None:
+def test_mcnemar_counts_only_differing_predictions() -> None:
     both = np.array([True] * 10)
     assert mcnemar(both, both) == 1.0
     # 8 texts only the second gets right: 2 * 0.5 ** 8.

@@ -15,7 +15,7 @@ from potstill.measures import subjectivity
 from potstill.measures.annotations import Judgement, Votes, read_annotations, read_judgements, read_rows
 from potstill.rows import Prediction
 
-# Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: an annotator a line, dots are missing votes.
+# Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: one line per annotator, dots are missing votes.
 SECTION_C = {
     "A": "1 2 3 3 2 1 4 1 2 . . .",
     "B": "1 2 3 3 2 2 4 1 2 5 . 3",
@@ -95,8 +95,8 @@ def test_permuting_items_and_labels_changes_nothing(counts):
     assert subjectivity.alpha(counts[::-1, ::-1]) == (None if alpha is None else pytest.approx(alpha))
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Two annotators who copy a coin with probability 0.6: alpha is 0.36; 95 % intervals miss it now and then."""
+def test_the_interval_covers_the_truth_at_its_nominal_rate():
+    """Two annotators who copy a coin with probability 0.6: alpha is 0.36; a 95 % interval sometimes misses it."""
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(60):
@@ -109,7 +109,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 50 <= inside <= 60
 
 
-def test_all_that_is_wrong_with_an_annotation_file_is_told_at_once(tmp_path):
+def test_all_problems_of_an_annotation_file_are_reported_at_once(tmp_path):
     place = tmp_path / "votes.csv"
     with place.open("w", newline="") as file:
         csv.writer(file).writerows(
@@ -134,7 +134,7 @@ def test_all_that_is_wrong_with_an_annotation_file_is_told_at_once(tmp_path):
     ]
 
 
-def test_files_that_hold_no_annotations(tmp_path):
+def test_files_without_annotations_are_refused(tmp_path):
     with pytest.raises(InputError, match="has no column 'label'; its columns: 'item', 'annotator', 'vote'"):
         read_annotations([{"item": "1", "annotator": "a", "vote": "x"}])
     with pytest.raises(InputError, match="there are no votes"):
@@ -178,14 +178,14 @@ def test_a_cycle_is_broken_at_its_weakest_majority_and_reported():
     ranking = subjectivity.rank(
         judged(*["a < b"] * 3, *["b < c"] * 2, *["c < a"] * 4, "a < c", "a < c", "a < c"), ["a", "b", "c"]
     )
-    # c < a stands 4 to 3, the weakest margin of the circle a < b < c < a.
+    # c < a wins 4 to 3, the weakest margin of the cycle a < b < c < a.
     assert ranking.tasks == ("a", "b", "c")
     ((edge, cycle),) = ranking.broken
     assert str(edge) == "c < a (4 to 3)"
     assert set(cycle) == {"a", "b", "c"}
 
 
-def test_what_nobody_judged_is_said_to_be_undecided():
+def test_pairs_without_a_judgement_are_undecided():
     ranking = subjectivity.rank(judged("a < b"), ["b", "a", "lonely"])
     assert ranking.tasks == ("a", "lonely", "b")
     assert ranking.undecided == (("a", "lonely"), ("lonely", "b"))
@@ -208,7 +208,7 @@ def test_the_order_keeps_every_majority_that_was_not_reported(pairs):
         assert (cycle[0], cycle[-1]) == (edge.more, edge.less)
 
 
-def test_all_that_is_wrong_with_judgements_is_told_at_once():
+def test_all_problems_of_judgements_are_reported_at_once():
     rows = [
         {"judge": "j", "task_a": "a", "task_b": "b", "more_subjective": "a"},
         {"judge": "j", "task_a": "b", "task_b": "a", "more_subjective": "b"},

@@ -1,4 +1,4 @@
-"""Rendered prompts, word for word where it matters."""
+"""Rendered prompts, verbatim where the wording matters."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_mean_alpha_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("alpha", "shares"), [(0.55, (55, 45)), (0.8, (80, 20)), (0.9, (90, 10)), (0.57, (57, 43)), (1.0, (100, 0))]
 )
-def test_percentages_are_not_truncated(alpha: float, shares: tuple[int, int]) -> None:
+def test_percentages_are_rounded_not_truncated(alpha: float, shares: tuple[int, int]) -> None:
     assert percentages(alpha) == shares
 
 

@@ -35,7 +35,7 @@ def test_every_example_once_an_epoch(rows: int, batch_size: int, epochs: int, mi
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_plan_depends_on_nothing_but_rows_and_seed() -> None:
+def test_the_plan_depends_only_on_rows_and_seed() -> None:
     one, two = plan_steps(100, 8, 2, 1, seed=3), plan_steps(100, 8, 5, 90, seed=3)
     assert all((a.rows == b.rows).all() for a, b in zip(one, two, strict=False))
     other = plan_steps(100, 8, 2, 1, seed=4)
@@ -82,7 +82,7 @@ def test_sharding_never_pads_more_than_one_batch_would(lengths: list[int], worke
 
 @given(lengths=LENGTHS, workers=st.integers(2, 5))
 def test_work_is_spread(lengths: list[int], workers: int) -> None:
-    """No worker has more than its fair share of tokens, plus one text, plus what padding costs."""
+    """No worker exceeds its fair share of tokens by more than one text and the padding."""
     shards = shard(lengths, workers, budget=10**6)
     loads = [padded_tokens(lengths, hand) for hand in shards]
     alone = padded_tokens(lengths, shard(lengths, 1, budget=10**6)[0])

@@ -1,4 +1,4 @@
-"""What the student learns towards."""
+"""The student's training objective: targets, weights, schedule, loss."""
 
 import math
 from itertools import pairwise
@@ -69,7 +69,7 @@ def test_balanced_class_weights_give_each_class_the_same_total() -> None:
     np.testing.assert_allclose(mass, [5, 5, 0], rtol=1e-5)
 
 
-def test_schedule_warms_up_and_falls_to_nothing() -> None:
+def test_schedule_warms_up_and_falls_to_zero() -> None:
     for schedule in ("linear", "cosine"):
         rates = [learning_rate(step, 100, 1.0, 0.1, schedule) for step in range(100)]
         assert rates[0] == pytest.approx(0.1)
@@ -86,7 +86,7 @@ def test_auto_learning_rate_depends_on_size() -> None:
     assert peak_learning_rate(StudentConfig(learning_rate=0.5), 1) == 0.5
 
 
-def test_rows_from_examples_keep_what_is_kept() -> None:
+def test_rows_from_examples_are_those_kept() -> None:
     examples = [
         Example("1", "soft", "a", (0.6, 0.4, 0.0)),
         Example("2", "plain", "b"),
@@ -100,7 +100,7 @@ def test_rows_from_examples_keep_what_is_kept() -> None:
     assert from_texts([LabelledText("1", "t", "c")], LABELS, 5.0) == [TrainingRow("t", (0.0, 0.0, 1.0), 5.0)]
 
 
-def test_what_others_say_of_the_texts_that_were_asked_about() -> None:
+def test_opinions_are_rows_of_the_texts_asked_about() -> None:
     examples = [
         Example("1", "asked", "a", target_label="a", teacher_label="b"),
         Example("2", "dropped", "b", target_label="c", teacher_label="c", kept=False, dropped_because="low evidence"),
@@ -116,7 +116,7 @@ def test_rows_survive_their_table() -> None:
     assert from_table(to_table(ROWS)) == ROWS
 
 
-def test_the_digest_follows_what_matters_only() -> None:
+def test_the_digest_depends_only_on_what_changes_the_student() -> None:
     arm = Arm("one", tuple(ROWS), seed=1)
     base = arm_digest(arm, StudentConfig(), LABELS, "w")
     assert base == arm_digest(Arm("two", tuple(ROWS), 1, lineage={"run": "x"}), StudentConfig(workers=7), LABELS, "w")
@@ -148,7 +148,7 @@ def test_repeats_vary_the_training_seed() -> None:
     assert repeats_of("regression", []) == ["regression"]
 
 
-def test_problems_are_told_together() -> None:
+def test_problems_are_reported_together() -> None:
     one_class = Arm("same", (TrainingRow("x", (1.0, 0.0, 0.0)), TrainingRow("y", (0.9, 0.1, 0.0))))
     bad = [
         Arm("none", ()),
@@ -183,7 +183,7 @@ def test_labels_not_in_the_task_are_named() -> None:
         ({"fp16": {}, "gradient_clipping": 1}, "gradient_clipping is decided .* clip_norm.*; fp16 is decided"),
     ],
 )
-def test_deepspeed_settings_of_ours_are_refused(passed: dict[str, Any], said: str) -> None:
+def test_deepspeed_settings_that_potstill_owns_are_refused(passed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         StudentConfig(deepspeed=passed)
 
@@ -193,7 +193,7 @@ def test_other_deepspeed_settings_pass() -> None:
     assert StudentConfig(deepspeed=passed, zero_stage=2).deepspeed == passed
 
 
-def test_settings_that_need_others_say_so() -> None:
+def test_settings_that_depend_on_others_are_checked() -> None:
     with pytest.raises(ValueError, match="zero_stage"):
         StudentConfig(offload_optimizer=True)
     with pytest.raises(ValueError, match=r"min_workers \(3\) must not be above workers \(2\)"):
@@ -201,7 +201,7 @@ def test_settings_that_need_others_say_so() -> None:
 
 
 @given(temperature=st.floats(0.2, 20), mix=st.floats(0, 1), smoothing=st.floats(0, 0.9))
-def test_the_loss_is_what_torch_makes_of_it(temperature: float, mix: float, smoothing: float) -> None:
+def test_the_loss_equals_torchs(temperature: float, mix: float, smoothing: float) -> None:
     """One soft target gives the mix of a distillation loss at a temperature and a hard loss, both smoothed."""
     import torch
     from torch.nn import functional
@@ -220,7 +220,7 @@ def test_the_loss_is_what_torch_makes_of_it(temperature: float, mix: float, smoo
     np.testing.assert_allclose(ours, plain * torch.tensor([row.weight for row in ROWS]), rtol=1e-4)
 
 
-def test_balanced_weights_are_scikit_learns() -> None:
+def test_balanced_weights_equal_scikit_learns() -> None:
     from sklearn.utils.class_weight import compute_sample_weight
 
     labels = [0] * 7 + [1] * 2 + [2] * 3

@@ -10,7 +10,7 @@ AUTO = StudentConfig()
 HALF = np.array([0, 1] * 50)
 
 
-def said(columns, n=2):
+def one_hot(columns, n=2):
     return np.eye(n)[columns]
 
 
@@ -46,38 +46,38 @@ def test_one_hot_rows_stay_and_no_opinion_rules_a_class_out():
 
 
 def test_full_weight_for_two_classes_that_both_sources_tell_apart():
-    weight = choose_weight(AUTO, n_seeds=4, choices=HALF, others=said(HALF))
+    weight = choose_weight(AUTO, n_seeds=4, choices=HALF, others=one_hot(HALF))
     assert weight == AnchorWeight(opinion=1.0, blend=0.4, agreement=1.0)
 
 
 def test_less_weight_with_more_classes_or_fewer_seeds():
     def agreed(seeds, n):
-        return choose_weight(AUTO, seeds * n, np.arange(154) % n, said(np.arange(154) % n, n)).opinion
+        return choose_weight(AUTO, seeds * n, np.arange(154) % n, one_hot(np.arange(154) % n, n)).opinion
 
     weights = [agreed(2, n) for n in (2, 4, 6, 77)]
     assert weights == sorted(weights, reverse=True)
     assert weights[1] == pytest.approx(0.25)
-    more_seeds = choose_weight(AUTO, 6 * 6, np.arange(120) % 6, said(np.arange(120) % 6, 6))
+    more_seeds = choose_weight(AUTO, 6 * 6, np.arange(120) % 6, one_hot(np.arange(120) % 6, 6))
     assert more_seeds.opinion == 1.0
 
 
 def test_no_weight_without_agreement_beyond_chance():
     rng = np.random.default_rng(0)
-    by_chance = choose_weight(AUTO, 4, HALF, said(rng.permutation(HALF)))
+    by_chance = choose_weight(AUTO, 4, HALF, one_hot(rng.permutation(HALF)))
     assert by_chance.opinion == by_chance.blend == 0
-    opposed = choose_weight(AUTO, 4, HALF, said(1 - HALF))
+    opposed = choose_weight(AUTO, 4, HALF, one_hot(1 - HALF))
     assert opposed.opinion == 0
     assert opposed.agreement == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(("choices", "agreed"), [(np.array([], dtype=int), None), (np.zeros(9, dtype=int), 0.0)])
-def test_no_weight_where_agreement_means_nothing(choices, agreed):
-    assert choose_weight(AUTO, 4, choices, said(choices).reshape(-1, 2)) == AnchorWeight(0.0, 0.0, agreed)
+def test_no_weight_if_agreement_is_undefined(choices, agreed):
+    assert choose_weight(AUTO, 4, choices, one_hot(choices).reshape(-1, 2)) == AnchorWeight(0.0, 0.0, agreed)
 
 
 def test_a_configured_weight_holds_at_any_agreement():
     student = StudentConfig(second_opinion=0.4, blend=0.0)
-    assert choose_weight(student, 4, HALF, said(1 - HALF)) == AnchorWeight(0.4, 0.0, pytest.approx(-1))
+    assert choose_weight(student, 4, HALF, one_hot(1 - HALF)) == AnchorWeight(0.4, 0.0, pytest.approx(-1))
     assert wanted(student)
     assert wanted(AUTO)
     assert not wanted(StudentConfig(second_opinion=0, blend=0))

@@ -1,4 +1,4 @@
-"""Votes, diagnoses, forecasts and advice, on a teacher that needs no model and on cases worked by hand."""
+"""Votes, diagnoses, forecasts and advice, with a scripted teacher and hand-worked cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def votes_of(reliability: float = 3.0):
 
 
 def answer_votes(requests, reliability):
-    """The made-up teacher reads the text after "Sentence: "; here it may also be called an entry."""
+    """The scripted teacher reads the text after "Sentence: "; here the heading may also be "Entry: "."""
     renamed = [
         replace(r, messages=(replace(r.messages[0], content=r.messages[0].content.replace("Entry: ", "Sentence: ")),))
         for r in requests
@@ -45,7 +45,7 @@ def test_every_text_is_asked_about_in_four_different_ways():
     first = [request.messages[0].content for request in requests[: assessment.VOTES]]
     assert len(set(first)) == assessment.VOTES
     assert all(TEXTS[0] in prompt for prompt in first)
-    one, other = first[:2]  # the same cards and examples the other way round
+    one, other = first[:2]  # the same classes and examples in reverse order
     assert sorted(one.splitlines()) == sorted(other.splitlines())
 
 
@@ -58,7 +58,7 @@ def test_a_seed_is_not_shown_when_it_is_asked_about():
         assert seed.example_id not in request.exemplar_ids
 
 
-def test_a_teacher_that_knows_is_seen_to_know_whatever_its_leaning():
+def test_a_biased_teacher_that_knows_the_classes_scores_full_marks():
     _, votes = votes_of()
     probs = assessment.calibrated(votes)
     found = assessment.diagnose(probs)
@@ -72,14 +72,14 @@ def test_a_teacher_that_knows_is_seen_to_know_whatever_its_leaning():
 def test_a_diagnosis_by_hand():
     sure, doubt = [1.0, 0.0], [0.5, 0.5]
     probs = np.array([[sure] * 4, [sure, sure[::-1]] * 2, [doubt] * 4])
-    probs[2, :, 0] += 1e-9  # first choice: the first class
+    probs[2, :, 0] += 1e-9  # the first class wins
     found = assessment.diagnose(probs)
     assert found.agreement == pytest.approx((1 + 0.5 + 1) / 3)
     assert found.sampled_agreement == pytest.approx((1 + 1 + 0.5) / 3)
     assert found.entropy == pytest.approx((0 + 1 + 1) / 3)
     assert found.same_when_reordered == pytest.approx(
         2 / 3
-    )  # the second text turns with the order, never with the phrasing
+    )  # the second text's label changes with the order, never with the phrasing
     assert found.same_when_rephrased == 1.0
 
 
@@ -124,7 +124,7 @@ def test_two_predictors_only_from_many_tasks():
     )
 
 
-def test_where_diagnostics_tell_nothing_the_mean_is_said():
+def test_uninformative_diagnostics_forecast_the_mean():
     rng = np.random.default_rng(0)
     found = forecast(
         [Studied(str(i), float(gap), {"alpha": float(a)}) for i, (gap, a) in enumerate(rng.normal(size=(9, 2)))],
@@ -136,7 +136,7 @@ def test_where_diagnostics_tell_nothing_the_mean_is_said():
 
 
 @given(st.integers(3, 12), st.integers(1, 2), st.integers(0, 100))
-def test_leaving_one_out_is_fitting_without_it(rows, width, seed):
+def test_leave_one_out_equals_fitting_without_the_row(rows, width, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(rows, width)), rng.normal(size=rows)
     design = np.column_stack([np.ones(rows), x])
@@ -174,7 +174,7 @@ def test_how_many_to_label_is_read_off_the_learning_curve():
     assert "can't be told" in by_hand({})
 
 
-def test_a_learning_curve_rises_to_what_can_be_known():
+def test_a_learning_curve_rises_and_needs_enough_texts():
     texts = [f"{word} number {i}" for i in range(12) for words in WORDS.values() for word in words]
     labels = [label for _ in range(12) for label, words in WORDS.items() for _ in words]
     curve = learning_curve(embed(texts), labels, list(WORDS))

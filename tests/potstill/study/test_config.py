@@ -1,4 +1,4 @@
-"""What a study's sources may set, and that what one sets is its own."""
+"""Fields that a study's sources may set; a setting applies to its own source only."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_a_source_sets_only_how_its_texts_are_made(field):
     assert problem.message.startswith("only fields of augment and relabel can be set")
 
 
-def test_a_field_below_one_that_has_none_is_a_problem():
+def test_a_subfield_of_a_plain_field_is_a_problem():
     with pytest.raises(InputError, match=r"augment\.per_class"):
         _study(**{"augment.per_class.x": 8})
 
 
-def test_a_setting_of_one_source_is_not_set_in_its_relatives():
+def test_a_setting_of_one_source_does_not_reach_related_sources():
     study = _study(**{"augment.alpha.low": 0.5})
     _, more, plain = (cell_config(study, study.tasks[0], one.source, "embedded", 0, classes=2) for one in study.sources)
     assert (more.augment.alpha.low, plain.augment.alpha.low) == (0.5, 1.0)

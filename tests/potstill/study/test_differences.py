@@ -1,4 +1,4 @@
-"""Differences over repeats: against the single comparison, and what an interval has to do."""
+"""Differences over repeats: compared with a single comparison, and the coverage of intervals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_order_of_texts_does_not_matter_but_they_must_be_the_same() -> None:
 
 
 def test_repeats_that_disagree_widen_the_interval() -> None:
-    """Three repeats of the same difference are surer than one; three different ones are not."""
+    """Three equal repeats give a narrower interval than one; three different ones do not."""
     base = _predictions(1, 0.5, texts=400)
     same = [(base, _predictions(7, 0.7, texts=400))] * 3
     apart = [(base, _predictions(7 + i, right, texts=400)) for i, right in enumerate((0.4, 0.7, 1.0))]
@@ -64,7 +64,7 @@ def test_repeats_that_disagree_widen_the_interval() -> None:
     assert width(apart) > 2 * width(same)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_at_its_nominal_rate() -> None:
     """Students whose accuracy differs by exactly 0.2 on average: of 100 studies, 95 give or take four deviations."""
     held = 0
     for study in range(100):

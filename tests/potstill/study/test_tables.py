@@ -1,4 +1,4 @@
-"""Rows to tables and back, column by column: the same as row by row."""
+"""Conversion by column, rows to tables and back, equals conversion by row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def row_by_row(rows: list[Any], kind: Any) -> pa.Table:
 
 
 def rows_of(table: pa.Table, kind: Any) -> list[Any]:
-    """The reference of the way back."""
+    """The reference of the conversion back."""
     names = [one.name for one in fields(kind)]
     return [from_record({name: record.get(name) for name in names}, kind) for record in table.to_pylist()]
 
@@ -78,7 +78,7 @@ def test_columns_are_as_rows(kind: Any, data: st.DataObject) -> None:
     table = to_table(rows, kind)
     table.validate(full=True)
     assert table.equals(row_by_row(rows, kind))
-    # A table in several pieces that begin in the middle of others, as slices and files make them.
+    # A table of several chunks with offsets, as slices and files make them.
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=3)))
     pieces = [table.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
     parted = pa.concat_tables(pieces)
@@ -92,7 +92,7 @@ def test_a_column_that_an_older_table_lacks_is_empty() -> None:
     assert from_table(table, Example) == [Example("1", "text", "a")]
 
 
-def test_ids_stay_what_they_were_in_ledgers() -> None:
+def test_ids_in_ledgers_stay_the_same() -> None:
     sampling = Sampling(0.7, 0.9, 32, ("\n",))
     request = Request("s", "t", "s", "list", "embedded", "m", "abc", (Message("user", "Wörter"),), sampling, ("a", "b"))
     assert request.request_id == "211461c56b34d3b4cf934e1262e7183b"

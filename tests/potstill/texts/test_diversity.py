@@ -16,7 +16,7 @@ SETS = st.tuples(st.integers(2, 40), st.integers(1, 12)).flatmap(
 
 
 def brute_force(rows):
-    """(Remote Clique, distances to the nearest other), by the words of the definition."""
+    """(Remote Clique, distances to the nearest other), computed from the definition."""
     unit = [row / np.linalg.norm(row) if row.any() else row for row in rows.astype(np.float64)]
     n = len(unit)
     distances = [[1.0 - float(unit[i] @ unit[j]) for j in range(n) if j != i] for i in range(n)]
@@ -24,7 +24,7 @@ def brute_force(rows):
 
 
 @given(SETS)
-def test_they_are_the_definition(rows):
+def test_they_equal_the_definition(rows):
     clique, nearest = brute_force(rows)
     assert remote_clique(rows) == pytest.approx(clique, abs=1e-9)
     assert chamfer(rows) == pytest.approx(nearest.mean(), abs=1e-5)
@@ -45,7 +45,7 @@ def test_order_and_length_of_rows_do_not_matter(rows, random):
 
 
 @given(SETS)
-def test_a_set_said_twice_has_no_distance_to_the_nearest(rows):
+def test_a_doubled_set_has_zero_chamfer_distance(rows):
     rows = rows[rows.any(axis=1)]
     if len(rows):
         assert chamfer(np.concatenate([rows, rows])) == pytest.approx(0.0, abs=1e-5)

@@ -62,7 +62,7 @@ def test_scripts_without_spaces_are_not_one_word(text, words):
     assert count_words(normalise(text)) == pytest.approx(words, abs=2 if words > 2 else 0)
 
 
-def test_dropped_texts_drop_no_others():
+def test_dropped_texts_do_not_drop_others():
     rows = drop(examples("my parcel is late today", "my parcel is late today!"), [], ["my parcel is late today"])
     assert reasons(rows) == [NEAR_TEST, NEAR_TEST]
 
@@ -95,7 +95,7 @@ def test_jaccard_equals_its_definition(left, right):
 
 
 @given(TEXTS)
-def test_what_stays_is_not_alike(texts):
+def test_kept_texts_are_not_near_duplicates(texts):
     stay = [row for row in drop(examples(*texts), [], [], near=0.6) if row.kept]
     for number, row in enumerate(stay):
         for other in stay[:number]:
@@ -104,7 +104,7 @@ def test_what_stays_is_not_alike(texts):
 
 
 def greedy(texts, near):
-    """What stays, by definition: every text that is near none of the earlier ones that stay."""
+    """Kept texts by definition: each one that is not near an earlier kept text."""
     stay = []
     for number, text in enumerate(texts):
         if all(len(text & texts[other]) / len(text | texts[other]) < near for other in stay):
@@ -113,7 +113,7 @@ def greedy(texts, near):
 
 
 @given(st.lists(st.text("ab ", min_size=8, max_size=20), min_size=1, max_size=24), st.integers(1, 7))
-def test_blocks_don_t_show(texts, block):
+def test_the_block_size_does_not_change_the_result(texts, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filters, "_BLOCK", block)
         plain = [text for text in dict.fromkeys(map(normalise, texts)) if count_words(text) >= 2]
@@ -123,8 +123,8 @@ def test_blocks_don_t_show(texts, block):
         assert (fast[::2] == 1).all()
 
 
-def test_memory_is_that_of_a_block(monkeypatch):
-    """Texts of common words, of which most pairs share something: twice as many take no four times the memory."""
+def test_memory_is_bounded_by_a_block(monkeypatch):
+    """Doubling the texts does not quadruple memory, though most pairs share words."""
     monkeypatch.setattr(filters, "_BLOCK", 128)
     words = ["the", "parcel", "never", "came", "house", "please", "letter", "invoice", "again", "tomorrow"]
     draws = np.random.default_rng(0)

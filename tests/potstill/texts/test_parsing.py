@@ -1,4 +1,4 @@
-"""Replies of small and large models, cleaned; and laws that hold for any text."""
+"""Replies of small and large models, cleaned; and properties that hold for any text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_list_ends_where_the_numbers_start_again() -> None:
     assert read_reply("1. one thing\n2. another thing\n1. a third thing").texts == ["one thing", "another thing"]
 
 
-def test_class_headings_are_no_texts() -> None:
+def test_class_headings_are_not_texts() -> None:
     assert read_reply("location: The question asks for a place.", class_names=["location"]).texts == []
 
 
@@ -119,7 +119,7 @@ def test_a_numbered_list_survives_whole(texts: list[str]) -> None:
         "As an AI researcher I read this with joy",
     ],
 )
-def test_what_users_write_is_no_chatter(text):
+def test_texts_like_chatter_are_kept(text):
     assert read_reply(text).texts == [text]
     assert read_reply(f"Sure, here are two examples:\n1. {text}\n2. It rains").texts == [text, "It rains"]
 
@@ -144,7 +144,7 @@ def test_what_users_write_is_no_chatter(text):
         "As an AI language model, I have no account.",
     ],
 )
-def test_what_a_chat_model_says_around_its_list_is(text):
+def test_chatter_around_a_list_is_dropped(text):
     assert read_reply(text).texts == []
 
 
@@ -163,6 +163,6 @@ def test_what_a_chat_model_says_around_its_list_is(text):
         ("---\n1. ?", "stop", 0, {}),
     ],
 )
-def test_lines_that_are_not_taken_are_counted(reply, finish_reason, texts, dropped):
+def test_dropped_lines_are_counted(reply, finish_reason, texts, dropped):
     read = read_reply(reply, finish_reason=finish_reason, class_names=["weather"])
     assert (len(read.texts), read.dropped) == (texts, dropped)

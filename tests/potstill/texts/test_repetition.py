@@ -10,13 +10,13 @@ from potstill.texts.repetition import distinct, measure, self_bleu
 def test_distinct_by_hand():
     texts = ["the cat sat", "the cat ran"]
     assert distinct(texts, 1) == pytest.approx(4 / 6)  # the, cat, sat, ran of six words
-    assert distinct(texts, 2) == pytest.approx(3 / 4)  # "the cat" stands twice
+    assert distinct(texts, 2) == pytest.approx(3 / 4)  # "the cat" occurs twice
     assert distinct(texts, 3) == 1.0
     assert distinct(texts, 4) == 0.0
 
 
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=8), st.integers(1, 3))
-def test_saying_it_all_twice_halves_distinct(texts, n):
+def test_repeating_every_text_halves_distinct(texts, n):
     assert distinct(texts + texts, n) == pytest.approx(distinct(texts, n) / 2)
 
 
