@@ -1,4 +1,4 @@
-"""Texts that nobody has to write: real ones with their labels, or the user's own for the teacher to label.
+"""Existing texts: real ones with their labels, or the user's own for the teacher to label.
 
 Li et al. call the former real data; they are PromptMix's human upper bound and the reference for synthetic data. Labelling
 unlabelled texts is not part of either paper. The data seed draws which texts are taken if there are more than wanted.
