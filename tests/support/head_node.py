@@ -1,8 +1,6 @@
 """Start a real head node with `ray start --head` and submit jobs to it with `ray job submit`."""
 
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.command_line import MAILROOM, ROOT, environment
+from tests.support.command_line import MAILROOM, ROOT, environment, family, kill
 
 RAY = Path(sys.executable).with_name("ray")
 START_S = 300
@@ -52,22 +50,14 @@ def head_node(home, scratch):
         wait_for(address, process, scratch / "head.log")
         yield address, variables
     finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)]
-        os.kill(process.pid, signal.SIGTERM)
-        _, left = psutil.wait_procs(map(as_psutil, family), timeout=10)
-        for one in left:
-            one.kill()
+        processes = family(process.pid)
+        process.terminate()
+        _, left = psutil.wait_procs(processes, timeout=10)
+        kill(left)
         psutil.wait_procs(left, timeout=5)
         process.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def as_psutil(process):
-    try:
-        return psutil.Process(process.pid)
-    except psutil.NoSuchProcess:
-        return process
 
 
 def wait_for(address, process, log):

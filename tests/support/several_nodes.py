@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 from tests.support.tiny_student import LABELS, make_rows, make_student
 
 STEPS, EVERY = 240, 20
-"""Steps of the training that loses a node: far more than it makes between the checkpoint of step 40 and the loss."""
+"""Steps of the training that loses a node: far more than it makes between the checkpoint of step 60 and the loss."""
 
 
 def start_cluster(cpus: int = 1, gpus: int = 0) -> Cluster:
@@ -56,7 +56,7 @@ def wait_until_alive(count: int) -> int:
 
 
 def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """Train on two nodes of one CPU each and remove one during training. Leaves the head node."""
+    """Train two students on two nodes of one CPU each and remove one node during the second. Leaves the head node."""
     from jobs.stages import train as training
     from potstill.config.student import StudentConfig
     from potstill.student.arms import Arm
@@ -77,21 +77,28 @@ def lose_a_node_in_training(cluster: Cluster, folder: Path) -> dict[str, Any]:
     )
 
     def take_away() -> None:
-        while not any(folder.glob("fits/*/checkpoint_0000040_*")):
-            time.sleep(0.05)
+        # In the second student. A checkpoint's folder is there before Ray's record names it, and only a recorded one
+        # is resumed from.
+        while not (
+            any(folder.glob("students/*/complete.json"))
+            and any("checkpoint_0000060_" in record.read_text() for record in folder.glob("fits/*/*_snapshot.json"))
+        ):
+            time.sleep(0.02)
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=take_away, daemon=True).start()
     # Until Ray notices the lost node, it tries to start workers there, for a minute by default.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "25"
-    arm = Arm("one", make_rows(75))
-    result = training.train([arm], config, LABELS, str(folder))
+    rows = make_rows(75)
+    arms = [Arm("short", rows[:30], seed=1), Arm("long", rows, seed=2)]
+    result = training.train(arms, config, LABELS, str(folder))
     del os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]
-    undisturbed = two_workers(folder / "work", [(prepare(folder / "undisturbed", config, arm), None, None)])
+    undisturbed = [(prepare(folder / "undisturbed", config, arm), None, None) for arm in arms]
     return {
         "first": result.workers,
-        "report": asdict(result.students["one"].report),
-        "undisturbed": undisturbed[0],
+        "reports": [asdict(result.students[arm.name].report) for arm in arms],
+        "undisturbed": two_workers(folder / "work", undisturbed),
+        "checkpoints": [path.name for path in folder.glob("fits/*/checkpoint_*")],
         "alive": wait_until_alive(1),
     }
 

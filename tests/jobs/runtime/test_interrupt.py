@@ -12,7 +12,7 @@ import pytest
 
 from jobs.runtime import interrupt
 from tests.endpoint.client import Endpoint
-from tests.support.command_line import MAILROOM, ROOT, command, environment, write_config
+from tests.support.command_line import MAILROOM, ROOT, command, environment, family, kill, write_config
 
 START_S = 400  # only prevents a hang: a loaded machine takes over a minute
 # Time enough to unwind, however busy the machine is.
@@ -64,16 +64,15 @@ def stop_while_asking(potstill, home, known, send):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() - started < START_S, "no answer came"
             time.sleep(0.2)
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert any("raylet" in child.name() for child in family)
+        children = family(process.pid)[:-1]
+        assert any("raylet" in child.name() for child in children)
         send(process.pid)
         output, _ = process.communicate(timeout=300)
-        _, left = psutil.wait_procs(family, timeout=60)
+        _, left = psutil.wait_procs(children, timeout=60)
         return process.returncode, [child.name() for child in left], output
     finally:
         if process.poll() is None:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()
+            kill(family(process.pid))
 
 
 @pytest.mark.slow

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from potstill.errors import InputError, StageError
 from potstill.measures.scores import score
 from potstill.student.arms import Arm
 from potstill.task import LabelledText
-from tests.support.tiny_jobs import prepare, two_workers
 from tests.support.tiny_student import LABELS, make_rows, make_student
 
 ROWS = make_rows(75)
@@ -93,49 +88,6 @@ def test_two_arms_in_one_fit_then_reuse_then_prediction(
     assert [row.example_id for row in answered["seeds"]] == [text.example_id for text in texts]
     assert score(answered["distilled"], LABELS).accuracy.value > 0.9
     assert score(answered["distilled"], LABELS).accuracy.value > score(answered["seeds"], LABELS).accuracy.value
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_nothing_is_skipped_or_doubled(ray_cluster: Any, tmp_path: Path) -> None:
-    """In the middle of the second arm, with kill -9: training resumes from the last checkpoint, and its losses are
-    those of an undisturbed training."""
-    steps = 300  # far more than the steps between seeing the checkpoint of step 60 and the kill
-    config = settings(tmp_path, min_steps=steps, checkpoint_steps=20, zero_stage=1, precision="float32")
-    arms = [Arm("short", ROWS[:30], seed=1), Arm("long", ROWS[::-1], seed=2)]
-    killed: list[int] = []
-
-    def kill_in_the_second_arm() -> None:
-        import psutil
-
-        deadline = time.monotonic() + 800
-        # The first arm's checkpoints are in the same folder; those up to step 60 are gone when it is done.
-        while time.monotonic() < deadline:
-            time.sleep(0.02)
-            if any(tmp_path.glob("students/*/complete.json")) and any(tmp_path.glob("fits/*/checkpoint_0000060_*")):
-                break
-        for process in psutil.process_iter(["cmdline"]):
-            # Workers of this test's cluster only: they are descendants of this process's raylet.
-            line = " ".join(process.info["cmdline"] or [])
-            if "RayTrainWorker" in line and os.getpid() in {parent.ppid() for parent in process.parents()}:
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-                return
-
-    watcher = threading.Thread(target=kill_in_the_second_arm)
-    watcher.start()
-    result = training.train(arms, config, LABELS, str(tmp_path))
-    watcher.join()
-    assert killed
-    assert result.trained == 2
-    short, long = result.students["short"].report, result.students["long"].report
-    assert (long.workers, short.resumed) == (2, [])
-    (resumed,) = long.resumed
-    assert resumed in range(40, steps, 20)
-    undisturbed = [(prepare(tmp_path / "undisturbed", config, arm), None, None) for arm in arms]
-    for report, expected in zip((short, long), two_workers(tmp_path / "work", undisturbed), strict=True):
-        assert (report.steps, report.examples) == (steps, expected["examples"])
-        np.testing.assert_allclose(report.losses, expected["losses"], rtol=1e-4)
-    assert list(tmp_path.glob("fits/*/checkpoint_*")) == [], "deleted once every arm has its export"
 
 
 @pytest.mark.slow
