@@ -110,7 +110,7 @@ def _scores(job: Job) -> dict[str, float]:
     predictions[evaluate.REGRESSION] = evaluate.regression(job)
     scores = {name: score(rows, job.labels, resamples=100) for name, rows in predictions.items()}
     values = {name: one.macro_f1.value for name, one in scores.items()}
-    return {**values, "seeds_fine_tuned": values["seeds_only"], "seeds_only": values[evaluate.stronger(scores)]}
+    return {**values, "seeds_fine_tuned": values["seeds_only"], "seeds_only": values[evaluate.strongest(scores)]}
 
 
 def summarise(runs: list[tuple[Job, dict[str, float]]], seconds: float) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from potstill.config.student import StudentConfig
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmJob:
     """One arm as a worker gets it. ``folder`` holds ``rows.parquet`` (and ``validation.parquet``); training adds
-    ``model/`` and, last, ``complete.json``. ``anchor``: the folder of this arm's anchor
-    (``potstill.student.second_opinion``), which is trained earlier."""
+    ``model/`` and, last, ``complete.json``. ``start``, ``anchor``: the folders of the earlier arms that this one starts
+    from and whose opinion it takes (``potstill.student.arms.Arm``)."""
 
     name: str
     digest: str
     seed: int
     folder: str
+    contrastive: bool = False
+    start: str | None = None
     anchor: str | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,13 +20,13 @@ from actors.process_group import ProcessGroup
 from actors.training.encoder import Encoder
 from actors.training.engine import computing_precision, initialise
 from actors.training.job import ArmJob
+from actors.training.parts import ClassRows, Part
 from actors.training.recovery import checkpoints, snapshot
 from actors.training.recovery.checkpoints import RayCheckpoints
 from actors.training.recovery.snapshot import LoopState
 from potstill.config.student import StudentConfig
 from potstill.errors import StageError
 from potstill.student import batches, objective
-from potstill.student.arms import TrainingRow
 
 LOSS_WINDOW = 10
 """Steps between two reads of the loss: summing it over workers each step would wait for the GPU each step."""
@@ -42,23 +40,6 @@ NOTICE_SECONDS = 2.0
 log = logging.getLogger("potstill.student")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows ready for the loop: token ids, lengths ``[rows]``, targets ``[rows, classes]``, weights ``[rows]``."""
-
-    ids: list[list[int]]
-    lengths: NDArray[np.int64]
-    targets: NDArray[np.float32]
-    weights: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, rows: Sequence[TrainingRow], texts: Mapping[str, list[int]], student: StudentConfig) -> Part:
-        """The rows with their token ids from ``texts``."""
-        ids = [texts[row.text] for row in rows]
-        targets, weights = objective.targets(rows, student)
-        return cls(ids, np.array([len(row) for row in ids], dtype=np.int64), targets, weights)
-
-
 class Loop:
     """Trains ``part`` by ``run``. With ``held_out`` texts, ``best_state`` then holds the best weights (on rank 0)."""
 
@@ -68,7 +49,7 @@ class Loop:
         student: StudentConfig,
         encoder: Encoder,
         part: Part,
-        held_out: Part | None = None,
+        held_out: ClassRows | None = None,
         place: RayCheckpoints | None = None,
     ) -> None:
         self.group, self.student, self.encoder = group, student, encoder
@@ -90,8 +71,8 @@ class Loop:
         the step where the loss is not finite."""
         self._start(arm)
         student, part, now = self.student, self.part, self.progress
-        plan = batches.plan_steps(len(part.ids), student.batch_size, student.epochs, student.min_steps, arm.seed)
-        peak = objective.peak_learning_rate(student, self.encoder.parameters)
+        plan = part.plan(student, arm.seed)
+        peak = part.peak_share * objective.peak_learning_rate(student, self.encoder.parameters)
         every = 0 if self.place is None or student.checkpoint_steps == "auto" else student.checkpoint_steps
         if self.group.rank == 0:
             log.info("arm %s: starts at step %d of %d", arm.name, now.step + 1, len(plan))
@@ -189,7 +170,7 @@ class Loop:
         return sum(batches.padded_tokens(lengths, shard) for shard in shards)
 
     def _loss_sum(self, part: Part, chosen: NDArray[np.int64]) -> Any:
-        """Sum over the rows of weight times cross-entropy. An empty micro-batch computes one row with weight 0, since
+        """Sum over the rows of weight times loss. An empty micro-batch computes one row with weight 0, since
         every worker must take part in every exchange of gradients."""
         import torch
 
@@ -197,11 +178,8 @@ class Loop:
         padding = len(chosen) == 0
         if padding:
             chosen = np.array([int(part.lengths.argmin())])
-        inputs = self.encoder.collate([part.ids[row] for row in chosen], device)
-        targets = torch.from_numpy(part.targets[chosen]).to(device)
+        losses = part.losses(self.engine, self.encoder, chosen, device)
         weights = torch.from_numpy(part.weights[chosen]).to(device)
-        logits = self.engine(**inputs).logits.float()
-        losses = -(targets * torch.log_softmax(logits, dim=-1)).sum(dim=-1)
         return (losses * weights).sum() * (0.0 if padding else 1.0)
 
     def _settle(self, arm: str) -> bool:
@@ -262,7 +240,7 @@ class Loop:
                     "arm %s: no checkpoint at step %d, the last good one stays: %s", arm.name, now.step, problem
                 )
 
-    def _stop_early(self, held_out: Part) -> bool:
+    def _stop_early(self, held_out: ClassRows) -> bool:
         """Evaluate on the held-out rows and keep the weights if they are the best so far. Returns whether to stop."""
         now = self.progress
         loss, accuracy = self._evaluate(held_out)
@@ -273,7 +251,7 @@ class Loop:
             self.best_state = self.state()
         return now.stale >= self.student.patience and now.step >= self.student.min_steps
 
-    def _evaluate(self, part: Part) -> tuple[float, float]:
+    def _evaluate(self, part: ClassRows) -> tuple[float, float]:
         """Mean loss and accuracy on held-out rows; every rank computes its share."""
         import torch
 
@@ -291,4 +269,4 @@ class Loop:
                     sums[1] += (logits.argmax(dim=-1) == targets.argmax(dim=-1)).sum()
         self.engine.train()
         loss, hits = self.group.total(sums)
-        return loss / len(part.ids), hits / len(part.ids)
+        return loss / len(part), hits / len(part)

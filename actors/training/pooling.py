@@ -1,4 +1,4 @@
-"""Keeps a sentence encoder's features for its student: mean pooling and a fitted head inside a plain BERT.
+"""Keeps a sentence encoder's features for its student: mean pooling inside a plain BERT.
 
 A sentence encoder such as MiniLM represents a text by the *mean* of its token states, but BERT's classification head
 reads the first token's state, which was never trained, through a random layer. With a handful of texts per class,
@@ -15,20 +15,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from actors.training import hub
 
 _CONFIG = "1_Pooling/config.json"  # states how a sentence encoder is pooled
 GAIN = 20.0  # at 20 the first token's own state keeps a twentieth of the weight
 POOLER_SCALE = 0.2  # keeps the tanh at the end of BERT's pooler in its linear range
-HEAD_STRENGTH = 1.0  # inverse regularisation of the regression; features have length about 4
-_BATCH = 64
 
 
 def was_mean_pooled(place: str) -> bool:
@@ -81,53 +75,3 @@ def add_mean_layer(model: Any) -> None:
         if hasattr(block.attention.self, "layer_idx"):
             block.attention.self.layer_idx = number
     model.config.num_hidden_layers = len(layers)
-
-
-def fit_head(
-    encoder: Any,
-    ids: Sequence[Sequence[int]],
-    targets: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    device: Any,
-) -> None:
-    """Set the classifier to the logistic regression of ``targets`` [rows, classes] on the pooled features.
-
-    A row with a distribution counts once per class, with its probability times its weight.
-    """
-    import torch
-    from sklearn.linear_model import LogisticRegression
-
-    features = _features(encoder, ids, device)
-    classes = targets.shape[1]
-    shares = (targets * weights[:, None]).astype(np.float64)
-    rows, columns = np.nonzero(shares > 1e-3 * weights.max())
-    if len(np.unique(columns)) < 2:
-        return
-    # Scale the mean weight to 1, so that the regularisation does not depend on the scale of the weights.
-    share = shares[rows, columns] * len(ids) / shares.sum()
-    fitted = LogisticRegression(C=HEAD_STRENGTH, max_iter=1000).fit(features[rows], columns, sample_weight=share)
-    head = encoder.model.classifier
-    coefficients, intercepts = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:
-        coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-1, 1]) * intercepts / 2
-    weight, bias = np.zeros((classes, features.shape[1])), np.full(classes, intercepts.min() - 1.0)
-    weight[fitted.classes_], bias[fitted.classes_] = coefficients, intercepts
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
-
-
-def _features(encoder: Any, ids: Sequence[Sequence[int]], device: Any) -> NDArray[np.float32]:
-    """The classifier's input for each text, without dropout, [rows, hidden]."""
-    import torch
-
-    model = encoder.model.to(device)
-    model.eval()
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    features = np.zeros((len(ids), model.config.hidden_size), dtype=np.float32)
-    with torch.no_grad():
-        for start in range(0, len(order), _BATCH):
-            chosen = order[start : start + _BATCH]
-            batch = encoder.collate([ids[i] for i in chosen], device)
-            features[chosen] = model.bert(**batch).pooler_output.float().cpu().numpy()
-    return features

@@ -10,8 +10,9 @@ on export, which saves half of MiniLM's parameters, their Adam state and half of
 from __future__ import annotations
 
 import logging
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,12 +22,14 @@ from actors import student_folder
 from actors.process_group import ProcessGroup
 from actors.quiet import redirect_output
 from actors.student_folder import ArmReport
-from actors.training import pooling
+from actors.training import head
 from actors.training.anchor import Anchor
-from actors.training.encoder import TokenCache, load_encoder
+from actors.training.encoder import Encoder, TokenCache, load_encoder
 from actors.training.job import ArmJob, TrainingJob
-from actors.training.loop import Loop, Part
+from actors.training.loop import Loop
+from actors.training.parts import ClassRows, GroupRows
 from actors.training.recovery.checkpoints import RayCheckpoints
+from potstill.config.student import StudentConfig
 from potstill.errors import PotstillError
 
 log = logging.getLogger("potstill.student")
@@ -71,23 +74,25 @@ def _train_arm(
     """Train one arm and export it."""
     student = job.student
     _seed_everything(arm.seed)
-    encoder = group.together(lambda: load_encoder(student, job.labels))
+    encoder = group.together(lambda: _load(arm, student, job.labels))
     rows, validation = student_folder.read_rows(arm.folder), student_folder.read_rows(arm.folder, "validation")
     anchor = None
     if arm.anchor is not None:
         anchor = group.agree(group.together(lambda: Anchor.consult(arm, rows, job) if group.rank == 0 else None))
         rows = anchor.refine(rows)
     truncated = encoder.tokenise([row.text for row in (*rows, *validation)], texts)
-    part = Part.of(rows, texts.ids, student)
-    held_out = Part.of(validation, texts.ids, student) if validation else None
+    part = ClassRows.of(rows, texts.ids, student)
+    held_out = ClassRows.of(validation, texts.ids, student) if validation else None
     full_vocabulary = encoder.compact_vocabulary([*part.ids, *(held_out.ids if held_out else ())])
-    if encoder.mean_pooled:
-        pooling.fit_head(encoder, part.ids, part.targets, part.weights, group.device)
+    if encoder.mean_pooled or arm.start:
+        features = head.compute_features(encoder, part.ids, group.device)
+        encoder.model.load_state_dict(head.fit_head(encoder, features, part.targets, part.weights), strict=False)
     if group.rank == 0:
         log.info("arm %s: %d rows, attention %s, %s", arm.name, len(rows), encoder.attention, full_vocabulary)
         if truncated:
             log.warning("arm %s: %d texts are cut at %d tokens", arm.name, truncated, encoder.max_length)
-    loop = Loop(group, student, encoder, part, held_out, place)
+    trained_on = GroupRows.of(part, student, arm.seed) if arm.contrastive else part
+    loop = Loop(group, student, encoder, trained_on, held_out, place)
     progress = loop.run(arm)
     progress.warnings[:0] = [one for one in encoder.warnings if one not in progress.warnings]
     report = ArmReport(
@@ -108,8 +113,12 @@ def _train_arm(
         resumed=progress.resumed,
     )
     state = loop.best_state if held_out is not None else loop.state()
+    if arm.contrastive:  # on all ranks: with ZeRO 3 each has a part of the weights
+        features = head.compute_features(encoder, part.ids, group.device)
     if group.rank == 0:
         assert state is not None
+        if arm.contrastive:
+            state |= head.fit_head(encoder, features, part.targets, part.weights)
         state = full_vocabulary.restore(state)
         if anchor is not None:
             state = anchor.blend(state)
@@ -117,6 +126,14 @@ def _train_arm(
         student_folder.write(arm.folder, encoder, state, job.labels, model_card, report)
     loop.engine.destroy()
     return report
+
+
+def _load(arm: ArmJob, student: StudentConfig, labels: Sequence[str]) -> Encoder:
+    """The encoder that the arm starts from."""
+    if arm.start is None:
+        return load_encoder(student, labels)
+    with student_folder.fetched(student_folder.model_folder(arm.start)) as folder:
+        return load_encoder(student.model_copy(update={"model": os.path.abspath(folder)}), labels)
 
 
 def _seed_everything(seed: int) -> None:

@@ -18,8 +18,10 @@ PAGE = "report.html"
 SHOWN_CHANGES = 5  # most frequent label changes
 
 ROWS = {
-    "seeds_only": "seeds only, fine-tuned",
-    "seeds_regression": "seeds only, regression on embeddings",
+    "seeds_only": "seeds, fine-tuned",
+    "seeds_regression": "seeds, regression on embeddings",
+    "described_regression": "seeds and descriptions, regression",
+    "start": "seeds and descriptions, contrastive",
     "generated": "generated, not relabelled",
     "distilled": "distilled",
     "real_equal": "as many real texts",
@@ -28,7 +30,7 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Scores by student. ``difference``: distilled minus ``baseline``, the stronger of the two seeds-only students; both
+    """Scores by student. ``difference``: distilled minus ``baseline``, the strongest student that costs no teacher; both
     with the first training seed."""
 
     run: str
@@ -89,11 +91,9 @@ def _repeated(result: RunReport, name: str) -> str:
 
 
 def verdict(result: RunReport) -> str:
-    """A sentence on the difference to the stronger baseline."""
+    """A sentence on the difference to the strongest baseline."""
     gain = result.difference.macro_f1
-    words = (
-        f"distilled is {abs(gain.value):.3f} macro-F1 {'above' if gain.value >= 0 else 'below'} the stronger baseline"
-    )
+    words = f"distilled is {abs(gain.value):.3f} macro-F1 {'above' if gain.value >= 0 else 'below'} the strongest free baseline"
     interval = f"95 % interval of the difference [{gain.low:+.3f}, {gain.high:+.3f}]"
     certainty = "" if gain.low > 0 or gain.high < 0 else ", no significant difference"
     pairs = f"McNemar's exact test of accuracy: p = {result.difference.p_value:.3f}"

@@ -72,14 +72,14 @@ def answer(result: RunReport) -> tuple[str, str]:
     size = f"{abs(gain.value):.3f} macro-F1"
     baseline = ROWS[result.baseline]
     if gain.low > 0:
-        lead = f"Distilling helped: {size} above the labelled examples alone."
+        lead = f"Distilling helped: {size} above the best student that needs no teacher."
     elif gain.high < 0:
-        lead = f"Distilling hurt: {size} below the labelled examples alone."
+        lead = f"Distilling hurt: {size} below the best student that needs no teacher."
     else:
         side = "above" if gain.value >= 0 else "below"
-        lead = f"No significant difference: {size} {side} the labelled examples alone."
+        lead = f"No significant difference: {size} {side} the best student that needs no teacher."
     return lead, (
-        f"95 % interval of the difference to the stronger baseline ({baseline}): [{gain.low:+.3f}, {gain.high:+.3f}]; "
+        f"95 % interval of the difference to the strongest free baseline ({baseline}): [{gain.low:+.3f}, {gain.high:+.3f}]; "
         f"McNemar's test on accuracy: p = {result.difference.p_value:.2g}."
     )
 
@@ -106,8 +106,8 @@ def scores(result: RunReport) -> PageSection:
                 strong=[i for i, (_, _, strong) in enumerate(shown) if strong],
             ),
             Paragraph(
-                "The baselines learn from the labelled examples alone. The stronger one is chosen on this test split, in the "
-                "baselines' favour.",
+                "The baselines without a teacher learn from the labelled examples and the class descriptions. The strongest is "
+                "chosen on this test split, in the baselines' favour.",
                 muted=True,
             ),
         ],

@@ -198,7 +198,7 @@ def _students(
     storage = job.config.storage if keep else scene.run.path
     _, asker, _ = owners(owner)
     digests = training.name_students(arms, job.config.student, job.labels)
-    mine = {key for name, key in digests.items() if not name.startswith(finetune.SEEDS_ONLY)}
+    mine = {key for name, key in digests.items() if not name.startswith(finetune.START)}
     with _claimed(scene, [f"student {key}" for key in mine], asker):
         result = _train(scene, job, arms, storage, owner, mine)
         job.run.write_json("students", {name: one.digest for name, one in result.students.items()})
@@ -241,7 +241,7 @@ def _arms(scene: Scene, job: Job) -> list[Arm]:
         labels = {int(np.argmax(row.label_probs)) for row in blind if normalise(row.text) not in seeds}
         chosen = blind if len(labels) == len(job.labels) else distilled.rows
         left = tuple(row for row in chosen if normalise(row.text) not in out)
-        arms.append(replace(distilled, name=f"fold{number}", rows=left, anchor=None, asked=()))
+        arms.append(replace(distilled, name=f"fold{number}", rows=left, start=None, anchor=None, asked=()))
     return arms
 
 
@@ -277,7 +277,7 @@ def _train(
 
 def _predict(scene: Scene, job: Job, result: training.TrainingResult) -> dict[str, list[Prediction]]:
     """Each student's predictions on the validation texts, or on the seeds of its fold."""
-    folders = {n: one.export for n, one in result.students.items() if not n.startswith(finetune.SEEDS_ONLY)}
+    folders = {n: one.export for n, one in result.students.items() if not n.startswith(finetune.START)}
     folds = {f"fold{number}": fold for number, fold in enumerate(scene.validation.folds)}
     texts = list(scene.validation.texts) + [seed for fold in folds.values() for seed in fold]
     device, length = scene.placement.device, job.config.student.max_length

@@ -2,8 +2,9 @@
 
     potstill evaluate RUN
 
-The distilled student is compared with the *stronger* of two seeds-only baselines: the same fine-tuning on the seeds,
-and logistic regression on frozen sentence embeddings of the seeds.
+The distilled student is compared with the *strongest* of the baselines that cost no teacher (``FREE``), chosen on the test
+split in their favour: fine-tuning on the seeds, logistic regression on frozen sentence embeddings of the seeds, of seeds
+and class descriptions, and contrastive training on seeds and descriptions.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from jobs.report.printed import as_markdown, print_places, print_report, write_p
 from jobs.report.result import RunReport, gain_over_repeats, over_repeats
 from jobs.run.job import Job
 from jobs.runtime.torch_worker import call_here, embed
-from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, real_texts
+from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, START, real_texts
 from jobs.stages.predict import predict
 from jobs.tracking.registry import StudentCard, StudentVersion, register_student
 from jobs.tracking.server import TrackingError, one_line
 from potstill.draws import digest
+from potstill.labels.prototypes import describe_classes
 from potstill.measures import baselines
 from potstill.measures.scores import Scores, compare, mean_and_deviation, score
 from potstill.rows import Example, Prediction, to_table
 from potstill.student.arms import repeats_of
 from potstill.texts.diversity import as_rows
 
-REGRESSION = "seeds_regression"
+REGRESSION, DESCRIBED = "seeds_regression", "described_regression"
+FREE = (SEEDS_ONLY, REGRESSION, DESCRIBED, START)
+"""The baselines that cost no teacher."""
 
 
 def evaluate(job: Job) -> None:
@@ -38,7 +42,7 @@ def evaluate(job: Job) -> None:
         line.note(f"{len(job.data.test)} test texts")
         folders = {name: student["export"] for name, student in students.items()}
         predictions = predict(folders, job.data.test, job.labels, max_length=job.config.student.max_length)
-        predictions[REGRESSION] = regression(job)
+        predictions |= regressions(job)
         measure_real(job)
         for name, rows in predictions.items():
             job.run.write(Prediction, name, rows)
@@ -54,28 +58,34 @@ def evaluate(job: Job) -> None:
 
 
 def summarise(job: Job, predictions: Mapping[str, list[Prediction]]) -> RunReport:
-    """All scores, and the difference between the distilled student and the stronger baseline."""
+    """All scores, and the difference between the distilled student and the strongest baseline."""
     seed, resamples = job.config.seed, job.config.evaluate.resamples
     scores = {name: score(rows, job.labels, seed, resamples) for name, rows in predictions.items()}
-    baseline = stronger(scores)
+    baseline = strongest(scores)
     difference = compare(predictions[baseline], predictions[DISTILLED], job.labels, seed, resamples)
     return RunReport(job.run.name, scores, baseline, difference)
 
 
-def stronger(scores: Mapping[str, Scores]) -> str:
-    """The seeds-only baseline with the higher macro-F1 on the test split (the mean over its repeats)."""
+def strongest(scores: Mapping[str, Scores]) -> str:
+    """The baseline without a teacher that has the highest macro-F1 on the test split (the mean over its repeats)."""
 
     def mean(name: str) -> float:
         return mean_and_deviation([scores[one].macro_f1.value for one in repeats_of(name, scores)])[0]
 
-    return max((name for name in (SEEDS_ONLY, REGRESSION) if name in scores), key=mean)
+    return max((name for name in FREE if name in scores), key=mean)
 
 
-def regression(job: Job) -> list[Prediction]:
-    """Predictions of a logistic regression on the seeds' frozen embeddings."""
-    seeds, test = embed([row.text for row in job.data.seeds], [row.text for row in job.data.test])
-    probabilities = baselines.fit_predict(seeds, [row.label for row in job.data.seeds], test, job.labels)
-    return baselines.as_predictions(job.data.test, probabilities, job.labels)
+def regressions(job: Job) -> dict[str, list[Prediction]]:
+    """Predictions of logistic regressions on frozen embeddings: of the seeds, and of seeds and class descriptions."""
+    described = [*job.data.seeds, *describe_classes(job.task)]
+    known, test = embed([row.text for row in described], [row.text for row in job.data.test])
+    labels = [row.label for row in described]
+    return {
+        name: baselines.as_predictions(
+            job.data.test, baselines.fit_predict(known[:count], labels[:count], test, job.labels), job.labels
+        )
+        for name, count in ((REGRESSION, len(job.data.seeds)), (DESCRIBED, len(described)))
+    }
 
 
 def measure_real(job: Job) -> None:

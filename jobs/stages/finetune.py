@@ -2,10 +2,11 @@
 
     potstill finetune RUN
 
-``distilled`` learns from the seeds and the kept texts. The others, for comparison, use the same recipe:
-``seeds_only``; ``generated`` (the first texts of every class as written, without selection or relabelling);
-``real_equal`` (as many real texts per class as ``distilled`` has synthetic ones). Only ``real_equal`` sees real labels
-beyond the seeds, and nothing flows from it to the others.
+``start`` is trained contrastively on the seeds and class descriptions. It is the strongest student that costs no teacher
+on most tasks, and ``distilled`` goes on from its encoder, with the seeds and the kept texts. The others, for comparison:
+``seeds_only`` (the seeds alone, from the encoder as it comes); ``generated`` (the first texts of every class as written,
+without selection or relabelling); ``real_equal`` (as many real texts per class as ``distilled`` has synthetic ones). Only
+``real_equal`` sees real labels beyond the seeds, and nothing flows from it to the others.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from jobs.run.job import Job
 from jobs.stages.train import TrainedStudent, TrainingResult, train
 from potstill import draws
 from potstill.errors import StageError
+from potstill.labels.prototypes import describe_classes
 from potstill.rows import Example
 from potstill.student import second_opinion
 from potstill.student.arms import Arm, TrainingRow, from_examples, from_opinions, from_texts, repeat
 from potstill.task import LabelledText
 
-DISTILLED, SEEDS_ONLY, GENERATED, REAL_EQUAL = "distilled", "seeds_only", "generated", "real_equal"
+START, DISTILLED = "start", "distilled"
+SEEDS_ONLY, GENERATED, REAL_EQUAL = "seeds_only", "generated", "real_equal"
 
 
 def finetune(job: Job) -> TrainingResult:
@@ -87,16 +90,23 @@ def plan_arms(job: Job) -> list[Arm]:
     seeds = from_texts(job.data.seeds, labels, weight=config.student.seed_weight)
     held_out = tuple(from_texts(job.data.validation, labels)) if config.student.early_stopping else ()
 
-    def arm(name: str, rows: Sequence[TrainingRow]) -> Arm:
-        return Arm(name, tuple(rows), seed=config.student.seed, lineage={**lineage, "arm": name}, validation=held_out)
+    def arm(name: str, rows: Sequence[TrainingRow], start: str | None = START) -> Arm:
+        return Arm(
+            name,
+            tuple(rows),
+            seed=config.student.seed,
+            start=start,
+            validation=held_out if start else (),
+            lineage={**lineage, "arm": name},
+        )
 
-    arms = []
-    # The anchor must be trained before the distilled student.
-    anchor = SEEDS_ONLY if second_opinion.wanted(config.student) else None
-    if anchor or SEEDS_ONLY in config.evaluate.compare:
-        arms.append(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels)))
+    described = from_texts([*job.data.seeds, *describe_classes(job.task)], labels)
+    arms = [replace(arm(START, described, start=None), contrastive=True)]
+    if SEEDS_ONLY in config.evaluate.compare:
+        arms.append(replace(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels), start=None), validation=held_out))
     distilled = [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)]
     asked = tuple(from_opinions(relabelled, labels))
+    anchor = START if second_opinion.wanted(config.student) else None
     arms.append(replace(arm(DISTILLED, distilled), anchor=anchor, asked=asked))
     if GENERATED in config.evaluate.compare and not job.strategy.unlabelled:
         first = first_of_each_class(job.run.read(Example, "generated"), config.augment.per_class)

@@ -169,8 +169,7 @@ def name_students(arms: Sequence[Arm], config: StudentConfig, labels: Sequence[s
     weights = encoders.weights_digest(config.model, None if is_local else hub.find_commit(config.model))
     digests: dict[str, str] = {}
     for arm in arms:
-        anchor = digests[arm.anchor] if arm.anchor is not None else None
-        digests[arm.name] = arm_digest(arm, config, labels, weights, anchor)
+        digests[arm.name] = arm_digest(arm, config, labels, weights, digests)
     return digests
 
 
@@ -188,6 +187,8 @@ def _prepare(
             digest=digests[arm.name],
             seed=arm.seed,
             folder=folders[arm.name],
+            contrastive=arm.contrastive,
+            start=folders[arm.start] if arm.start is not None else None,
             anchor=folders[arm.anchor] if arm.anchor is not None else None,
             lineage=dict(arm.lineage),
         )

@@ -28,6 +28,12 @@ class StudentConfig(Section):
     model: str = Field("embedded", description="`embedded` (MiniLM), a local transformers folder or a hub id")
     epochs: int = Field(5, ge=1, le=1000, description="passes over the texts")
     min_steps: int = Field(60, ge=1, le=100_000, description="minimum number of optimiser steps, however few texts")
+    contrastive_steps: int = Field(
+        60,
+        ge=1,
+        le=100_000,
+        description="optimiser steps of the start student: its encoder learns to tell seeds and class descriptions apart",
+    )
     learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["auto"] = Field(
         "auto", description="peak learning rate; auto: 1e-4 for students under 50 M parameters, else 4e-5"
     )

@@ -10,6 +10,7 @@ import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ from potstill.errors import InputError, Problem
 from potstill.rows import Example
 from potstill.task import LabelledText
 
-RECIPE = 4
+RECIPE = 5
 """Incremented when a change of the training loop changes the student of the same rows and config."""
 
 # Beside these, the fields that an arm has itself: its seed, the weights of its rows, its validation texts.
@@ -38,14 +39,18 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One student to train. ``seed``: of the order, dropout and head. ``validation`` (real texts, if the setting allows
-    them) turns on early stopping. ``anchor`` names an earlier arm of the job whose opinion and weights go into this one
+    """One student to train. ``seed``: of the order, dropout and head. ``contrastive``: its encoder is trained on groups
+    of the rows (``potstill.student.groups``) and its head fitted, instead of both on the rows' classes. ``start`` names an
+    earlier arm of the job whose encoder this one starts from. ``validation`` (real texts, if the setting allows them)
+    turns on early stopping. ``anchor`` names an earlier arm whose opinion and weights go into this one
     (``potstill.student.second_opinion``), weighted by its agreement with the labels of the texts in ``asked`` (kept for
     training or not). ``lineage`` goes into the model card and has no effect on training."""
 
     name: str
     rows: tuple[TrainingRow, ...]
     seed: int = 0
+    contrastive: bool = False
+    start: str | None = None
     validation: tuple[TrainingRow, ...] = ()
     anchor: str | None = None
     asked: tuple[TrainingRow, ...] = ()
@@ -110,7 +115,7 @@ def from_opinions(examples: Iterable[Example], labels: Sequence[str]) -> list[Tr
 def repeat(arms: Sequence[Arm], repeats: int) -> list[Arm]:
     """All arms under ``repeats`` training seeds: ``name``, ``name-seed1``, ``name-seed2``, ...
 
-    A repeat's anchor is the repeat of the anchor, so that everything training draws is drawn anew.
+    A repeat's anchor and start are repeats too, so that everything training draws is drawn anew.
     """
     return [
         arm
@@ -120,6 +125,7 @@ def repeat(arms: Sequence[Arm], repeats: int) -> list[Arm]:
             name=repeat_name(arm.name, i),
             seed=arm.seed + i,
             anchor=repeat_name(arm.anchor, i) if arm.anchor else None,
+            start=repeat_name(arm.start, i) if arm.start else None,
         )
         for i in range(repeats)
         for arm in arms
@@ -149,17 +155,25 @@ def from_table(table: pa.Table) -> list[TrainingRow]:
 
 
 def arm_digest(
-    arm: Arm, student: StudentConfig, labels: Sequence[str], weights_digest: str, anchor_digest: str | None = None
+    arm: Arm,
+    student: StudentConfig,
+    labels: Sequence[str],
+    weights_digest: str,
+    digests: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Hash of what decides the student: rows, seed, config, classes, starting weights and its anchor's digest.
+    """Hash of what decides the student: rows, seed, config, classes, starting weights, and its anchor and start by their
+    ``digests`` (by arm).
 
     The arm's name and the number of processes that train it are not part of it.
     """
-    left_out = _WITHOUT_EFFECT if anchor_digest else _WITHOUT_EFFECT + _OF_THE_ANCHOR
+    anchor_digest = digests[arm.anchor] if arm.anchor else None
+    origin = digests[arm.start] if arm.start else weights_digest
+    left_out: tuple[str, ...] = _WITHOUT_EFFECT if anchor_digest else _WITHOUT_EFFECT + _OF_THE_ANCHOR
+    left_out += () if arm.contrastive else ("contrastive_steps",)
     config = {name: value for name, value in student.model_dump(mode="json").items() if name not in left_out}
     parts = [arm.rows, arm.validation, *([arm.asked] if anchor_digest else [])]
     rows = [[[row.text, list(row.label_probs), row.weight] for row in part] for part in parts]
-    return digest([RECIPE, rows, arm.seed, config, list(labels), weights_digest, anchor_digest], size=8)
+    return digest([RECIPE, rows, arm.seed, arm.contrastive, config, list(labels), origin, anchor_digest], size=8)
 
 
 def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
@@ -172,8 +186,9 @@ def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:
         found.append(Problem("labels", f"{len(labels)} class can't be told apart; at least 2 are needed"))
     for number, arm in enumerate(arms):
         where = f"arm {arm.name!r}"
-        if arm.anchor is not None and arm.anchor not in names[:number]:
-            found.append(Problem(where, f"its anchor {arm.anchor!r} must come before it"))
+        for role, other in (("anchor", arm.anchor), ("start", arm.start)):
+            if other is not None and other not in names[:number]:
+                found.append(Problem(where, f"its {role} {other!r} must come before it"))
         if not arm.rows:
             found.append(Problem(where, "has no texts to learn from"))
         for position, row in enumerate((*arm.rows, *arm.validation)):

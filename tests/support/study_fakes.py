@@ -57,7 +57,7 @@ class FakeStudy:
                 name=arm.name,
                 export=f"{storage}/{arm.name}",
                 report=ArmReport(
-                    digest=arm_digest(arm, student, labels, "w"),
+                    digest=arm_digest(arm, student, labels, "w", {arm.name: arm.name for arm in arms}),
                     steps=1,
                     losses=[1.0],
                     learning_rates=[0.1],

@@ -90,11 +90,20 @@ def settings(tiny: str, **changes: Any) -> StudentConfig:
 
 
 def prepare(folder: Path, config: StudentConfig, *arms: Arm) -> TrainingJob:
-    jobs = []
+    jobs: list[ArmJob] = []
+    keys: dict[str, str] = {}
     for arm in arms or (Arm("one", ROWS),):
-        key = arm_digest(arm, config, LABELS, weights_digest(config.model))
+        keys[arm.name] = key = arm_digest(arm, config, LABELS, weights_digest(config.model), keys)
         jobs.append(
-            ArmJob(name=arm.name, digest=key, seed=arm.seed, folder=str(folder / key), lineage=dict(arm.lineage))
+            ArmJob(
+                name=arm.name,
+                digest=key,
+                seed=arm.seed,
+                folder=str(folder / key),
+                contrastive=arm.contrastive,
+                start=str(folder / keys[arm.start]) if arm.start else None,
+                lineage=dict(arm.lineage),
+            )
         )
         student_folder.write_rows(jobs[-1].folder, rows=arm.rows, validation=arm.validation, asked=arm.asked)
     return TrainingJob(LABELS, config, tuple(jobs))

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.training import pooling
+from actors.training import head
 from actors.training.encoder import TokenCache, load_encoder
 from potstill.config.student import StudentConfig
 from tests.support.tiny_student import make_student
@@ -32,12 +32,17 @@ def tokens(encoder):
     return [known.ids[text] for text, _ in TEXTS]
 
 
+def fit(encoder, ids, targets, weights):
+    features = head.compute_features(encoder, ids, "cpu")
+    encoder.model.load_state_dict(head.fit_head(encoder, features, targets, weights), strict=False)
+
+
 def test_the_added_layer_computes_the_mean(encoder):
     import torch
 
     assert encoder.mean_pooled
     assert encoder.model.config.num_hidden_layers == 7
-    found = pooling._features(encoder, tokens(encoder), "cpu")
+    found = head.compute_features(encoder, tokens(encoder), "cpu")
     batch = encoder.collate(tokens(encoder), "cpu")
     layers = encoder.model.bert.encoder.layer
     with torch.no_grad():
@@ -47,8 +52,8 @@ def test_the_added_layer_computes_the_mean(encoder):
 
 
 def test_features_do_not_depend_on_padding(encoder):
-    together = pooling._features(encoder, tokens(encoder), "cpu")
-    alone = np.concatenate([pooling._features(encoder, [ids], "cpu") for ids in tokens(encoder)])
+    together = head.compute_features(encoder, tokens(encoder), "cpu")
+    alone = np.concatenate([head.compute_features(encoder, [ids], "cpu") for ids in tokens(encoder)])
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
@@ -60,15 +65,15 @@ def test_the_head_starts_as_the_regression(classes):
     chosen = [(ids, label) for ids, (_, label) in zip(tokens(encoder), TEXTS, strict=True) if label < classes]
     ids, truth = [ids for ids, _ in chosen], np.array([label for _, label in chosen])
     targets = np.eye(classes, dtype=np.float32)[truth]
-    pooling.fit_head(encoder, ids, targets, np.full(len(ids), 3.0, dtype=np.float32), "cpu")
+    fit(encoder, ids, targets, np.full(len(ids), 3.0, dtype=np.float32))
     with torch.no_grad():
         logits = encoder.model(**encoder.collate(ids, "cpu")).logits.numpy()
     assert (logits.argmax(1) == truth).all()
 
     from sklearn.linear_model import LogisticRegression
 
-    features = pooling._features(encoder, ids, "cpu")
-    reference = LogisticRegression(C=pooling.HEAD_STRENGTH, max_iter=1000).fit(features, truth).predict_proba(features)
+    features = head.compute_features(encoder, ids, "cpu")
+    reference = LogisticRegression(C=head.STRENGTH, max_iter=1000).fit(features, truth).predict_proba(features)
     ours = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(ours, reference, atol=1e-3)
 
@@ -78,7 +83,7 @@ def test_a_class_without_texts_is_never_chosen():
 
     encoder = load_encoder(StudentConfig(), [*LABELS, "absent"])
     targets = np.eye(4, dtype=np.float32)[[label for _, label in TEXTS]]
-    pooling.fit_head(encoder, tokens(encoder), targets, np.ones(len(TEXTS), dtype=np.float32), "cpu")
+    fit(encoder, tokens(encoder), targets, np.ones(len(TEXTS), dtype=np.float32))
     with torch.no_grad():
         logits = encoder.model(**encoder.collate(tokens(encoder), "cpu")).logits.numpy()
     assert (logits.argmax(1) == [label for _, label in TEXTS]).all()

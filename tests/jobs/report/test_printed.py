@@ -10,7 +10,7 @@ from jobs.run import data as loading
 from jobs.runtime import torch_worker
 from jobs.show import show
 from jobs.stages import predict as evaluation
-from jobs.stages.evaluate import on_this_node, stronger
+from jobs.stages.evaluate import on_this_node, strongest
 from jobs.tracking.server import TrackingError
 from potstill.errors import InputError, StageError
 from potstill.measures.scores import Difference, Interval, score
@@ -35,8 +35,8 @@ def test_a_report_of_repeats_has_their_mean_and_deviation(job):
     assert score_columns(result)[-1] == "macro-F1 over 2 training seeds"
     rows = {row[0]: row[-1] for row in score_rows(result)}
     assert rows["distilled"] == f"{(1 + 1 / 6) / 2:.3f} ± {(1 - 1 / 6) / 2**0.5:.3f}"
-    assert rows["seeds only, fine-tuned"] == "0.167 ± 0.000"
-    assert rows["seeds only, regression on embeddings"] == ""
+    assert rows["seeds, fine-tuned"] == "0.167 ± 0.000"
+    assert rows["seeds, regression on embeddings"] == ""
 
 
 def test_the_conclusion_is_drawn_over_all_training_seeds(job):
@@ -52,8 +52,8 @@ def test_the_conclusion_is_drawn_over_all_training_seeds(job):
     scores = dict(zip([*distilled, *alone], map(scored, [12, 0, 15, 3]), strict=True)) | {
         "seeds_regression": scored(12)
     }
-    assert stronger(scores) == "seeds_only"
-    assert stronger({name: one for name, one in scores.items() if "seed1" not in name}) == "seeds_regression"
+    assert strongest(scores) == "seeds_only"
+    assert strongest({name: one for name, one in scores.items() if "seed1" not in name}) == "seeds_regression"
     value = {name: one.macro_f1.value for name, one in scores.items()}
     gains = [value["distilled"] - value["seeds_only"], value["distilled-seed1"] - value["seeds_only-seed1"]]
     result = RunReport("r", scores, "seeds_only", difference(gains[0]))

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from jobs.search import trial
-from jobs.stages.finetune import DISTILLED, SEEDS_ONLY
+from jobs.stages.finetune import DISTILLED, START
 from potstill.config.student import StudentConfig
 from potstill.student.arms import Arm, TrainingRow
 
 ROWS = (TrainingRow("a", (1.0, 0.0)), TrainingRow("b", (0.0, 1.0)))
-ARMS = [Arm(SEEDS_ONLY, ROWS), Arm(DISTILLED, ROWS, anchor=SEEDS_ONLY), Arm("fold0", ROWS[:1])]
-KEYS = {SEEDS_ONLY: "b", DISTILLED: "c", "fold0": "a"}
+ARMS = [Arm(START, ROWS), Arm(DISTILLED, ROWS, anchor=START), Arm("fold0", ROWS[:1])]
+KEYS = {START: "b", DISTILLED: "c", "fold0": "a"}
 
 
 class CallRecorder:
@@ -64,7 +64,7 @@ def test_a_student_is_claimed_until_it_has_predicted_and_is_deleted(recorder: Ca
         "claim student a me asks",
         "claim student c me asks",
         "claim student b me trains",
-        f"train {{'arms': [{arms[SEEDS_ONLY]}]}}",
+        f"train {{'arms': [{arms[START]}]}}",
         "release me trains",  # kept: an anchor, which other trials need now
         f"train {{'arms': [{arms[DISTILLED]}, {arms['fold0']}]}}",
         "predict",

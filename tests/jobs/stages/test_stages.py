@@ -56,8 +56,12 @@ def test_arms_differ_only_in_their_texts(job):
     job.run.write(Example, "relabelled", [*relabelled(job), written(job.labels[0], 9, kept=False)])
     job.run.write(Example, "generated", [written(label, i) for label in job.labels for i in range(7)])
     arms = {arm.name: arm for arm in finetune.plan_arms(job)}
-    assert set(arms) == {"distilled", "seeds_only", "generated", "real_equal"}
+    assert set(arms) == {"start", "distilled", "seeds_only", "generated", "real_equal"}
     seeds = len(job.data.seeds)
+    assert len(arms["start"].rows) == seeds + 3 * len(job.labels)
+    assert {arm.name: arm.start for arm in arms.values() if arm.start} == dict.fromkeys(
+        ("distilled", "generated", "real_equal"), "start"
+    )
     assert len(arms["seeds_only"].rows) == seeds
     assert len(arms["distilled"].rows) == seeds + 3 * len(job.labels)
     assert len(arms["generated"].rows) == seeds + 4 * len(job.labels)
@@ -85,18 +89,18 @@ def test_no_real_text_beyond_the_seeds_reaches_the_distilled_student(job):
     assert not distilled.validation
 
 
-def test_early_stopping_is_for_all_students_or_none(job):
+def test_early_stopping_is_for_all_students_but_the_start_or_none(job):
     job.run.write(Example, "relabelled", relabelled(job))
     job.run.write(Example, "generated", relabelled(job))
     student = job.config.student.model_copy(update={"early_stopping": True})
     again = replace(job, config=job.config.model_copy(update={"student": student}))
     stopped = finetune.plan_arms(again)
     assert job.data.validation
-    for arm, usual in zip(stopped, finetune.plan_arms(job), strict=True):
+    for arm, usual in zip(stopped[1:], finetune.plan_arms(job)[1:], strict=True):
         assert [row.text for row in arm.validation] == [row.text for row in job.data.validation]
         assert (arm.name, arm.rows, usual.validation) == (usual.name, usual.rows, ())
         keys = [
-            arm_digest(one, config.student, job.labels, "w")
+            arm_digest(one, config.student, job.labels, "w", {"start": "s"})
             for one, config in ((arm, again.config), (usual, job.config))
         ]
         assert keys[0] != keys[1]

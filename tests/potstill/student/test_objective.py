@@ -125,11 +125,19 @@ def test_the_digest_depends_only_on_what_changes_the_student() -> None:
     assert base != arm_digest(arm, StudentConfig(epochs=6), LABELS, "w")
     assert base != arm_digest(arm, StudentConfig(), LABELS, "v")
     assert base == arm_digest(arm, StudentConfig(blend=0.1), LABELS, "w"), "nothing to blend with"
-    anchored = arm_digest(arm, StudentConfig(), LABELS, "w", "anchor")
+    keys = {"s": "anchor"}
+    following = Arm("one", tuple(ROWS), seed=1, anchor="s")
+    anchored = arm_digest(following, StudentConfig(), LABELS, "w", keys)
     assert anchored != base
-    assert anchored != arm_digest(arm, StudentConfig(blend=0.1), LABELS, "w", "anchor")
-    asked = Arm("one", tuple(ROWS), seed=1, asked=tuple(ROWS[:1]))
-    assert anchored != arm_digest(asked, StudentConfig(), LABELS, "w", "anchor")
+    assert anchored != arm_digest(following, StudentConfig(blend=0.1), LABELS, "w", keys)
+    asked = Arm("one", tuple(ROWS), seed=1, anchor="s", asked=tuple(ROWS[:1]))
+    assert anchored != arm_digest(asked, StudentConfig(), LABELS, "w", keys)
+    contrastive = Arm("one", tuple(ROWS), seed=1, contrastive=True)
+    starts = Arm("one", tuple(ROWS), seed=1, start="s")
+    found = [arm_digest(one, StudentConfig(), LABELS, "w", keys) for one in (contrastive, starts)]
+    assert len({base, anchored, *found}) == 4
+    assert found[0] != arm_digest(contrastive, StudentConfig(contrastive_steps=9), LABELS, "w")
+    assert found[1] == arm_digest(starts, StudentConfig(contrastive_steps=9), LABELS, "v", keys), "its start says both"
 
 
 def test_repeats_vary_the_training_seed() -> None:
