@@ -116,7 +116,7 @@ def _plan_relabel(job: Job, terms: Terms, generated: bool) -> StagePlan:
             with job.run.open_table("request", "relabel") as table:
                 asked = table.read(["request_id"])["request_id"].to_pylist()
             known = count_known(config, asked)
-    return plan_stage("relabel", each, terms, times=texts + len(job.data.seeds), known=known)
+    return plan_stage("relabel", each, terms, times=job.questions.times(texts), known=known)
 
 
 def teacher_terms(teacher: TeacherConfig) -> Terms:

@@ -77,6 +77,8 @@ class Task(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     description: str = Field(min_length=3)
     text_kind: str = "text"
+    attribute: str = Field("Class", min_length=1)
+    """What the classes are classes of, as a prompt says it: Topic, Emotion, Intent."""
     source: str = "short texts"
     language: str = "en"
     licence: str = "not stated"

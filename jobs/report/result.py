@@ -128,9 +128,10 @@ def stage_rows(job: Job) -> list[tuple[str, str]]:
         )
     )
     rows += [(f"  {source} -> {target}", str(count)) for source, target, count in checked["changes"][:SHOWN_CHANGES]]
-    if checked.get("description_agreement") is not None:  # absent in runs of older versions
-        agreement = f"kappa with the other labels {checked['description_agreement']:.2f}"
-        rows.append(("class descriptions", f"weight {checked['description_weight']:.2f} ({agreement})"))
+    for number, (name, told) in enumerate(checked.get("phrasings", ())):  # absent in runs of older versions
+        rows.append(
+            ("asked with" if number < job.config.relabel.votes else "  tried", f"{name}: tells {told:.2f} nats")
+        )
     distilled = job.run.read_json("finetune")["distilled"]
     words = second_opinion.in_words(distilled.get("anchor_weight", distilled.get("say")))  # older runs: "say"
     if job.config.student.early_stopping:

@@ -167,7 +167,7 @@ def _held_back(job: Job, terms: Terms) -> StagePlan | None:
 def _relabelling(job: Job, terms: Terms, texts: int) -> StagePlan:
     if not job.config.relabel.enabled:
         return plan.plan_tokens("relabel", [], terms)
-    return plan.plan_stage("relabel", job.questions.sample(), terms, times=texts + len(job.data.seeds))
+    return plan.plan_stage("relabel", job.questions.sample(), terms, times=job.questions.times(texts))
 
 
 def _union(job: Job, configs: Sequence[Config], terms: Terms) -> StagePlan:

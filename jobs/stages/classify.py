@@ -15,7 +15,7 @@ from jobs.stages.generate import usage_metrics
 from potstill.errors import StageError
 from potstill.labels import evidence
 from potstill.labels.calibration import normalise
-from potstill.labels.prototypes import class_texts
+from potstill.labels.prototypes import describe_classes
 from potstill.labels.questions import Embeddings
 from potstill.measures.baselines import as_predictions
 from potstill.rows import Prediction
@@ -29,16 +29,19 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
     """Ask for the class of every text; writes ``prediction/teacher_raw``, ``prediction/teacher_calibrated`` and
     ``classify.json``. Raises ``StageError`` without any answer.
 
-    Raw: class probabilities averaged over votes. Calibrated: votes are batch calibrated over the texts first. A text
+    Raw: class probabilities averaged over votes. Calibrated: votes are batch calibrated over the texts first (Zhou et al.
+    2023). A text
     without an answer gets a uniform distribution, so it counts as the first class.
     """
     config, labels = job.config, job.labels
     with job.terminal.stage(PART) as line, job.tracker.stage(PART) as record:
         # Embeddings only matter if not all classes are offered.
         asked_about = [row.text for row in texts] if len(labels) > config.relabel.neighbours else []
-        found, seeds, classes = embed(asked_about, [seed.text for seed in job.data.seeds], class_texts(job.task))
-        vectors = found if asked_about else np.zeros((len(texts), classes.shape[1]), dtype=np.float32)
-        requests = job.questions.about_texts([row.text for row in texts], Embeddings(vectors, seeds, classes))
+        found, seeds, described = embed(
+            asked_about, [seed.text for seed in job.data.seeds], [row.text for row in describe_classes(job.task)]
+        )
+        vectors = found if asked_about else np.zeros((len(texts), described.shape[1]), dtype=np.float32)
+        requests = job.questions.about_texts([row.text for row in texts], Embeddings(vectors, seeds, described))
         meter = Meter(record.metrics)
         line.follow(meter.progress)
         answered, usage = ask(job, pool, PART, requests, config.relabel.votes * len(texts), meter)
@@ -46,7 +49,7 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         unanswered = int((~np.isfinite(votes).any((1, 2))).sum())
         if unanswered == len(texts):
             raise StageError(f"{PART}: the teacher answered no request; see {job.run.path}/response")
-        for part, probs in ((RAW, raw_probs(votes)), (CALIBRATED, evidence.teacher_probs(votes)[0])):
+        for part, probs in ((RAW, raw_probs(votes)), (CALIBRATED, _batch_calibrated(votes))):
             even = np.where(np.isfinite(probs), probs, 1.0 / len(labels))
             job.run.write(Prediction, part, as_predictions(texts, even, labels))
         job.run.write_json(PART, {"usage": usage, "unanswered": unanswered})
@@ -54,6 +57,11 @@ def classify(job: Job, pool: TeacherPool, texts: Sequence[LabelledText]) -> None
         line.summary = f"{len(texts)} texts classified by the teacher" + (
             f", {unanswered} without an answer" if unanswered else ""
         )
+
+
+def _batch_calibrated(votes: np.ndarray) -> np.ndarray:
+    n_texts, n_votes, n_classes = votes.shape
+    return evidence.teacher_probs(votes, np.full(n_texts, -1), np.empty((0, n_votes, n_classes)))[0]
 
 
 def raw_probs(votes: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
     potstill relabel RUN
 
-The teacher also labels the seeds (each left out of its own prompt). Their accuracy decides which label changes are
-applied (``potstill/labels/resolution.py``).
+Several phrasings of the question are tried on some of the texts, and the most telling ones are used for all. The teacher
+also labels the seeds (each left out of its own prompt) and the class descriptions: they show its leaning, and whether its
+label changes are applied (``potstill/labels/resolution.py``).
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import numpy as np
 from actors.teachers.pool import TeacherPool
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
-from jobs.stages.ask import ask
+from jobs.stages.ask import Usage, ask
 from jobs.stages.generate import usage_metrics
-from potstill.labels.prototypes import class_texts
-from potstill.labels.questions import Embeddings
+from potstill import draws
+from potstill.labels.evidence import rank_phrasings, read_votes
+from potstill.labels.prototypes import describe_classes
+from potstill.labels.questions import PHRASINGS, Embeddings, Phrasing
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
 from potstill.rows import Example, Request
 from potstill.texts.diversity import as_rows
@@ -34,18 +37,23 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
     with job.terminal.stage("relabel") as line, job.tracker.stage("relabel") as record:
         line.note("embedding")
         vectors = _embed(job, standing)
-        requests: Iterable[Request] = ()
-        checks, expected = [], 0
-        if config.relabel.enabled:
-            requests = job.questions.about_texts([example.text for example in standing], vectors)
-            checks = job.questions.about_seeds(vectors)
-            expected = len(checks) + config.relabel.votes * len(standing)
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        answered, usage = ask(job, pool, "relabel", chain(checks, requests), expected, meter)
-        of_seeds, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
-        resolution = resolve(job.questions, standing, of_texts, of_seeds, vectors, config.augment.per_class)
-        report = resolution.report
+        texts = [example.text for example in standing]
+        requests: Iterable[Request] = ()
+        checks, expected, usage = [], 0, Usage()
+        tried: tuple[tuple[str, float], ...] = ()
+        if config.relabel.enabled:
+            phrasings, tried, usage = choose_phrasings(job, pool, texts, vectors, meter)
+            requests = job.questions.about_texts(texts, vectors, phrasings)
+            checks = job.questions.about_known(vectors, phrasings)
+            expected = len(checks) + len(phrasings) * len(texts)
+        answered, used = ask(job, pool, "relabel", chain(checks, requests), expected, meter)
+        usage += used
+        of_known, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
+        resolution = resolve(job.questions, standing, of_texts, of_known, vectors, config.augment.per_class)
+        report = replace(resolution.report, phrasings=tried)
+        resolution = replace(resolution, report=report)
         request_ids = of_texts.plan["request_id"].to_pylist()
         resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
         resolved = {example.example_id: example for example in resolution.examples}
@@ -63,6 +71,23 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
     return resolution
 
 
+def choose_phrasings(
+    job: Job, pool: TeacherPool, texts: Sequence[str], vectors: Embeddings, meter: Meter
+) -> tuple[Sequence[Phrasing], tuple[tuple[str, float], ...], Usage]:
+    """The phrasings to ask about all texts, all that were tried with what each tells, and the usage of the trial."""
+    questions = job.questions
+    if not (count := questions.tried(len(texts))):
+        return questions.usual, (), Usage()
+    sample = draws.sample(range(len(texts)), count, job.config.seed, "phrasings")
+    few = replace(vectors, texts=vectors.texts[sample])
+    requests = questions.about_texts([texts[i] for i in sample], few, PHRASINGS)
+    answered, usage = ask(job, pool, "phrasings", requests, len(PHRASINGS) * len(sample), meter)
+    ranked = rank_phrasings(read_votes(job.task, answered, len(sample)))
+    chosen = [PHRASINGS[i] for i, _ in ranked[: job.config.relabel.votes]]
+    more = [phrasing for phrasing in questions.usual if phrasing not in PHRASINGS]  # with more votes than phrasings
+    return (*chosen, *more)[: job.config.relabel.votes], tuple((str(PHRASINGS[i]), told) for i, told in ranked), usage
+
+
 def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tuple[Example, ...]:
     """The examples with the request ids of their first votes; further votes follow that one in the plan."""
     if not request_ids:
@@ -76,7 +101,7 @@ def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tu
 
 def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
     texts, seeds = [example.text for example in examples], [seed.text for seed in job.data.seeds]
-    return Embeddings(*job.embed(texts, seeds, class_texts(job.task)))
+    return Embeddings(*job.embed(texts, seeds, [row.text for row in describe_classes(job.task)]))
 
 
 def _diversity(job: Job, resolution: Resolution, vectors: np.ndarray) -> dict[str, Any]:
@@ -96,7 +121,6 @@ def _metrics(report: RelabelReport) -> dict[str, float]:
         "share_changed": report.share_changed,
         "share_applied": report.share_applied,
         "min_confidence": report.min_confidence,
-        "description_weight": report.description_weight,
         **({"teacher_accuracy_on_seeds": report.seed_accuracy} if report.seed_accuracy is not None else {}),
     }
 
@@ -105,6 +129,8 @@ def _summary(report: RelabelReport) -> str:
     parts = [f"kept {report.kept} of {report.texts} texts"]
     if report.seed_accuracy is not None:
         parts.append(f"teacher accuracy on the seeds {report.seed_accuracy:.0%} ({report.guard})")
+    if report.phrasings:
+        parts.append(f"asked with {report.phrasings[0][0]}")
     parts.append(f"teacher disagrees on {report.share_contradicted:.0%}, labels changed {report.share_changed:.0%}")
     if report.changes:
         source, target, count = report.changes[0]

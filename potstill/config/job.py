@@ -95,7 +95,14 @@ class RelabelConfig(Section):
     """How the teacher relabels the generated texts."""
 
     enabled: bool = Field(True, description="ask the teacher to classify every generated text")
-    votes: int = Field(2, ge=1, le=16, description="votes per text, each with another order of the seeds")
+    votes: int = Field(1, ge=1, le=16, description="votes per text, each to the question asked in another way")
+    trial: int = Field(
+        48,
+        ge=0,
+        le=10_000,
+        description="texts on which six ways of asking are tried first (at most a sixth of all; from 16 on): the `votes` ways "
+        "whose answers tell most about the texts are used for all; 0: the first ways, without a trial",
+    )
     neighbours: int = Field(6, ge=2, le=200, description="nearest classes offered as choices; all if there are fewer")
     shots: int = Field(4, ge=0, le=100, description="maximum seeds per class in a question, drawn per pair of votes")
     soft: bool = Field(True, description="train on the distribution over classes rather than on a single class")
@@ -103,11 +110,17 @@ class RelabelConfig(Section):
         "auto", description="change a label only above this confidence; auto: calibrated on the labelled seeds"
     )
     target_prior: float = Field(0.8, ge=0.0, le=1.0, description="prior probability of a text's target class")
-    descriptions: Annotated[float, Field(ge=0.0, le=10.0)] | Literal["auto"] = Field(
-        "auto",
-        description="weight of a sentence encoder that matches texts to class names and descriptions; "
-        "auto: up to 1.5, depending on its agreement with the teacher and the target classes",
+    descriptions: float = Field(
+        1.0,
+        ge=0.0,
+        le=10.0,
+        description="weight of a regression on embeddings of the seeds and class descriptions, beside the teacher's answer",
     )
+
+    @field_validator("descriptions", mode="before")
+    @classmethod
+    def _auto_of_older_files(cls, value: Any) -> Any:
+        return 1.0 if value == "auto" else value
 
 
 class EvaluateConfig(Section):

@@ -26,14 +26,16 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
 
-def calibrate(logprobs: np.ndarray, prior: np.ndarray | None = None, rounds: int = 1) -> Calibration:
+def calibrate(
+    logprobs: np.ndarray, prior: np.ndarray | None = None, rounds: int = 1, fewest: int = _MIN_TEXTS_PER_CLASS
+) -> Calibration:
     """Probabilities whose mean over the texts is ``prior``, from raw log-probabilities (n_texts, n_classes).
 
     NaN or -inf marks a class that was not offered for a text. Its mean is taken over the texts that offered it and
     compared with the prior mass that those texts would give it. ``prior``: expected shares, (n_classes,), uniform by
     default. ``rounds`` = 1 is batch calibration as published; more rounds bring the means exactly to the prior.
 
-    Not applied (``weights`` all 1) with fewer than 8 texts per class, or with a prior that gives a class less than a
+    Not applied (``weights`` all 1) with less than ``fewest`` texts per class, or with a prior that gives a class less than a
     tenth of its even share: the model's bias can't be separated from such skew.
     """
     n_texts, n_classes = logprobs.shape
@@ -41,8 +43,8 @@ def calibrate(logprobs: np.ndarray, prior: np.ndarray | None = None, rounds: int
     raw = normalise(np.where(offered, logprobs, -np.inf))
     target = np.full(n_classes, 1.0 / n_classes) if prior is None else np.asarray(prior, dtype=float) / np.sum(prior)
     weights = np.ones(n_classes)
-    if n_texts < _MIN_TEXTS_PER_CLASS * n_classes:
-        needed = f"{_MIN_TEXTS_PER_CLASS} per class needed"
+    if n_texts < fewest * n_classes:
+        needed = f"{fewest} per class needed"
         warning = f"{n_texts} texts are too few to calibrate {n_classes} classes ({needed}); using raw probabilities"
         return Calibration(raw, weights, (warning,))
     if target.min() * n_classes < _LEAST_SHARE:

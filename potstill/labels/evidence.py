@@ -1,33 +1,30 @@
-"""Evidence on a text's class: the teacher's votes, its embedding, and the class it was written for.
+"""Evidence on a text's class: the teacher's votes, the class it was written for, and the seeds and descriptions.
 
-Votes are calibrated over all texts of the stage. They are multiplied by a prior on the target class and by class
-probabilities from a sentence encoder and the class descriptions; the latter's weight grows with their agreement.
+The teacher's answers lean towards some classes regardless of the text. For texts that were written for a class the leaning
+is divided out over the stage, whose classes are known in number. Real texts may be of any shares: theirs is divided out
+over the seeds and class descriptions, which are as many of each class. On 120 messages of SMS spam (86 % ordinary) the
+former made 0.66 of the labels right and the latter 0.91; on balanced tasks they were alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from potstill.config import RelabelConfig
 from potstill.labels.answered import Answered
 from potstill.labels.calibration import calibrate, normalise
-from potstill.labels.prototypes import class_prototypes
+from potstill.labels.prototypes import PER_CLASS
 from potstill.labels.questions import Embeddings
-from potstill.measures.kappa import kappa
+from potstill.measures.baselines import fit_predict
 from potstill.task import Task
 
 _UNNAMED = 0.05  # probability of all other classes if the answer only names one class
 _EVEN = 0.5  # shares count as even if every class has this fraction of its even share
 _TINY = 1e-6  # probability floor: no single source can rule out a class
-_SHARPNESS = 20.0  # logits per unit of cosine: 0.1 more cosine multiplies the odds by 7
-_DESCRIPTION_SHARPNESS = 10.0
-_DESCRIPTION_WEIGHT = 1.5  # maximum
-_DESCRIPTIONS_FIT = (0.05, 0.25)  # kappa at which the descriptions' weight starts to grow, and reaches its maximum
-_TEACHER_KNOWS = (0.7, 0.9)  # kappa of teacher and target at which that weight starts to shrink, and reaches 0
 _ROUNDS = 20  # of calibration: enough for the mean probabilities to reach the prior
 
 
@@ -69,83 +66,60 @@ def _filled(logprobs: Sequence[float | None], residual_mass: float | None) -> li
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Class distributions, each (n_texts, n_classes). ``teacher``: the votes alone; ``posterior``: all evidence
-    combined. ``warnings``: from calibration."""
+    """Class distributions, each (n_texts, n_classes). ``teacher``: the votes alone; ``known``: the regression on seeds and
+    descriptions; ``posterior``: all evidence combined. ``warnings``: from calibration."""
 
     teacher: np.ndarray
+    known: np.ndarray
     posterior: np.ndarray
-    descriptions: DescriptionWeight
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DescriptionWeight:
-    """``weight``: exponent of the descriptions' distribution; ``agreement``: their kappa with teacher and target, None
-    if the teacher was not asked."""
-
-    weight: float = 0.0
-    agreement: float | None = None
 
 
 def weigh(
     votes: np.ndarray,
+    known_votes: np.ndarray,
     vectors: Embeddings,
     seed_columns: np.ndarray,
     target_columns: np.ndarray,
     relabel: RelabelConfig,
 ) -> Evidence:
-    """All evidence on each text's class. ``votes``: (n_texts, votes, n_classes); ``seed_columns``, ``target_columns``:
-    class indices, -1 for a text without a target class."""
+    """All evidence on each text's class.
+
+    ``votes``: (n_texts, votes, n_classes); ``known_votes``: the same about seeds and descriptions, no rows if they were
+    not asked; ``seed_columns``, ``target_columns``: class indices, -1 for a text without a target class.
+    """
     n_classes = len(vectors.classes)
-    shares = expected_shares(target_columns, n_classes)
-    teacher, warnings = teacher_probs(votes, shares)
+    teacher, warnings = teacher_probs(votes, target_columns, known_votes)
     target = target_prior(target_columns, n_classes, relabel.target_prior)
-    prototypes = class_prototypes(vectors.seeds, seed_columns, vectors.classes)
-    nearest = calibrate(vectors.texts @ prototypes.T * _SHARPNESS, rounds=_ROUNDS).probs
-    # Distance to the seeds only replaces missing answers. With two seeds per class it prefers texts that repeat a seed:
-    # selecting by it (40 texts per class, SMS spam) lowered a regression's macro-F1 by 0.10.
-    source = np.where(np.isfinite(teacher).all(1, keepdims=True), teacher, nearest)
-    described = description_probs(vectors.texts, vectors.classes, shares)
-    descriptions = weigh_descriptions(described, teacher, target_columns, relabel.descriptions)
-    posterior = combine(source, target, described**descriptions.weight)
-    return Evidence(teacher, posterior, descriptions, tuple(warnings))
+    known = known_probs(vectors, seed_columns)
+    # Where the teacher is silent, this is what is left.
+    return Evidence(teacher, known, combine(teacher, target, known**relabel.descriptions), tuple(warnings))
 
 
-def description_probs(
-    text_embeddings: np.ndarray, class_embeddings: np.ndarray, prior: np.ndarray | None = None
-) -> np.ndarray:
-    """Class probabilities from similarity to name and description, (n_texts, n_classes), calibrated to ``prior``.
+def known_probs(vectors: Embeddings, seed_columns: np.ndarray) -> np.ndarray:
+    """Class probabilities of the texts, (n_texts, n_classes), from a regression on embeddings of seeds and descriptions."""
+    n_classes = len(vectors.classes)
+    columns = np.concatenate([seed_columns, np.repeat(np.arange(n_classes), PER_CLASS)])
+    names = [str(column) for column in range(n_classes)]
+    return fit_predict(vectors.known, [names[column] for column in columns], vectors.texts, names)
 
-    This is dataless classification (Chang et al., AAAI 2008).
+
+def rank_phrasings(votes: np.ndarray) -> list[tuple[int, float]]:
+    """The columns of ``votes`` (n_texts, phrasings, n_classes) and how much each tells, most telling first.
+
+    A phrasing tells the mutual information, in nats, of its calibrated answers with the texts: the entropy of their mean
+    minus the mean of their entropies (Sorensen et al., ACL 2022). It needs no labels.
     """
-    return calibrate(text_embeddings @ class_embeddings.T * _DESCRIPTION_SHARPNESS, prior, rounds=_ROUNDS).probs
+    told = []
+    for column in range(votes.shape[1]):
+        answered = np.isfinite(votes[:, column]).any(1)
+        probs = calibrate(votes[answered, column], rounds=_ROUNDS).probs if answered.any() else np.zeros((0, 1))
+        told.append(_entropy(probs.mean(0)) - float(_entropy(probs).mean()) if len(probs) else 0.0)
+    return sorted(enumerate(told), key=lambda one: -one[1])
 
 
-def weigh_descriptions(
-    described: np.ndarray, teacher: np.ndarray, target_columns: np.ndarray, configured: float | Literal["auto"]
-) -> DescriptionWeight:
-    """The weight of the descriptions.
-
-    auto: grows with their kappa with the target class and the teacher's choice. On training rows kappa was 0.6 on AG
-    News (topics), 0.4 on TREC-6 and 0.2 on SMS spam, where descriptions raised a regression's macro-F1 by 0.03 to 0.08.
-    It was below 0.1 on SUBJ and twitter_complaints, where they did harm: "a sentence that states a fact" resembles no
-    fact. The weight is 0 once the teacher's kappa with the targets reaches 0.9.
-    """
-    asked = np.isfinite(teacher).all(1)
-    if not asked.any():
-        return DescriptionWeight(0.0 if configured == "auto" else configured)
-    one_hot = with_unknown(described.shape[1])
-    choices, written_for = described[asked].argmax(1), one_hot[target_columns[asked]]
-    agreement = kappa(choices, 0.5 * written_for + 0.5 * one_hot[teacher[asked].argmax(1)])
-    if configured != "auto":
-        return DescriptionWeight(configured, agreement)
-    doubt = 1.0 - _ramp(kappa(teacher[asked].argmax(1), written_for), *_TEACHER_KNOWS)
-    return DescriptionWeight(_DESCRIPTION_WEIGHT * _ramp(agreement, *_DESCRIPTIONS_FIT) * doubt, agreement)
-
-
-def _ramp(value: float, low: float, high: float) -> float:
-    """0 up to ``low``, 1 from ``high``, linear between."""
-    return float(np.clip((value - low) / (high - low), 0.0, 1.0))
+def _entropy(probs: np.ndarray) -> Any:
+    return -(probs * np.log(np.maximum(probs, _TINY))).sum(-1)
 
 
 def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | None:
@@ -158,31 +132,41 @@ def expected_shares(target_columns: np.ndarray, n_classes: int) -> np.ndarray | 
     return None if shares.min() * n_classes >= _EVEN else shares
 
 
-def teacher_probs(votes: np.ndarray, prior: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+def teacher_probs(
+    votes: np.ndarray, target_columns: np.ndarray, known_votes: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
     """The teacher's class probabilities, (n_texts, n_classes), and warnings from calibration.
 
-    Each vote of ``votes`` (n_texts, votes, n_classes) is calibrated separately; the result is their geometric mean, NaN
-    if every vote failed. ``prior``: expected shares, (n_classes,), uniform by default.
+    Each vote is calibrated separately, for texts with a target class over them, for others over ``known_votes`` (over
+    them without any); the result is their geometric mean, NaN if every vote failed. Shapes as in ``weigh``.
     """
     warnings: list[str] = []
     total, counted = np.zeros((len(votes), votes.shape[2])), np.zeros(len(votes))
+    prior = expected_shares(target_columns, votes.shape[2])
     for vote in range(votes.shape[1]):
-        probs = _calibrated(votes[:, vote], f"vote {vote + 1}", warnings, prior)
-        answered = np.isfinite(probs).all(1)
-        total[answered] += np.log(np.maximum(probs[answered], _TINY))
-        counted += answered
+        for part in (target_columns >= 0, target_columns < 0):
+            found = np.flatnonzero(part & np.isfinite(votes[:, vote]).any(1))
+            if not len(found):
+                continue
+            logprobs = votes[found, vote]
+            if target_columns[found[0]] < 0 and np.isfinite(known_votes[:, vote : vote + 1]).any():
+                probs = normalise(np.where(np.isfinite(logprobs), logprobs, -np.inf)) * balance(known_votes[:, vote])
+                probs = probs / np.maximum(probs.sum(1, keepdims=True), _TINY)
+            else:
+                calibration = calibrate(logprobs, prior, rounds=_ROUNDS)
+                probs = calibration.probs
+                warnings += [f"vote {vote + 1}: {warning}" for warning in calibration.warnings]
+            total[found] += np.log(np.maximum(probs, _TINY))
+            counted[found] += 1
     mean = combine(normalise(total / np.maximum(counted, 1)[:, None]))
     return np.where(counted[:, None] > 0, mean, np.nan), warnings
 
 
-def _calibrated(logprobs: np.ndarray, name: str, warnings: list[str], prior: np.ndarray | None) -> np.ndarray:
-    answered = np.isfinite(logprobs).any(1)
-    probs = np.full(logprobs.shape, np.nan)
-    if answered.any():
-        calibration = calibrate(logprobs[answered], prior, rounds=_ROUNDS)
-        probs[answered] = calibration.probs
-        warnings += [f"{name}: {warning}" for warning in calibration.warnings]
-    return probs
+def balance(logprobs: np.ndarray) -> np.ndarray:
+    """The factor of each class, (n_classes,), that makes all classes equally likely over these texts, (n_texts,
+    n_classes), which must be equally many of each class."""
+    answered = logprobs[np.isfinite(logprobs).any(1)]
+    return calibrate(answered, rounds=_ROUNDS, fewest=1).weights
 
 
 def target_prior(target_columns: np.ndarray, n_classes: int, share: float) -> np.ndarray:

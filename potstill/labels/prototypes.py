@@ -6,6 +6,9 @@ import numpy as np
 
 from potstill.task import LabelledText, Task
 
+PER_CLASS = 3
+"""Texts of ``describe_classes`` on each class; the first is that of ``class_texts``."""
+
 
 def class_texts(task: Task) -> list[str]:
     """The sentence to embed for each class, in label order: its name and description."""

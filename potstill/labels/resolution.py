@@ -37,7 +37,8 @@ class RelabelReport:
     ``changes``: (from class, to class, texts) as applied. ``share_contradicted``: the teacher preferred another class
     than the target, whether or not its labels were used; ``share_changed``: the final label differs from the target;
     ``share_applied``: fraction of the proposed changes that were made; ``guard``: a ``Guard`` value;
-    ``min_confidence``: confidence that a change needed.
+    ``min_confidence``: confidence that a change needed; ``phrasings``: those tried and how much each tells
+    (``evidence.rank_phrasings``), best first.
     """
 
     texts: int
@@ -52,9 +53,8 @@ class RelabelReport:
     min_confidence: float
     changes: tuple[tuple[str, str, int], ...]
     kept_per_class: tuple[tuple[str, int], ...]
-    description_weight: float
-    description_agreement: float | None
     warnings: tuple[str, ...]
+    phrasings: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +69,38 @@ def resolve(
     questions: Questions,
     examples: Sequence[Example],
     answered: Answered,
-    seed_answered: Answered,
+    known_answered: Answered,
     vectors: Embeddings,
     per_class: int,
 ) -> Resolution:
     """Label ``examples`` and keep the ``per_class`` most confident of each class.
 
     ``examples``: one per row of ``vectors.texts``; those without a target class take the class with the most evidence.
-    ``answered``, ``seed_answered``: the answers about texts and seeds, empty if relabelling is off. A failed request
-    counts as a missing vote.
+    ``answered``, ``known_answered``: the answers about texts, and about seeds and descriptions, empty if relabelling is
+    off. A failed request counts as a missing vote.
     """
     task, relabel = questions.task, questions.relabel
     columns = {label: column for column, label in enumerate(task.labels)}
     targets = np.array([columns.get(example.target_label or example.label, -1) for example in examples], dtype=int)
     of_seeds = seed_columns(task, questions.seeds)
     votes = evidence.read_votes(task, answered, len(examples))
-    seed_votes = evidence.read_votes(task, seed_answered, len(of_seeds))
-    shares = evidence.expected_shares(targets, len(columns))
-    check = check_on_seeds(votes, seed_votes, of_seeds, shares) if relabel.enabled else None
+    known_votes = evidence.read_votes(task, known_answered, len(vectors.known))
+    check = check_on_seeds(known_votes, of_seeds) if relabel.enabled else None
     guard = _guard(relabel, check)
     teacher_used = guard.teacher_used
-    found = evidence.weigh(votes if teacher_used else np.full_like(votes, np.nan), vectors, of_seeds, targets, relabel)
+    heard = votes if teacher_used else np.full_like(votes, np.nan)
+    found = evidence.weigh(heard, known_votes, vectors, of_seeds, targets, relabel)
     threshold = _threshold(relabel, guard)
     applied = _apply_changes(found.posterior, targets, threshold if teacher_used else math.inf)
     labels, confidence = applied.labels, applied.confidence
     # The evidence alone labels texts without a target class, even if the teacher is not used.
     known = targets >= 0
     probs = np.where((known & (not teacher_used))[:, None], evidence.with_unknown(len(columns))[targets], applied.probs)
-    # Without a teacher the first texts are kept: selecting by similarity to the seeds would pick texts that repeat them.
+    # Without a teacher the first texts are kept: those surest by the seeds are those that repeat them.
     chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), per_class, len(columns))
     reason = LOW_EVIDENCE if teacher_used else NOT_NEEDED
     teacher_labels = _teacher_labels(task, found.teacher)
-    teacher = found.teacher if teacher_used else evidence.teacher_probs(votes, shares)[0]
+    teacher = found.teacher if teacher_used else evidence.teacher_probs(votes, targets, known_votes)[0]
     resolved = [
         replace(
             example,
@@ -126,8 +126,6 @@ def resolve(
         min_confidence=threshold,
         changes=_changes(task, targets, labels),
         kept_per_class=tuple((label, int((chosen & (labels == column)).sum())) for label, column in columns.items()),
-        description_weight=found.descriptions.weight,
-        description_agreement=found.descriptions.agreement,
         warnings=(*_guard_warnings(guard, check, known), *found.warnings),
     )
     return Resolution(tuple(resolved), report)
@@ -159,17 +157,15 @@ class SeedCheck:
     p_worse: float
 
 
-def check_on_seeds(
-    votes: np.ndarray, seed_votes: np.ndarray, seed_columns: np.ndarray, prior: np.ndarray | None = None
-) -> SeedCheck | None:
+def check_on_seeds(known_votes: np.ndarray, seed_columns: np.ndarray) -> SeedCheck | None:
     """The teacher's accuracy on the labelled seeds; None without answers.
 
-    ``votes``, ``seed_votes``: (rows, votes, n_classes). The seeds are too few to calibrate alone, so their votes are
-    calibrated together with those on the texts.
+    ``known_votes``: (seeds and descriptions, votes, n_classes), seeds first.
     """
+    seed_votes = known_votes[: len(seed_columns)]
     if not len(seed_columns) or not np.isfinite(seed_votes).any():
         return None
-    probs = evidence.teacher_probs(np.concatenate([votes, seed_votes]), prior)[0][len(votes) :]
+    probs = evidence.teacher_probs(seed_votes, np.full(len(seed_columns), -1), known_votes)[0]
     answered = np.isfinite(probs).all(1)
     if not answered.any():
         return None

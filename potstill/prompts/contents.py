@@ -54,7 +54,8 @@ class WritePrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChoosePrompt:
-    """Asks which of ``cards`` ``text`` belongs to. ``shown``: labelled texts, (text, class name) in prompt order."""
+    """Asks which of ``cards`` ``text`` belongs to. ``shown``: labelled texts, (text, class name) in prompt order.
+    ``described``: whether the classes' descriptions are told. ``attribute``: what the classes are classes of."""
 
     task: str
     text_kind: str
@@ -62,6 +63,8 @@ class ChoosePrompt:
     cards: tuple[ClassCard, ...]
     shown: tuple[tuple[str, str], ...]
     text: str
+    described: bool = True
+    attribute: str = "Class"
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,13 @@ def _mixture_in_words(prompt: WritePrompt) -> str:
 
 
 def _choose_list(prompt: ChoosePrompt) -> Rendered:
-    kind = prompt.text_kind.capitalize()
+    kind, word = prompt.text_kind.capitalize(), prompt.attribute
     rules = "\n".join(f"{shown.name}: {shown.description}" for shown in prompt.cards)
-    shown = "\n\n".join(f"{kind}: {_line(text)}\nClass: {name}" for text, name in prompt.shown)
-    question = f"{kind}: {_line(prompt.text)}\nClass:"
+    if not prompt.described:
+        *first, last = [shown.name for shown in prompt.cards]
+        rules = f"{word} of each {prompt.text_kind}: {', '.join(first)} or {last}."
+    shown = "\n\n".join(f"{kind}: {_line(text)}\n{word}: {name}" for text, name in prompt.shown)
+    question = f"{kind}: {_line(prompt.text)}\n{word}:"
     return (Message("prompt", "\n\n".join(part for part in (rules, shown, question) if part)),), ("\n",)
 
 
@@ -181,18 +184,19 @@ def _write_chat(prompt: WritePrompt) -> Rendered:
 
 
 def _choose_chat(prompt: ChoosePrompt) -> Rendered:
-    cards = "\n".join(f"- {shown.name}: {shown.description}" for shown in prompt.cards)
-    shown = "\n\n".join(f"{prompt.text_kind.capitalize()}: {text}\nClass: {name}" for text, name in prompt.shown)
+    cards = "\n".join(f"- {_told(shown, prompt)}" for shown in prompt.cards)
+    kind = prompt.text_kind.capitalize()
+    shown = "".join(f"{kind}: {text}\nClass: {name}\n\n" for text, name in prompt.shown)
     user = (
-        f"{prompt.task}\n\nClasses:\n{cards}\n\n{shown}\n\nTo which class does this {prompt.text_kind} belong? Answer with the name of one class "
-        f"and nothing else.\n\n{prompt.text_kind.capitalize()}: {prompt.text}\nClass:"
+        f"{prompt.task}\n\nClasses:\n{cards}\n\n{shown}To which class does this {prompt.text_kind} belong? Answer with the name of one class "
+        f"and nothing else.\n\n{kind}: {prompt.text}\nClass:"
     )
     return (Message("user", user),), ("\n",)
 
 
 def _choose_codes(prompt: ChoosePrompt) -> Rendered:
     codes = code_names([shown.name for shown in prompt.cards])
-    cards = "\n".join(f"{codes[shown.name]}. {shown.name}: {shown.description}" for shown in prompt.cards)
+    cards = "\n".join(f"{codes[shown.name]}. {_told(shown, prompt)}" for shown in prompt.cards)
     kind = prompt.text_kind.capitalize()
     shown = "\n\n".join(f"{kind}: {_line(text)}\nClass: {codes[name]}" for text, name in prompt.shown)
     what = "code" if any(name != code for name, code in codes.items()) else "name"
@@ -204,6 +208,10 @@ def _choose_codes(prompt: ChoosePrompt) -> Rendered:
         f"{kind}: {_line(prompt.text)}\nClass:",
     ]
     return (Message("user", "\n\n".join(part for part in parts if part)),), ("\n",)
+
+
+def _told(shown: ClassCard, prompt: ChoosePrompt) -> str:
+    return f"{shown.name}: {shown.description}" if prompt.described else shown.name
 
 
 def _card_for_chat(shown: ClassCard, text_kind: str) -> str:

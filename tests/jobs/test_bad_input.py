@@ -126,7 +126,7 @@ def test_relabelling_alone_is_asked_about_first(run: Run, endpoint: Endpoint) ->
     assert one_line(err).startswith("teacher.ask_above_usd = 0.01: the job may cost about $")
     assert one_line(err).endswith("use --yes to start it, or raise the limit")
     (row,) = [line.split() for line in out.splitlines() if line.split()[:1] in (["generate"], ["relabel"])]
-    assert row[:3] == ["relabel", "about", str(2 * (50 + len(job.data.seeds)))]
+    assert row[:3] == ["relabel", "about", str(job.questions.times(50))]
     assert len(endpoint.book()) == before
 
 

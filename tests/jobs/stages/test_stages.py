@@ -223,7 +223,7 @@ class WritingPool(ScriptedPool):
 def test_generate_and_relabel(job, monkeypatch):
     def embed(job, examples):
         rng = np.random.default_rng(0)
-        parts = [rng.normal(size=(count, 8)) for count in (len(examples), len(job.data.seeds), len(job.labels))]
+        parts = [rng.normal(size=(count, 8)) for count in (len(examples), len(job.data.seeds), 3 * len(job.labels))]
         return relabel.Embeddings(*(part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts))
 
     monkeypatch.setattr(relabel, "_embed", embed)

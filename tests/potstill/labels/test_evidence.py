@@ -9,7 +9,7 @@ import pytest
 
 from potstill.config import RelabelConfig
 from potstill.labels import evidence
-from potstill.labels.prototypes import class_texts
+from potstill.labels.prototypes import describe_classes
 from potstill.labels.questions import Embeddings, Questions
 from potstill.rows import Response
 from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_seeds, make_task
@@ -17,14 +17,23 @@ from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_
 TASK, SEEDS = make_task(), make_seeds()
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = np.array([column for _ in range(4) for column, words in enumerate(WORDS.values()) for _ in words])
-VECTORS = Embeddings(*(embed(part) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))))
-REQUESTS = list(Questions(TASK, SEEDS, RelabelConfig(), TEACHER, 0).about_texts(TEXTS, VECTORS))
+VECTORS = Embeddings(
+    *(embed(part) for part in (TEXTS, [seed.text for seed in SEEDS], [row.text for row in describe_classes(TASK)]))
+)
+QUESTIONS = Questions(TASK, SEEDS, RelabelConfig(votes=2), TEACHER, 0)
+REQUESTS = list(QUESTIONS.about_texts(TEXTS, VECTORS))
+KNOWN = QUESTIONS.about_known(VECTORS)
+NONE_KNOWN = np.empty((0, 2, 3))
 SEED_COLUMNS = np.repeat(np.arange(3), 2)
 
 
 def _weigh(votes: np.ndarray, targets: np.ndarray, share: float = 0.5) -> evidence.Evidence:
     relabel = RelabelConfig(target_prior=share, descriptions=0)
-    return evidence.weigh(votes, VECTORS, SEED_COLUMNS, targets, relabel)
+    return evidence.weigh(votes, NONE_KNOWN, VECTORS, SEED_COLUMNS, targets, relabel)
+
+
+def teacher_probs(votes: np.ndarray, targets: np.ndarray = TRUE) -> np.ndarray:
+    return evidence.teacher_probs(votes, targets, NONE_KNOWN)[0]
 
 
 def test_votes_are_read_from_answers() -> None:
@@ -36,7 +45,7 @@ def test_votes_are_read_from_answers() -> None:
 def test_a_biased_teacher_is_calibrated() -> None:
     votes = evidence.read_votes(TASK, answered(REQUESTS, answer(REQUESTS, lean="tool")), len(TEXTS))
     assert (votes.argmax(2) == 2).all()  # uncalibrated, it always answers "tool"
-    assert (evidence.teacher_probs(votes)[0].argmax(1) == TRUE).all()
+    assert (teacher_probs(votes).argmax(1) == TRUE).all()
 
 
 def test_failed_requests_are_missing_votes() -> None:
@@ -45,7 +54,7 @@ def test_failed_requests_are_missing_votes() -> None:
     responses[first.request_id] = replace(responses[first.request_id], error="timeout", choice_logprobs=())
     del responses[second.request_id]
     votes = evidence.read_votes(TASK, answered(REQUESTS, responses), len(TEXTS))
-    teacher, _ = evidence.teacher_probs(votes)
+    teacher = teacher_probs(votes)
     assert np.isnan(teacher[0]).all()
     assert np.isfinite(teacher[1:]).all()
     found = _weigh(votes, TRUE)
@@ -99,45 +108,44 @@ def test_expected_shares_are_those_of_the_targets() -> None:
     assert skewed.tolist() == [0.9, 0.1]
 
 
-def _noisy(right: float, seed: int = 0) -> np.ndarray:
-    """One-hot rows for 600 texts of 3 balanced classes: the true class for a share of them, else a random one."""
-    rng = np.random.default_rng(seed)
-    columns = np.where(rng.random(600) < right, np.arange(600) % 3, rng.integers(0, 3, 600))
-    rows: np.ndarray = np.eye(3)[columns]
-    return rows
+def test_the_leaning_is_found_on_texts_of_known_classes() -> None:
+    """Nine in ten of the texts are animals: dividing the leaning out over them would divide out the animals too."""
+    chosen = np.flatnonzero((TRUE == 0) | (np.arange(len(TRUE)) % 16 == 5))
+    texts = [TEXTS[i] for i in chosen]
+    vectors = replace(VECTORS, texts=VECTORS.texts[chosen])
+    requests = list(QUESTIONS.about_texts(texts, vectors))
+    votes, known = (
+        evidence.read_votes(TASK, answered(asked, answer(asked, lean="tool", reliability=2.0)), count)
+        for asked, count in ((requests, len(texts)), (KNOWN, len(VECTORS.known)))
+    )
+    unknown = np.full(len(texts), -1)
+    found, _ = evidence.teacher_probs(votes, unknown, known)
+    assert (found.argmax(1) == TRUE[chosen]).all()
+    over_them, _ = evidence.teacher_probs(votes, unknown, NONE_KNOWN)
+    assert (over_them.argmax(1) == TRUE[chosen]).mean() < 0.5
 
 
-def test_the_weight_of_descriptions_grows_with_agreement() -> None:
-    targets = np.arange(600) % 3
-    weights = [
-        evidence.weigh_descriptions(_noisy(right), _noisy(0.6, 1), targets, "auto").weight for right in (0.0, 0.15, 0.9)
-    ]
-    assert weights[0] == pytest.approx(0.0, abs=0.3)
-    assert 0 < weights[1] < weights[2] == 1.5
-    opposed = np.roll(np.eye(3)[targets], 1, axis=1)
-    assert evidence.weigh_descriptions(opposed, opposed, targets, "auto").weight == 1.5  # it also follows the teacher
-    assert evidence.weigh_descriptions(opposed, np.eye(3)[targets], targets, "auto").weight == 0.0
-
-
-def test_a_reliable_teacher_needs_no_descriptions() -> None:
-    targets = np.arange(600) % 3
-    found = evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, "auto")
-    assert found.weight == 0.0
-    assert found.agreement == pytest.approx(0.6, abs=0.1)
-    assert evidence.weigh_descriptions(_noisy(0.6), np.eye(3)[targets], targets, 0.7).weight == 0.7
-
-
-def test_without_answers_descriptions_only_count_if_configured() -> None:
-    silent = np.full((600, 3), np.nan)
-    assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, "auto") == evidence.DescriptionWeight()
-    assert evidence.weigh_descriptions(_noisy(0.6), silent, np.arange(600) % 3, 1.0).weight == 1.0
-
-
-def test_descriptions_find_the_class_of_a_text() -> None:
+def test_seeds_and_descriptions_find_the_class_of_a_text() -> None:
+    assert (evidence.known_probs(VECTORS, SEED_COLUMNS).argmax(1) == TRUE).mean() > 0.9
     votes = evidence.read_votes(TASK, answered(REQUESTS, answer(REQUESTS, reliability=0.0, lean="")), len(TEXTS))
     targets = TRUE.copy()
     targets[::6] = (targets[::6] + 1) % 3
-    assert (evidence.description_probs(VECTORS.texts, VECTORS.classes).argmax(1) == TRUE).mean() > 0.9
-    relabel = RelabelConfig(target_prior=0.5, descriptions=1.5)
-    found = evidence.weigh(votes, VECTORS, SEED_COLUMNS, targets, relabel)
+    relabel = RelabelConfig(target_prior=0.5, descriptions=2.0)
+    found = evidence.weigh(votes, NONE_KNOWN, VECTORS, SEED_COLUMNS, targets, relabel)
     assert (found.posterior.argmax(1) == TRUE).mean() > (targets == TRUE).mean()
+    alone = evidence.weigh(np.full_like(votes, np.nan), NONE_KNOWN, VECTORS, SEED_COLUMNS, np.full(48, -1), relabel)
+    assert (alone.posterior.argmax(1) == TRUE).mean() > 0.9
+
+
+def test_the_phrasing_that_tells_most_comes_first() -> None:
+    rng = np.random.default_rng(0)
+    sure, blind = np.log(np.where(np.eye(3)[TRUE] > 0, 0.9, 0.05)), rng.normal(0, 0.1, (48, 3))
+    leaning = sure * 0.5 + np.array([3.0, 0.0, 0.0])  # a leaning is calibrated away
+    silent = np.full((48, 3), np.nan)
+    ranked = evidence.rank_phrasings(np.stack([blind, silent, leaning, sure], axis=1))
+    assert [column for column, _ in ranked[:3]] == [3, 2, 0]
+    told = dict(ranked)
+    even = -3 * np.log(1 / 3) / 3
+    of_each = -(0.9 * np.log(0.9) + 0.1 * np.log(0.05))
+    assert told[3] == pytest.approx(even - of_each, abs=1e-6)
+    assert told[1] == 0.0

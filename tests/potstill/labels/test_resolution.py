@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from potstill.config import RelabelConfig
-from potstill.labels.prototypes import class_texts
+from potstill.labels.prototypes import describe_classes
 from potstill.labels.questions import Embeddings, Questions
 from potstill.labels.resolution import (
     LOW_EVIDENCE,
@@ -24,11 +24,13 @@ from tests.support.made_up import TEACHER, WORDS, answer, answered, embed, make_
 TASK, SEEDS = make_task(), make_seeds(4)
 TEXTS = [f"{word} number {i}" for i in range(4) for words in WORDS.values() for word in words]
 TRUE = [label for _ in range(4) for label, words in WORDS.items() for _ in words]
-VECTORS = Embeddings(*(embed(part) for part in (TEXTS, [seed.text for seed in SEEDS], class_texts(TASK))))
+VECTORS = Embeddings(
+    *(embed(part) for part in (TEXTS, [seed.text for seed in SEEDS], [row.text for row in describe_classes(TASK)]))
+)
 RELABEL = RelabelConfig()
 QUESTIONS = Questions(TASK, SEEDS, RELABEL, TEACHER, 0)
 REQUESTS = list(QUESTIONS.about_texts(TEXTS, VECTORS))
-CHECKS = QUESTIONS.about_seeds(VECTORS)
+CHECKS = QUESTIONS.about_known(VECTORS)
 
 
 def resolved(teach, targets=TRUE, per_class=8, relabel=RELABEL):
@@ -113,7 +115,7 @@ def test_a_few_wrong_seeds_are_not_significant(right, seeds, guard):
     """Two classes: guessing gets four seeds wrong with probability 1/16, five with 1/32."""
     truth = np.arange(seeds) % 2
     said = np.where(np.arange(seeds) < right, truth, 1 - truth)
-    check = check_on_seeds(answers(BALANCED), answers(np.where(np.eye(2)[said] > 0, 0.8, 0.2)), truth)
+    check = check_on_seeds(answers([*np.where(np.eye(2)[said] > 0, 0.8, 0.2), *BALANCED]), truth)
     assert check.accuracy == pytest.approx(right / seeds)
     assert check.accuracy < check.chance
     assert _guard(RELABEL, check) is guard
@@ -154,11 +156,11 @@ BALANCED = np.array([[0.8, 0.2], [0.2, 0.8]] * 20)
 
 
 def test_the_seed_check_compares_with_guessing():
-    check = check_on_seeds(answers(BALANCED), answers([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]))
+    check = check_on_seeds(answers([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6], *BALANCED]), np.array([0, 1, 1]))
     assert check.accuracy == pytest.approx(2 / 3)
     assert check.p_value == pytest.approx(0.5)  # two or three heads in three throws
     silent = np.full_like(answers(BALANCED), np.nan)
-    assert check_on_seeds(answers(BALANCED), silent, np.zeros(40, dtype=int)) is None
+    assert check_on_seeds(silent, np.zeros(40, dtype=int)) is None
 
 
 def test_chance_depends_on_the_classes_offered():
@@ -169,7 +171,7 @@ def test_chance_depends_on_the_classes_offered():
     for row, label in enumerate(truth):
         others = draws.choice(np.delete(np.arange(77), label), 5, replace=False)
         votes[row, 0, [label, *others]] = draws.normal(-3, 2, 6)
-    check = check_on_seeds(votes, votes, truth)
+    check = check_on_seeds(votes, truth)
     assert check.chance == pytest.approx(1 / 6)
     assert check.p_value > 0.01
 

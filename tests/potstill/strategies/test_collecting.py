@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from potstill.config import AugmentConfig, RelabelConfig, parse
 from potstill.errors import InputError
 from potstill.labels.evidence import expected_shares, target_prior
+from potstill.labels.prototypes import describe_classes
 from potstill.labels.questions import VOTE, Embeddings, Questions
 from potstill.labels.resolution import resolve
 from potstill.prompts.render import render
@@ -177,8 +178,8 @@ def test_annotating_without_relabelling_is_refused() -> None:
 def test_texts_without_a_class_take_the_teachers() -> None:
     texts = [f"this names a {word}" for words in WORDS.values() for word in words[2:]]
     examples = [Example(f"e{i}", text, UNKNOWN, target_label=None) for i, text in enumerate(texts)]
-    names = [label.replace("_", " ") for label in WORDS]
-    vectors = Embeddings(embed(texts), embed([seed.text for seed in SEEDS]), embed(names))
+    described = [row.text for row in describe_classes(TASK)]
+    vectors = Embeddings(embed(texts), embed([seed.text for seed in SEEDS]), embed(described))
     questions = Questions(TASK, SEEDS, RelabelConfig(votes=2), TEACHER, 0)
     requests = list(questions.about_texts(texts, vectors))
     assert {request.strategy for request in requests} == {VOTE}
