@@ -21,6 +21,7 @@ class ArmJob:
     folder: str
     contrastive: bool = False
     start: str | None = None
+    self_trained: bool = False
     anchor: str | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
 

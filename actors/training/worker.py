@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from actors import student_folder
+from actors.inference.predictor import Predictor
 from actors.process_group import ProcessGroup
 from actors.quiet import redirect_output
 from actors.student_folder import ArmReport
@@ -31,6 +32,8 @@ from actors.training.parts import ClassRows, GroupRows
 from actors.training.recovery.checkpoints import RayCheckpoints
 from potstill.config.student import StudentConfig
 from potstill.errors import PotstillError
+from potstill.student.arms import TrainingRow
+from potstill.student.self_training import pseudo_label
 
 log = logging.getLogger("potstill.student")
 
@@ -80,6 +83,8 @@ def _train_arm(
     if arm.anchor is not None:
         anchor = group.agree(group.together(lambda: Anchor.consult(arm, rows, job) if group.rank == 0 else None))
         rows = anchor.refine(rows)
+    if arm.self_trained:
+        rows = group.agree(group.together(lambda: _self_label(arm, rows, job) if group.rank == 0 else None))
     truncated = encoder.tokenise([row.text for row in (*rows, *validation)], texts)
     part = ClassRows.of(rows, texts.ids, student)
     held_out = ClassRows.of(validation, texts.ids, student) if validation else None
@@ -134,6 +139,14 @@ def _load(arm: ArmJob, student: StudentConfig, labels: Sequence[str]) -> Encoder
         return load_encoder(student, labels)
     with student_folder.fetched(student_folder.model_folder(arm.start)) as folder:
         return load_encoder(student.model_copy(update={"model": os.path.abspath(folder)}), labels)
+
+
+def _self_label(arm: ArmJob, rows: Sequence[TrainingRow], job: TrainingJob) -> list[TrainingRow]:
+    """The rows as the arm's start labels them."""
+    assert arm.start is not None
+    students = {"start": student_folder.model_folder(arm.start)}
+    predictor = Predictor(students, job.labels, job.device, job.student.max_length, threads=job.threads)
+    return pseudo_label(rows, predictor.predict([row.text for row in rows])["start"])
 
 
 def _seed_everything(seed: int) -> None:

@@ -22,6 +22,7 @@ ROWS = {
     "seeds_regression": "seeds, regression on embeddings",
     "described_regression": "seeds and descriptions, regression",
     "start": "seeds and descriptions, contrastive",
+    "self_trained": "self-trained on the unlabelled texts",
     "generated": "generated, not relabelled",
     "distilled": "distilled",
     "real_equal": "as many real texts",

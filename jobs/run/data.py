@@ -43,7 +43,9 @@ def load(config: Config) -> tuple[Task, TaskData]:
     named = {problem.where for problem in problems}
     broken = {split for split, (where, _) in found.items() if where in named and not splits[split]}
     data = _split(task, config, splits, broken, problems, where=str(path))
-    if STRATEGIES[config.augment.strategy].unlabelled:
+    strategy, relabel = STRATEGIES[config.augment.strategy], config.relabel.enabled
+    given = config.task.unlabelled or UNLABELLED in (task.data.files or {})
+    if strategy.unlabelled or (given and strategy.collect is None and relabel and config.augment.unlabelled):
         data = replace(data, unlabelled=_unlabelled(task, path, config, data, problems))
     if problems:
         raise InputError(problems)

@@ -4,7 +4,7 @@
 
 The distilled student is compared with the *strongest* of the baselines that cost no teacher (``FREE``), chosen on the test
 split in their favour: fine-tuning on the seeds, logistic regression on frozen sentence embeddings of the seeds, of seeds
-and class descriptions, and contrastive training on seeds and descriptions.
+and class descriptions, contrastive training on seeds and descriptions, and self-training on unlabelled texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs.report.printed import as_markdown, print_places, print_report, write_p
 from jobs.report.result import RunReport, gain_over_repeats, over_repeats
 from jobs.run.job import Job
 from jobs.runtime.torch_worker import call_here, embed
-from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, START, real_texts
+from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, SELF_TRAINED, START, real_texts
 from jobs.stages.predict import predict
 from jobs.tracking.registry import StudentCard, StudentVersion, register_student
 from jobs.tracking.server import TrackingError, one_line
@@ -31,7 +31,7 @@ from potstill.student.arms import repeats_of
 from potstill.texts.diversity import as_rows
 
 REGRESSION, DESCRIBED = "seeds_regression", "described_regression"
-FREE = (SEEDS_ONLY, REGRESSION, DESCRIBED, START)
+FREE = (SEEDS_ONLY, REGRESSION, DESCRIBED, START, SELF_TRAINED)
 """The baselines that cost no teacher."""
 
 

@@ -4,7 +4,8 @@
 
 ``start`` is trained contrastively on the seeds and class descriptions. It is the strongest student that costs no teacher
 on most tasks, and ``distilled`` goes on from its encoder, with the seeds and the kept texts. The others, for comparison:
-``seeds_only`` (the seeds alone, from the encoder as it comes); ``generated`` (the first texts of every class as written,
+``seeds_only`` (the seeds alone, from the encoder as it comes); ``self_trained`` (with unlabelled texts: what ``start``
+makes of them, without a teacher); ``generated`` (the first texts of every class as written,
 without selection or relabelling); ``real_equal`` (as many real texts per class as ``distilled`` has synthetic ones). Only
 ``real_equal`` sees real labels beyond the seeds, and nothing flows from it to the others.
 """
@@ -26,7 +27,8 @@ from potstill.student.arms import Arm, TrainingRow, from_examples, from_opinions
 from potstill.task import LabelledText
 
 START, DISTILLED = "start", "distilled"
-SEEDS_ONLY, GENERATED, REAL_EQUAL = "seeds_only", "generated", "real_equal"
+SEEDS_ONLY, SELF_TRAINED = "seeds_only", "self_trained"
+GENERATED, REAL_EQUAL = "generated", "real_equal"
 
 
 def finetune(job: Job) -> TrainingResult:
@@ -104,6 +106,10 @@ def plan_arms(job: Job) -> list[Arm]:
     arms = [replace(arm(START, described, start=None), contrastive=True)]
     if SEEDS_ONLY in config.evaluate.compare:
         arms.append(replace(arm(SEEDS_ONLY, from_texts(job.data.seeds, labels), start=None), validation=held_out))
+    if SEEDS_ONLY in config.evaluate.compare and (real := [row for row in relabelled if row.target_label is None]):
+        even = (1.0 / len(labels),) * len(labels)
+        alone = [*from_texts(job.data.seeds, labels), *(TrainingRow(row.text, even) for row in real)]
+        arms.append(replace(arm(SELF_TRAINED, alone), self_trained=True))
     distilled = [*seeds, *from_examples(kept, labels, soft=config.relabel.soft)]
     asked = tuple(from_opinions(relabelled, labels))
     anchor = START if second_opinion.wanted(config.student) else None
@@ -121,7 +127,7 @@ def first_of_each_class(examples: Sequence[Example], per_class: int) -> list[Exa
     taken: collections.Counter[str] = collections.Counter()
     first = []
     for example in examples:
-        if example.kept and taken[example.label] < per_class:
+        if example.kept and example.target_label and taken[example.label] < per_class:
             taken[example.label] += 1
             first.append(example)
     return first

@@ -2,7 +2,8 @@
 
     potstill generate conf/trec6.yaml
 
-Texts are counted after filtering. Classes that fall short are asked for again, in at most ``augment.max_rounds`` rounds;
+Unlabelled texts come first, if the task has any: the teacher writes only for classes of which there seem to be too few
+among them. Texts are counted after filtering. Classes that fall short are asked for again, in at most ``augment.max_rounds`` rounds;
 what is still missing is reported. The n-th draw of a class does not depend on the others, so a later round continues
 where the previous one stopped.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from actors.teachers.pool import TeacherPool
 from jobs.run.job import Job
@@ -20,8 +22,13 @@ from jobs.stages.ask import Usage, ask
 from potstill import strategies
 from potstill.errors import StageError
 from potstill.labels.answered import Answered
+from potstill.labels.evidence import known_probs
+from potstill.labels.prototypes import describe_classes
+from potstill.labels.questions import Embeddings, seed_columns
 from potstill.prompts.render import texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
+from potstill.strategies.collected import collect_unlabelled
+from potstill.strategies.contract import Collect
 from potstill.texts import filters
 from potstill.texts.parsing import CUT_SHORT
 
@@ -49,28 +56,30 @@ def plan_requests(job: Job, counts: Mapping[str, tuple[int, int]]) -> Iterator[R
     return to_requests(drafts, job.teacher, sampling, job.task.name, augment.strategy)
 
 
-def next_counts(job: Job, examples: Sequence[Example], drawn: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """The draws to ask for next, for classes short of texts; ``drawn``: draws so far, by class."""
+def next_counts(
+    job: Job, examples: Sequence[Example], drawn: Mapping[str, int], real: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, tuple[int, int]]:
+    """The draws to ask for next, for classes short of texts; ``drawn``: draws so far, ``real``: unlabelled texts that
+    seem to be of the class, both by class."""
     augment = job.config.augment
     kept = collections.Counter(example.target_label for example in examples if example.kept)
-    texts = {label: kept[label] for label in job.task.labels}
+    texts = {label: kept[label] + real.get(label, 0) for label in job.task.labels}
     expected = texts_per_reply(job.teacher.renderer, augment.texts_per_reply)
     return strategies.next_counts(job.task.labels, strategies.texts_wanted(augment), texts, drawn, expected)
 
 
 def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport]:
     """Run the stage; writes ``example/generated``. Raises ``StageError`` if a class has no usable text."""
-    examples: list[Example] = []
     usage, rounds = Usage(), 0
     unread: collections.Counter[str] = collections.Counter()
     drawn: dict[str, int] = {}
-    counts = next_counts(job, examples, drawn)
     with job.terminal.stage("generate") as line, job.tracker.stage("generate") as record:
         meter = Meter(record.metrics)
         line.follow(meter.progress)
         collected = job.strategy.collect
-        if collected is not None:
-            examples, counts = _filter(job, _collect(job)), {}
+        examples = _filter(job, _collect(job, collected or collect_unlabelled))
+        real = _seem_to_be(job, examples) if collected is None else {}
+        counts = next_counts(job, examples, drawn, real) if collected is None else {}
         while counts and rounds < job.config.augment.max_rounds:
             rounds += 1
             planned = sum(stop - start for start, stop in counts.values())
@@ -81,17 +90,21 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
             if rounds == 1:  # early enough to avoid further rounds
                 _warn_of_cuts(job, unread[CUT_SHORT], len(examples) + unread.total())
             drawn |= {label: stop for label, (_, stop) in counts.items()}
-            counts = next_counts(job, examples, drawn)
-        report = _report(job, examples, unread, usage, rounds)
+            counts = next_counts(job, examples, drawn, real)
+        report = _report(job, examples, unread, usage, rounds, real)
         job.run.write(Example, "generated", examples)
         job.run.write_json("generate", report)
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
         source = "collected" if collected is not None else f"from {usage.requests} replies"
+        if real:
+            source += f" and {sum(real.values())} unlabelled ones"
         line.summary = f"kept {report.kept} of {report.texts} texts {source}{_dropped(report.dropped)}"
     kept = {example.target_label for example in examples if example.kept}
     empty = [label for label in job.task.labels if label not in kept]
-    if job.strategy.unlabelled:
-        empty = [] if kept else ["any"]
+    if any(example.kept and example.label == UNKNOWN for example in examples):
+        empty = []  # which classes there are shows when they are labelled
+    elif job.strategy.unlabelled:
+        empty = ["any"]
     if empty:
         raise StageError(
             f"generate: no usable text for class {', '.join(map(repr, empty))}; see {job.run.path}/response"
@@ -120,11 +133,26 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
     }
 
 
-def _collect(job: Job) -> list[Example]:
-    """The distinct texts of a strategy that collects them."""
-    strategy = job.config.augment.strategy
-    assert job.strategy.collect is not None
-    written = dict.fromkeys(job.strategy.collect(job.task, job.data, job.config.augment, job.config.seed))
+def _seem_to_be(job: Job, examples: Sequence[Example]) -> dict[str, int]:
+    """How many of the unlabelled texts seem to be of each class, by the seeds and class descriptions."""
+    texts = [example.text for example in examples if example.kept]
+    if not texts:
+        return {}
+    vectors = embed_texts(job, texts)
+    best = known_probs(vectors, seed_columns(job.task, job.data.seeds)).argmax(axis=1)
+    return {label: int((best == column).sum()) for column, label in enumerate(job.labels)}
+
+
+def embed_texts(job: Job, texts: Sequence[str]) -> Embeddings:
+    """Embeddings of the texts, and of what is known of the classes."""
+    seeds = [seed.text for seed in job.data.seeds]
+    return Embeddings(*job.embed(list(texts), seeds, [row.text for row in describe_classes(job.task)]))
+
+
+def _collect(job: Job, collect: Collect) -> list[Example]:
+    """The distinct texts that need not be written."""
+    strategy = job.config.augment.strategy if job.strategy.collect else "annotate"
+    written = dict.fromkeys(collect(job.task, job.data, job.config.augment, job.config.seed))
     return [
         Example(
             example_id=example_id(one.text, strategy),
@@ -172,14 +200,21 @@ def _filter(job: Job, examples: Sequence[Example]) -> list[Example]:
 
 
 def _report(
-    job: Job, examples: Sequence[Example], unread: collections.Counter[str], usage: Usage, rounds: int
+    job: Job,
+    examples: Sequence[Example],
+    unread: collections.Counter[str],
+    usage: Usage,
+    rounds: int,
+    real: Mapping[str, int],
 ) -> GenerateReport:
     kept = collections.Counter(example.target_label for example in examples if example.kept)
     wanted = strategies.texts_wanted(job.config.augment) if job.strategy.collect is None else 0
-    missing = {label: wanted - kept[label] for label in job.task.labels if kept[label] < wanted}
+    have = {label: kept[label] + real.get(label, 0) for label in job.task.labels}
+    missing = {label: wanted - count for label, count in have.items() if count < wanted}
     dropped = unread + collections.Counter(example.dropped_because for example in examples if example.dropped_because)
     texts = len(examples) + unread.total()
-    return GenerateReport(usage, rounds, texts, sum(kept.values()), dict(dropped.most_common()), missing)
+    standing = sum(example.kept for example in examples)
+    return GenerateReport(usage, rounds, texts, standing, dict(dropped.most_common()), missing)
 
 
 def _warn_of_cuts(job: Job, cut: int, texts: int) -> None:

@@ -20,10 +20,9 @@ from actors.teachers.pool import TeacherPool
 from jobs.run.job import Job
 from jobs.runtime.progress import Meter
 from jobs.stages.ask import Usage, ask
-from jobs.stages.generate import usage_metrics
+from jobs.stages.generate import embed_texts, usage_metrics
 from potstill import draws
 from potstill.labels.evidence import rank_phrasings, read_votes
-from potstill.labels.prototypes import describe_classes
 from potstill.labels.questions import PHRASINGS, Embeddings, Phrasing
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
 from potstill.rows import Example, Request
@@ -36,7 +35,7 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
     standing = [example for example in generated if example.kept]
     with job.terminal.stage("relabel") as line, job.tracker.stage("relabel") as record:
         line.note("embedding")
-        vectors = _embed(job, standing)
+        vectors = embed_texts(job, [example.text for example in standing])
         meter = Meter(record.metrics)
         line.follow(meter.progress)
         texts = [example.text for example in standing]
@@ -97,11 +96,6 @@ def name_requests(examples: Sequence[Example], request_ids: Sequence[str]) -> tu
     return tuple(
         replace(example, relabel_request_id=name) for example, name in zip(examples, request_ids[::each], strict=True)
     )
-
-
-def _embed(job: Job, examples: Sequence[Example]) -> Embeddings:
-    texts, seeds = [example.text for example in examples], [seed.text for seed in job.data.seeds]
-    return Embeddings(*job.embed(texts, seeds, [row.text for row in describe_classes(job.task)]))
 
 
 def _diversity(job: Job, resolution: Resolution, vectors: np.ndarray) -> dict[str, Any]:

@@ -189,6 +189,7 @@ def _prepare(
             folder=folders[arm.name],
             contrastive=arm.contrastive,
             start=folders[arm.start] if arm.start is not None else None,
+            self_trained=arm.self_trained,
             anchor=folders[arm.anchor] if arm.anchor is not None else None,
             lineage=dict(arm.lineage),
         )

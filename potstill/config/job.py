@@ -31,8 +31,8 @@ class TaskRef(Section):
     seeds_per_class: int = Field(2, ge=1, le=64, description="labelled examples per class for teacher and student")
     unlabelled: str | None = Field(
         None,
-        description="for augment.strategy annotate: a file of unlabelled texts (column `text`, or one per line in .txt), or "
-        "`train` for the train split without its labels; default: the task's unlabelled split",
+        description="real texts for the teacher to label, beside those that it writes: a file (column `text`, or one per line "
+        "in .txt), or `train` for the train split without its labels; default: the task's unlabelled split, if it has one",
     )
     max_test: int | None = Field(None, ge=10, description="maximum number of test texts, sampled with the data seed")
     seed: int | None = Field(
@@ -77,6 +77,13 @@ class AugmentConfig(Section):
         "promptmix",
         description="source of the texts: the first five strategies ask the teacher to write them, eda edits the seeds, real "
         "takes real texts, annotate has the teacher label your unlabelled texts",
+    )
+    unlabelled: int = Field(
+        500,
+        ge=0,
+        le=1_000_000,
+        description="maximum number of unlabelled texts to label (task.unlabelled); texts are only written for classes of "
+        "which there seem to be fewer than wanted among them; 0: none",
     )
     shots: int = Field(2, ge=0, le=32, description="seeds per class shown in a prompt")
     per_class: int = Field(80, ge=1, le=100_000, description="texts per class to keep after all filters")

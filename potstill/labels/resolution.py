@@ -97,7 +97,7 @@ def resolve(
     known = targets >= 0
     probs = np.where((known & (not teacher_used))[:, None], evidence.with_unknown(len(columns))[targets], applied.probs)
     # Without a teacher the first texts are kept: those surest by the seeds are those that repeat them.
-    chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), per_class, len(columns))
+    chosen = select(labels, confidence if teacher_used else np.ones(len(labels)), per_class, len(columns), ~known)
     reason = LOW_EVIDENCE if teacher_used else NOT_NEEDED
     teacher_labels = _teacher_labels(task, found.teacher)
     teacher = found.teacher if teacher_used else evidence.teacher_probs(votes, targets, known_votes)[0]
@@ -253,13 +253,16 @@ def _share(mask: np.ndarray) -> float:
     return float(mask.mean()) if len(mask) else 0.0
 
 
-def select(columns: np.ndarray, confidence: np.ndarray, per_class: int, n_classes: int) -> np.ndarray:
-    """A mask (n_texts,) of the ``per_class`` most confident texts of every class, ties in input order.
+def select(columns: np.ndarray, confidence: np.ndarray, per_class: int, n_classes: int, real: np.ndarray) -> np.ndarray:
+    """A mask (n_texts,) of all ``real`` texts, and of the most confident others, up to ``per_class`` of every class
+    together, ties in input order.
 
-    ``columns``: class of each text; ``confidence``: its probability.
+    ``columns``: class of each text; ``confidence``: its probability; ``real``: (n_texts,). Real texts are all kept, since
+    the surest ones are the most stereotyped, and a doubtful one has its doubt in its label.
     """
-    chosen = np.zeros(len(columns), dtype=bool)
+    chosen = real.copy()
     for column in range(n_classes):
-        own = np.flatnonzero(columns == column)
-        chosen[own[np.argsort(-confidence[own], kind="stable")[:per_class]]] = True
+        own = np.flatnonzero((columns == column) & ~real)
+        room = max(0, per_class - int((columns[real] == column).sum()))
+        chosen[own[np.argsort(-confidence[own], kind="stable")[:room]]] = True
     return chosen

@@ -23,8 +23,10 @@ def collect_real(task: Task, data: TaskData, augment: AugmentConfig, seed: int) 
 
 
 def collect_unlabelled(task: Task, data: TaskData, augment: AugmentConfig, seed: int) -> Iterator[Written]:
-    """At most ``texts_wanted`` unlabelled texts per class of the task. Their class is unknown, so relabelling uses a
-    uniform prior."""
-    count = texts_wanted(augment) * len(task.labels)
+    """At most ``augment.unlabelled`` of the unlabelled texts, for the strategy annotate ``texts_wanted`` per class. Their
+    class is unknown, so relabelling uses a uniform prior."""
+    count = augment.unlabelled
+    if augment.strategy == "annotate":  # there are no others
+        count = texts_wanted(augment) * len(task.labels)
     for text in draws.sample(data.unlabelled, count, seed, "unlabelled"):
         yield Written(" ".join(text.split()), None)

@@ -41,7 +41,8 @@ class TrainingRow:
 class Arm:
     """One student to train. ``seed``: of the order, dropout and head. ``contrastive``: its encoder is trained on groups
     of the rows (``potstill.student.groups``) and its head fitted, instead of both on the rows' classes. ``start`` names an
-    earlier arm of the job whose encoder this one starts from. ``validation`` (real texts, if the setting allows them)
+    earlier arm of the job whose encoder this one starts from; with ``self_trained`` that arm also labels the rows that
+    have no class (``potstill.student.self_training``). ``validation`` (real texts, if the setting allows them)
     turns on early stopping. ``anchor`` names an earlier arm whose opinion and weights go into this one
     (``potstill.student.second_opinion``), weighted by its agreement with the labels of the texts in ``asked`` (kept for
     training or not). ``lineage`` goes into the model card and has no effect on training."""
@@ -51,6 +52,7 @@ class Arm:
     seed: int = 0
     contrastive: bool = False
     start: str | None = None
+    self_trained: bool = False
     validation: tuple[TrainingRow, ...] = ()
     anchor: str | None = None
     asked: tuple[TrainingRow, ...] = ()
@@ -173,7 +175,9 @@ def arm_digest(
     config = {name: value for name, value in student.model_dump(mode="json").items() if name not in left_out}
     parts = [arm.rows, arm.validation, *([arm.asked] if anchor_digest else [])]
     rows = [[[row.text, list(row.label_probs), row.weight] for row in part] for part in parts]
-    return digest([RECIPE, rows, arm.seed, arm.contrastive, config, list(labels), origin, anchor_digest], size=8)
+    return digest(
+        [RECIPE, rows, arm.seed, arm.contrastive, arm.self_trained, config, list(labels), origin, anchor_digest], size=8
+    )
 
 
 def problems(arms: Sequence[Arm], labels: Sequence[str]) -> list[Problem]:

@@ -177,7 +177,7 @@ _ALL = (
     Source(
         "annotate",
         "teacher's labels on real texts",
-        "unlabelled texts (the task's, or the train split without labels), labelled by the teacher; the surest are kept",
+        "unlabelled texts (the task's, or the train split without labels), labelled by the teacher",
         {"augment.strategy": "annotate"},
         labels="relabelled",
         anchored=True,

@@ -211,7 +211,9 @@ def test_texts_without_labels_are_read_and_test_texts_are_not_among_them(tmp_pat
     task = {"preset": str(place), "unlabelled": str(file)}
     _, data = load(parse({"task": task, "augment": {"strategy": "annotate"}}))
     assert data.unlabelled == ("a new one", "another")
-    assert load(parse({"task": task}))[1].unlabelled == ()  # only annotate needs them
+    assert load(parse({"task": task}))[1].unlabelled == data.unlabelled  # beside those that the teacher writes
+    for unused in ({"augment": {"strategy": "eda"}}, {"augment": {"unlabelled": 0}}, {"relabel": {"enabled": False}}):
+        assert load(parse({"task": task, **unused}))[1].unlabelled == ()
 
 
 def test_the_train_split_can_supply_texts_without_labels(tmp_path):

@@ -71,6 +71,18 @@ def test_arms_differ_only_in_their_texts(job):
     assert {row.text for row in arms["real_equal"].rows} <= real
 
 
+def test_unlabelled_texts_train_a_student_without_a_teacher_too(job):
+    real = [replace(written(label, 20 + i), target_label=None) for label in job.labels for i in range(2)]
+    job.run.write(Example, "relabelled", [*relabelled(job), *real])
+    job.run.write(Example, "generated", relabelled(job))
+    arms = {arm.name: arm for arm in finetune.plan_arms(job)}
+    alone = arms["self_trained"]
+    assert (alone.start, alone.self_trained) == ("start", True)
+    unlabelled = [row for row in alone.rows if max(row.label_probs) < 1]
+    assert [row.text for row in unlabelled] == [example.text for example in real]
+    assert {row.label_probs for row in unlabelled} == {(1 / len(job.labels),) * len(job.labels)}
+
+
 def test_repeats_train_every_student_again(job):
     job.run.write(Example, "relabelled", relabelled(job))
     job.run.write(Example, "generated", relabelled(job))
@@ -221,12 +233,12 @@ class WritingPool(ScriptedPool):
 
 
 def test_generate_and_relabel(job, monkeypatch):
-    def embed(job, examples):
+    def embed(job, texts):
         rng = np.random.default_rng(0)
-        parts = [rng.normal(size=(count, 8)) for count in (len(examples), len(job.data.seeds), 3 * len(job.labels))]
+        parts = [rng.normal(size=(count, 8)) for count in (len(texts), len(job.data.seeds), 3 * len(job.labels))]
         return relabel.Embeddings(*(part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts))
 
-    monkeypatch.setattr(relabel, "_embed", embed)
+    monkeypatch.setattr(relabel, "embed_texts", embed)
     examples, made = generate.generate(job, WritingPool())
     assert made.kept == len([example for example in examples if example.kept]) > 0
     planned = {row.request_id: row for row in job.run.read(Request, "generate-1")}

@@ -193,8 +193,21 @@ def test_applying_to_no_text():
 def test_select_takes_the_most_confident_of_each_class():
     columns = np.array([0, 0, 0, 1, 1])
     confidence = np.array([0.9, 0.5, 0.8, 0.4, 0.6])
-    assert select(columns, confidence, per_class=2, n_classes=3).tolist() == [True, False, True, True, True]
+    none, all_of_them = np.zeros(5, dtype=bool), np.ones(5, dtype=bool)
+    assert select(columns, confidence, 2, 3, none).tolist() == [True, False, True, True, True]
+    assert select(columns, confidence, 1, 3, all_of_them).all()
+
+
+def test_written_texts_fill_the_classes_that_lack_real_ones():
+    columns = np.array([0, 0, 0, 0, 1, 1, 1])
+    confidence = np.array([0.2, 0.3, 0.9, 0.8, 0.7, 0.9, 0.8])
+    real = np.array([True, True, False, False, False, False, False])
+    assert select(columns, confidence, 2, 2, real).tolist() == [True, True, False, False, False, True, True]
+    assert select(columns, confidence, 3, 2, real).tolist() == [True, True, True, False, True, True, True]
 
 
 def test_select_takes_the_first_of_equally_confident_texts():
-    assert select(np.zeros(30, dtype=int), np.ones(30), 10, 1).tolist() == [True] * 10 + [False] * 20
+    assert (
+        select(np.zeros(30, dtype=int), np.ones(30), 10, 1, np.zeros(30, dtype=bool)).tolist()
+        == [True] * 10 + [False] * 20
+    )
