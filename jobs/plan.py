@@ -92,7 +92,7 @@ def plan(job: Job, stages: Sequence[str] = ASKING) -> list[StagePlan]:
     terms = teacher_terms(job.config.teacher)
     planned = []
     if "generate" in stages:
-        requests = generate.plan_requests(job, generate.next_counts(job, [], {}))
+        requests = generate.plan_requests(job, generate.next_counts(job, [], {}, _real(job)))
         tokens = {request.request_id: most_tokens(request, terms) for request in requests}
         known = count_known(job.config, list(tokens))
         planned.append(plan_tokens("generate", list(tokens.values()), terms, known=known))
@@ -109,14 +109,23 @@ def _plan_relabel(job: Job, terms: Terms, generated: bool) -> StagePlan:
     The request table of an earlier run says which are in the ledger; rendering them again would need embeddings.
     """
     config, each = job.config, job.questions.sample()
-    texts, known = strategies.texts_wanted(config.augment) * len(job.labels), None
+    wanted, known = strategies.texts_wanted(config.augment), None
+    texts = sum(max(wanted, count) for count in (dict.fromkeys(job.labels, 0) | _real(job)).values())
     if generated:
         texts = sum(example.kept for example in job.run.read(Example, "generated"))
         if job.run.has_file("request/relabel.parquet"):
             with job.run.open_table("request", "relabel") as table:
                 asked = table.read(["request_id"])["request_id"].to_pylist()
             known = count_known(config, asked)
-    return plan_stage("relabel", each, terms, times=job.questions.times(texts), known=known)
+    return plan_stage("relabel", each, terms, times=job.questions.times(texts) + job.teacher_tests, known=known)
+
+
+def _real(job: Job) -> dict[str, int]:
+    """Unlabelled texts to label, as if they were as many of each class: which are, only their embeddings tell."""
+    if job.strategy.collect is not None:
+        return {}
+    each = min(job.config.augment.unlabelled, len(job.data.unlabelled)) // len(job.labels)
+    return dict.fromkeys(job.labels, each) if each else {}
 
 
 def teacher_terms(teacher: TeacherConfig) -> Terms:
@@ -217,6 +226,8 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
     strategy = job.strategy
     how = f"with {augment.shots} shots" if strategy.collect is None else f"({strategy.description})"
     verb = "write" if strategy.collect is None else "collect"
+    if real := _real(job):
+        terminal.say(f"{sum(real.values())} unlabelled texts to label, and texts to write for classes that they lack:")
     terminal.say(
         f"{augment.strategy} {how}: {strategies.texts_wanted(augment)} texts a class to {verb}, "
         f"the {augment.per_class} surest to keep"

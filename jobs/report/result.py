@@ -24,6 +24,7 @@ ROWS = {
     "start": "seeds and descriptions, contrastive",
     "self_trained": "self-trained on the unlabelled texts",
     "generated": "generated, not relabelled",
+    "teacher": "the teacher itself",
     "distilled": "distilled",
     "real_equal": "as many real texts",
 }
@@ -62,6 +63,8 @@ def score_rows(result: RunReport) -> list[tuple[str, ...]]:
     rows = []
     for name, label in ROWS.items():
         if name in result.scores:
+            if name == "teacher" and result.scores[name].texts < tested(result):
+                label = f"{label} ({result.scores[name].texts} of the test texts)"
             row = [label, str(result.scores[name].macro_f1), f"{result.scores[name].accuracy.value:.3f}"]
             rows.append((*row, _repeated(result, name)) if repeated else tuple(row))
     return rows

@@ -14,12 +14,14 @@ from jobs.run.folder import Run, name_run
 from jobs.runtime import torch_worker
 from jobs.runtime.terminal import Terminal
 from jobs.tracking.tracker import NullTracker, Tracker
-from potstill.config import Config
+from potstill.config import Config, EmbeddedTeacher
 from potstill.labels.questions import Questions
 from potstill.prompts.render import choose_renderer
 from potstill.strategies import STRATEGIES, Strategy
 from potstill.task import Task, TaskData
 from potstill.teacher import Teacher
+
+FREE_TESTS = 200
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,16 @@ class Job:
         """The questions about a text's class."""
         config = self.config
         return Questions(self.task, self.data.seeds, config.relabel, self.teacher, config.seed)
+
+    @property
+    def teacher_tests(self) -> int:
+        """On how many test texts the teacher itself is scored."""
+        wanted = self.config.evaluate.teacher
+        if not self.config.relabel.enabled:
+            return 0
+        if wanted == "auto":
+            wanted = FREE_TESTS if isinstance(self.config.teacher, EmbeddedTeacher) else 0
+        return min(wanted, len(self.data.test))
 
     @property
     def labels(self) -> list[str]:

@@ -100,7 +100,7 @@ def print_warnings(final: Final, terminal: Terminal) -> None:
 def _rung_config(scene: Scene, trial: Trial) -> Config:
     """A finalist's config for ``run_rung``: with the budget's cap, without comparisons."""
     config = final_config(scene.config, trial.point)
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"compare": ()})})
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"compare": (), "teacher": 0})})
 
 
 def _get(answer: Any, job: Job, trial: Trial) -> RungResult | None:

@@ -20,6 +20,7 @@ from jobs.run.job import Job
 from jobs.runtime.torch_worker import call_here, embed
 from jobs.stages.finetune import DISTILLED, REAL_EQUAL, SEEDS_ONLY, SELF_TRAINED, START, real_texts
 from jobs.stages.predict import predict
+from jobs.stages.relabel import TEACHER
 from jobs.tracking.registry import StudentCard, StudentVersion, register_student
 from jobs.tracking.server import TrackingError, one_line
 from potstill.draws import digest
@@ -43,6 +44,8 @@ def evaluate(job: Job) -> None:
         folders = {name: student["export"] for name, student in students.items()}
         predictions = predict(folders, job.data.test, job.labels, max_length=job.config.student.max_length)
         predictions |= regressions(job)
+        if job.teacher_tests and job.run.has_file(f"prediction/{TEACHER}.parquet"):
+            predictions[TEACHER] = job.run.read(Prediction, TEACHER)
         measure_real(job)
         for name, rows in predictions.items():
             job.run.write(Prediction, name, rows)

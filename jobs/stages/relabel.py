@@ -10,7 +10,7 @@ label changes are applied (``potstill/labels/resolution.py``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -22,15 +22,32 @@ from jobs.runtime.progress import Meter
 from jobs.stages.ask import Usage, ask
 from jobs.stages.generate import embed_texts, usage_metrics
 from potstill import draws
-from potstill.labels.evidence import rank_phrasings, read_votes
+from potstill.labels.answered import Answered
+from potstill.labels.evidence import rank_phrasings, read_votes, teacher_probs
 from potstill.labels.questions import PHRASINGS, Embeddings, Phrasing
 from potstill.labels.resolution import RelabelReport, Resolution, resolve
-from potstill.rows import Example, Request
+from potstill.measures.baselines import as_predictions
+from potstill.rows import Example, Prediction, Request
 from potstill.texts.diversity import as_rows
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The teacher's answers about the texts and about what is known of the classes. ``tried``: the phrasings of the trial
+    and what each tells, best first."""
+
+    of_texts: Answered
+    of_known: Answered
+    phrasings: Sequence[Phrasing]
+    tried: tuple[tuple[str, float], ...]
+    usage: Usage
 
 
 def relabel(job: Job, pool: TeacherPool) -> Resolution:
-    """Run the stage; writes ``example/relabelled`` (every text, including dropped ones)."""
+    """Run the stage; writes ``example/relabelled`` (every text, including dropped ones) and, if the teacher's own score is
+    asked for, ``prediction/teacher``."""
     config, generated = job.config, job.run.read(Example, "generated")
     standing = [example for example in generated if example.kept]
     with job.terminal.stage("relabel") as line, job.tracker.stage("relabel") as record:
@@ -38,28 +55,17 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
         vectors = embed_texts(job, [example.text for example in standing])
         meter = Meter(record.metrics)
         line.follow(meter.progress)
-        texts = [example.text for example in standing]
-        requests: Iterable[Request] = ()
-        checks, expected, usage = [], 0, Usage()
-        tried: tuple[tuple[str, float], ...] = ()
-        if config.relabel.enabled:
-            phrasings, tried, usage = choose_phrasings(job, pool, texts, vectors, meter)
-            requests = job.questions.about_texts(texts, vectors, phrasings)
-            checks = job.questions.about_known(vectors, phrasings)
-            expected = len(checks) + len(phrasings) * len(texts)
-        answered, used = ask(job, pool, "relabel", chain(checks, requests), expected, meter)
-        usage += used
-        of_known, of_texts = answered.slice(0, len(checks)), answered.slice(len(checks))
-        resolution = resolve(job.questions, standing, of_texts, of_known, vectors, config.augment.per_class)
-        report = replace(resolution.report, phrasings=tried)
-        resolution = replace(resolution, report=report)
-        request_ids = of_texts.plan["request_id"].to_pylist()
-        resolution = replace(resolution, examples=name_requests(resolution.examples, request_ids))
+        asked = _ask_about(job, pool, [example.text for example in standing], vectors, meter)
+        resolution = resolve(job.questions, standing, asked.of_texts, asked.of_known, vectors, config.augment.per_class)
+        report = replace(resolution.report, phrasings=asked.tried)
+        request_ids = asked.of_texts.plan["request_id"].to_pylist()
+        resolution = Resolution(name_requests(resolution.examples, request_ids), report)
         resolved = {example.example_id: example for example in resolution.examples}
         job.run.write(Example, "relabelled", [resolved.get(example.example_id, example) for example in generated])
-        job.run.write_json("relabel", {"usage": usage, "report": report})
+        job.run.write_json("relabel", {"usage": asked.usage, "report": report})
         job.run.write_json("diversity", _diversity(job, resolution, vectors.texts))
-        record.metrics({**usage_metrics(usage), **_metrics(report)})
+        _label_test_texts(job, pool, asked, meter)
+        record.metrics({**usage_metrics(asked.usage), **_metrics(report)})
         line.summary = _summary(report)
     for warning in report.warnings:
         job.terminal.warn(warning)
@@ -68,6 +74,42 @@ def relabel(job: Job, pool: TeacherPool) -> Resolution:
     if short:
         job.terminal.warn(f"fewer than augment.per_class = {wanted} texts kept: {short}; raise augment.over_generate")
     return resolution
+
+
+def _ask_about(job: Job, pool: TeacherPool, texts: Sequence[str], vectors: Embeddings, meter: Meter) -> Asked:
+    """Ask about all texts; nothing if relabelling is off."""
+    requests: Iterable[Request] = ()
+    phrasings: Sequence[Phrasing] = ()
+    tried: tuple[tuple[str, float], ...] = ()
+    usage = Usage()
+    checks: list[Request] = []
+    if job.config.relabel.enabled:
+        phrasings, tried, usage = choose_phrasings(job, pool, texts, vectors, meter)
+        requests = job.questions.about_texts(texts, vectors, phrasings)
+        checks = job.questions.about_known(vectors, phrasings)
+    expected = len(checks) + len(phrasings) * len(texts)
+    answered, used = ask(job, pool, "relabel", chain(checks, requests), expected, meter)
+    return Asked(answered.slice(len(checks)), answered.slice(0, len(checks)), phrasings, tried, usage + used)
+
+
+def _label_test_texts(job: Job, pool: TeacherPool, asked: Asked, meter: Meter) -> None:
+    """The teacher's own predictions on some test texts, labelled as unlabelled texts are. Only its score depends on them."""
+    tested = draws.sample(job.data.test, job.teacher_tests, job.config.seed, "teacher")
+    if not tested:
+        return
+    texts = [row.text for row in tested]
+    requests = job.questions.about_texts(texts, embed_texts(job, texts), asked.phrasings)
+    answered, _ = ask(job, pool, TEACHER, requests, len(asked.phrasings) * len(texts), meter)
+    votes, known = (
+        read_votes(job.task, part, count)
+        for part, count in (
+            (answered, len(texts)),
+            (asked.of_known, asked.of_known.plan.num_rows // len(asked.phrasings)),
+        )
+    )
+    probs, _ = teacher_probs(votes, np.full(len(texts), -1), known)
+    even = np.where(np.isfinite(probs), probs, 1.0 / len(job.labels))
+    job.run.write(Prediction, TEACHER, as_predictions(tested, even, job.labels))
 
 
 def choose_phrasings(

@@ -138,6 +138,11 @@ class EvaluateConfig(Section):
         description="additional students, trained on the seeds only, on the generated texts before relabelling, or on an "
         "equal number of real texts",
     )
+    teacher: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="on how many test texts the teacher itself is scored, which shows whether teacher or student is the "
+        "limit; auto: 200 for an embedded teacher, none for one that is paid for",
+    )
     resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples for the 95 % intervals")
 
 

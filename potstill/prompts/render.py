@@ -174,10 +174,13 @@ def _write_chat(prompt: WritePrompt) -> Rendered:
         order = f"each of which belongs {own}% to the class {target!r} and {other}% to the class {prompt.mix!r}"
     else:
         order = f"each of which belongs to the class {target!r}"
+    manner = ""
+    if any(shown.examples for shown in prompt.cards):
+        manner = " Imitate the manner of the examples shown, but don't copy or rephrase them."
     system = f"You write {prompt.source} for a data set. {prompt.task}"
     user = (
         f"{'Classes' if len(prompt.cards) > 1 else 'Class'}:\n\n{cards}\n\n"
-        f"Write {prompt.count} new, different examples, {order}.{wishes} Imitate the manner of the examples shown, but don't copy or rephrase them. "
+        f"Write {prompt.count} new, different examples, {order}.{wishes}{manner} "
         f"Answer with a numbered list of the {prompt.count} examples and nothing else."
     )
     return (Message("system", system), Message("user", user)), ()
@@ -215,7 +218,8 @@ def _told(shown: ClassCard, prompt: ChoosePrompt) -> str:
 
 
 def _card_for_chat(shown: ClassCard, text_kind: str) -> str:
-    examples = f"\n{_numbered(shown.examples)}" if shown.examples else ""
+    # Not numbered as the answer is: a 0.5B model went on with a numbered list by repeating it.
+    examples = "".join(f"\n- {_line(text)}" for text in shown.examples)
     return f"Class {shown.name!r}: {shown.description}{examples}"
 
 

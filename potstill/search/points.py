@@ -47,7 +47,7 @@ def apply(config: Config, point: Point) -> Config:
     Raises ``pydantic.ValidationError`` if the values contradict each other.
     """
     content = config.model_dump(mode="json", exclude={"search"})
-    content["evaluate"]["compare"] = []
+    content["evaluate"] |= {"compare": [], "teacher": 0}
     for name, value in jsonable(point).items():
         set_field(content, name, value)
     return Config.model_validate(content)

@@ -209,6 +209,8 @@ def cell_config(study: StudyConfig, task: TaskRef, source: Source, teacher: str,
         "student": student_config(study, next(iter(study.students))).model_dump(),
         **study.model_dump(include={"storage", "ledger", "augment", "relabel", "evaluate", "tracking"}),
     }
+    content["evaluate"]["teacher"] = 0  # the teacher alone is a source of its own
+    content["augment"]["unlabelled"] = 0  # real texts too
     changes = copy.deepcopy(dict(source.changes))  # sources share mappings, and a later change may set a field of one
     if source.name == "real":
         changes.setdefault("augment.per_class", study.real_per_class or ALL_REAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -50,8 +51,11 @@ def test_a_list_puts_the_topic_last() -> None:
 def test_chat_states_the_shares(alpha: float, shares: tuple[str, str]) -> None:
     (_, user), _ = render(_write(mix="city", alpha=alpha), "chat")
     assert f"{shares[0]} to the class 'tool' and {shares[1]} to the class 'city'" in user.content
-    assert "1. Bonn is small" in user.content
-    assert "2. an axe" in user.content
+    assert "- Bonn is small" in user.content
+    assert "- an axe" in user.content
+    (_, bare), _ = render(replace(_write(), cards=tuple(replace(one, examples=()) for one in CARDS)), "chat")
+    assert "Imitate" in user.content
+    assert "Imitate" not in bare.content, "there is nothing to imitate"
 
 
 def test_choosing_ends_at_the_answer() -> None:
