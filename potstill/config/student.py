@@ -90,12 +90,12 @@ class StudentConfig(Section):
     )
     second_opinion: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
         "auto",
-        description="weight of the seeds-only student's opinion in the texts' labels; auto: grows with the number of seeds, "
+        description="weight of the start student's opinion in the texts' labels; auto: grows with the number of seeds, "
         "falls with the number of classes",
     )
     blend: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["auto"] = Field(
         "auto",
-        description="share of the seeds-only student's weights averaged into the distilled student; auto: 0.4 times the "
+        description="share of the start student's weights averaged into the distilled student; auto: 0.4 times the "
         "automatic second_opinion",
     )
     early_stopping: bool = Field(

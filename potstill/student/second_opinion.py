@@ -1,18 +1,16 @@
-"""The second opinion of the seeds-only student (the anchor), in the distilled student's labels and in its weights.
+"""The second opinion of the start student (the anchor), in the distilled student's labels and in its weights.
 
-The seeds are the only real texts. A student trained on them knows what real texts look like, which generated texts don't always
-show: generated spam looks like any unruly text, so a student trained on it calls every unruly message spam, although it *ranks*
-messages no worse than before. Two things correct that:
+The seeds are the only real texts with labels. A student that knows only them and the class descriptions knows what real texts look like,
+which generated texts don't always show: generated spam looks like any unruly text, so a student trained on it calls every unruly message
+spam, although it *ranks* messages no worse than before. Two things correct that:
 
-- labels: the teacher's distribution over a text's classes times that of the seeds-only student (a product of
-  experts; two views that label for each other are co-training, Blum & Mitchell, COLT 1998);
-- weights: the exported student is the weighted mean of the distilled one and the seeds-only one, which start
-  from the same encoder (WiSE-FT: Wortsman et al., CVPR 2022, section 3).
+- labels: the teacher's distribution over a text's classes times that of the start student (a product of experts; two views that label
+  for each other are co-training, Blum & Mitchell, COLT 1998);
+- weights: the exported student is the weighted mean of the distilled one and the start student, whose encoder it started from
+  (WiSE-FT: Wortsman et al., CVPR 2022, section 3).
 
-The anchor's weight grows with the seeds per class (two seeds separate two classes far better than six) and is capped
-by its kappa with the other labels of the generated texts: the class that each was written for and the class that the
-teacher assigned. A seeds-only student of SUBJ that was worse than chance on real sentences agreed at 0.3; those of SMS
-spam, which were good, at 0.4 to 0.75.
+The anchor's weight grows with its texts per class and is capped by its kappa with the other labels of the generated texts: the class that
+each was written for and the class that the teacher assigned. In a study the anchor is the student of the seeds alone.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ _AGREEMENT = (0.35, 0.5)  # no weight up to the first, full weight from the seco
 
 @dataclass(frozen=True, slots=True)
 class AnchorWeight:
-    """``opinion``: exponent of the seeds-only student's probabilities, 0 to 1; ``blend``: share of its weights in the
+    """``opinion``: exponent of the start student's probabilities, 0 to 1; ``blend``: share of its weights in the
     exported student; ``agreement``: its kappa with the other labels, None if the teacher was not asked."""
 
     opinion: float = 0.0
@@ -43,7 +41,7 @@ class AnchorWeight:
 
 
 def wanted(student: StudentConfig) -> bool:
-    """Whether the seeds-only student may get any weight, so that it has to be trained."""
+    """Whether the start student may get any weight, so that it has to be trained."""
     return student.second_opinion != 0 or student.blend != 0
 
 
@@ -53,7 +51,7 @@ def choose_weight(
     """The anchor's weight, as configured. auto: full with as many seeds per class as there are classes and an agreement
     of 0.5; with fewer seeds it falls with the square of that ratio; zero below an agreement of 0.35.
 
-    ``choices`` [texts]: the classes that the seeds-only student assigns; ``others`` [texts, classes]: the other labels
+    ``choices`` [texts]: the classes that the start student assigns; ``others`` [texts, classes]: the other labels
     of the texts. Pass all texts that the teacher was asked about: on those that selection kept, all labels agree. The
     constants were found on training-side rows of several tasks (``docs/method.md``).
     """
@@ -77,7 +75,7 @@ def in_words(weight: Mapping[str, float | None]) -> str:
     agreed = weight["agreement"]
     agreement = "the teacher was not asked" if agreed is None else f"agrees with the others at kappa {agreed:.2f}"
     shares = f"weight {weight['opinion']:.2f}, blend {weight['blend']:.2f}"
-    return f"second opinion of the seeds-only student: {shares} ({agreement})"
+    return f"second opinion of the start student: {shares} ({agreement})"
 
 
 def refine(probs: NDArray[np.float64], opinion: NDArray[np.float64], weight: float) -> NDArray[np.float64]:

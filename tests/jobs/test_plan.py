@@ -93,7 +93,9 @@ def test_a_total_is_known_if_all_its_stages_are():
 def test_a_finished_job_has_no_further_cost(job):
     """If all texts exist, relabelling is planned from the run's own request table."""
     generated = list(generate.plan_requests(job, generate.next_counts(job, [], {})))
-    asked = [question(f"of which class is text {i}?", "yes", "no") for i in range(job.questions.times(5) + job.teacher_tests)]
+    asked = [
+        question(f"of which class is text {i}?", "yes", "no") for i in range(job.questions.times(5) + job.teacher_tests)
+    ]
     texts = [written(job.labels[0], i, kept=i < 5) for i in range(8)]
     guessed = plan.plan(job)[1]
     store = LedgerStore(job.config.ledger.uri)

@@ -195,15 +195,15 @@ def test_select_takes_the_most_confident_of_each_class():
     confidence = np.array([0.9, 0.5, 0.8, 0.4, 0.6])
     none, all_of_them = np.zeros(5, dtype=bool), np.ones(5, dtype=bool)
     assert select(columns, confidence, 2, 3, none).tolist() == [True, False, True, True, True]
-    assert select(columns, confidence, 1, 3, all_of_them).all()
+    assert select(columns, confidence, 1, 3, all_of_them).tolist() == [True, False, True, False, True]
 
 
 def test_written_texts_fill_the_classes_that_lack_real_ones():
     columns = np.array([0, 0, 0, 0, 1, 1, 1])
     confidence = np.array([0.2, 0.3, 0.9, 0.8, 0.7, 0.9, 0.8])
     real = np.array([True, True, False, False, False, False, False])
-    assert select(columns, confidence, 2, 2, real).tolist() == [True, True, False, False, False, True, True]
-    assert select(columns, confidence, 3, 2, real).tolist() == [True, True, True, False, True, True, True]
+    assert select(columns, confidence, 2, 2, real).tolist() == [False, True, True, False, False, True, True]
+    assert select(columns, confidence, 3, 2, real).tolist() == [False, True, True, True, True, True, True]
 
 
 def test_select_takes_the_first_of_equally_confident_texts():
