@@ -123,9 +123,15 @@ def test_the_report_agrees_with_the_predictions(finished):
     accuracy = sum(row.label == row.predicted for row in predictions) / len(predictions)
     assert report["scores"]["distilled"]["accuracy"]["value"] == pytest.approx(accuracy)
     assert len(predictions) == 30
-    assert {"distilled", "start", "seeds_only", "seeds_regression", "described_regression", "real_equal"} == set(
-        report["scores"]
-    )
+    assert {
+        "distilled",
+        "start",
+        "seeds_only",
+        "seeds_regression",
+        "described_regression",
+        "teacher",
+        "real_equal",
+    } == set(report["scores"])
     assert "mailroom: 30 test texts" in first
 
 
