@@ -8,6 +8,7 @@ Needs no cluster and loads no model. Tokens are estimated from characters (``pot
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from potstill.endpoint.cost import (
     teacher_price,
 )
 from potstill.errors import InputError, Problem
+from potstill.labels.resolution import REAL_KEPT
 from potstill.rows import Example, Request
 from potstill.task import Task
 
@@ -110,7 +112,8 @@ def _plan_relabel(job: Job, terms: Terms, generated: bool) -> StagePlan:
     """
     config, each = job.config, job.questions.sample()
     wanted, known = strategies.texts_wanted(config.augment), None
-    texts = sum(max(wanted, count) for count in (dict.fromkeys(job.labels, 0) | _real(job)).values())
+    written = {label: max(0, wanted - _real(job).get(label, 0)) for label in job.labels}
+    texts = sum(written.values()) + _unlabelled(job)
     if generated:
         texts = sum(example.kept for example in job.run.read(Example, "generated"))
         if job.run.has_file("request/relabel.parquet"):
@@ -121,11 +124,13 @@ def _plan_relabel(job: Job, terms: Terms, generated: bool) -> StagePlan:
 
 
 def _real(job: Job) -> dict[str, int]:
-    """Unlabelled texts to label, as if they were as many of each class: which are, only their embeddings tell."""
-    if job.strategy.collect is not None:
-        return {}
-    each = min(job.config.augment.unlabelled, len(job.data.unlabelled)) // len(job.labels)
+    """Unlabelled texts that will be kept, as if they were as many of each class: which are, only their embeddings tell."""
+    each = math.ceil(REAL_KEPT * _unlabelled(job) / len(job.labels))
     return dict.fromkeys(job.labels, each) if each else {}
+
+
+def _unlabelled(job: Job) -> int:
+    return 0 if job.strategy.collect else min(job.config.augment.unlabelled, len(job.data.unlabelled))
 
 
 def teacher_terms(teacher: TeacherConfig) -> Terms:
@@ -226,8 +231,8 @@ def print_plan(job: Job, stages: Sequence[StagePlan]) -> None:
     strategy = job.strategy
     how = f"with {augment.shots} shots" if strategy.collect is None else f"({strategy.description})"
     verb = "write" if strategy.collect is None else "collect"
-    if real := _real(job):
-        terminal.say(f"{sum(real.values())} unlabelled texts to label, and texts to write for classes that they lack:")
+    if real := _unlabelled(job):
+        terminal.say(f"{real} unlabelled texts to label, and texts to write for classes that they lack:")
     terminal.say(
         f"{augment.strategy} {how}: {strategies.texts_wanted(augment)} texts a class to {verb}, "
         f"the {augment.per_class} surest to keep"

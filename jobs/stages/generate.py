@@ -11,6 +11,7 @@ where the previous one stopped.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from potstill.labels.answered import Answered
 from potstill.labels.evidence import known_probs
 from potstill.labels.prototypes import describe_classes
 from potstill.labels.questions import Embeddings, seed_columns
+from potstill.labels.resolution import REAL_KEPT
 from potstill.prompts.render import texts_per_reply, to_requests
 from potstill.rows import UNKNOWN, Example, Request, Sampling, example_id
 from potstill.strategies.collected import collect_unlabelled
@@ -96,8 +98,8 @@ def generate(job: Job, pool: TeacherPool) -> tuple[list[Example], GenerateReport
         job.run.write_json("generate", report)
         record.metrics({"texts": report.texts, "kept": report.kept, **usage_metrics(usage)})
         source = "collected" if collected is not None else f"from {usage.requests} replies"
-        if real:
-            source += f" and {sum(real.values())} unlabelled ones"
+        if collected is None and (count := sum(example.label == UNKNOWN for example in examples)):
+            source += f" and {count} unlabelled ones"
         line.summary = f"kept {report.kept} of {report.texts} texts {source}{_dropped(report.dropped)}"
     kept = {example.target_label for example in examples if example.kept}
     empty = [label for label in job.task.labels if label not in kept]
@@ -134,13 +136,13 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
 
 
 def _seem_to_be(job: Job, examples: Sequence[Example]) -> dict[str, int]:
-    """How many of the unlabelled texts seem to be of each class, by the seeds and class descriptions."""
+    """How many of the unlabelled texts that will be kept seem to be of each class, by seeds and class descriptions."""
     texts = [example.text for example in examples if example.kept]
     if not texts:
         return {}
     vectors = embed_texts(job, texts)
     best = known_probs(vectors, seed_columns(job.task, job.data.seeds)).argmax(axis=1)
-    return {label: int((best == column).sum()) for column, label in enumerate(job.labels)}
+    return {label: math.ceil(REAL_KEPT * (best == column).sum()) for column, label in enumerate(job.labels)}
 
 
 def embed_texts(job: Job, texts: Sequence[str]) -> Embeddings:
