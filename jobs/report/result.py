@@ -51,6 +51,12 @@ def tested(result: RunReport) -> int:
     return result.scores["distilled"].texts
 
 
+def title(result: RunReport, name: str) -> str:
+    """What a student is called, and on how many texts it was tested if not on all."""
+    texts = result.scores[name].texts
+    return ROWS[name] + (f" ({texts} of the test texts)" if texts < tested(result) else "")
+
+
 def score_columns(result: RunReport) -> list[str]:
     """Column names of ``score_rows``."""
     seeds = max(len(repeats_of(name, result.scores)) for name in result.scores)
@@ -61,11 +67,9 @@ def score_rows(result: RunReport) -> list[tuple[str, ...]]:
     """One row per student: name, macro-F1 with its 95 % interval, accuracy; with repeats also mean and deviation."""
     repeated = len(score_columns(result)) > 3
     rows = []
-    for name, label in ROWS.items():
+    for name in ROWS:
         if name in result.scores:
-            if name == "teacher" and result.scores[name].texts < tested(result):
-                label = f"{label} ({result.scores[name].texts} of the test texts)"
-            row = [label, str(result.scores[name].macro_f1), f"{result.scores[name].accuracy.value:.3f}"]
+            row = [title(result, name), str(result.scores[name].macro_f1), f"{result.scores[name].accuracy.value:.3f}"]
             rows.append((*row, _repeated(result, name)) if repeated else tuple(row))
     return rows
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.report import figures, parts
 from jobs.report.content import Block, Chart, Page, PageSection, Paragraph, Table
-from jobs.report.result import CLASS_COLUMNS, ROWS, RunReport, class_rows, stage_rows
+from jobs.report.result import CLASS_COLUMNS, ROWS, RunReport, class_rows, stage_rows, title
 from jobs.run.job import Job
 from jobs.runtime.progress import format_duration, format_usd
 from potstill.errors import InputError, Problem
@@ -86,7 +86,7 @@ def answer(result: RunReport) -> tuple[str, str]:
 
 def scores(result: RunReport) -> PageSection:
     """The scores of all students."""
-    shown = [(label, result.scores[name], name == DISTILLED) for name, label in ROWS.items() if name in result.scores]
+    shown = [(title(result, name), result.scores[name], name == DISTILLED) for name in ROWS if name in result.scores]
     estimates = [
         figures.Estimate(label, s.macro_f1.value, s.macro_f1.low, s.macro_f1.high, strong) for label, s, strong in shown
     ]
